@@ -1,0 +1,142 @@
+"""Readers of public data-set layouts: a folder on disk becomes a list of :class:`Sample`."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from bustseg.errors import DataError
+
+LABELS = ("benign", "malignant", "normal", "unknown")
+"""Classes in the order of their integer codes in a batch."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One ultrasound image and what is known of it.
+
+    Attributes:
+        id: name that is unique in its source, and by which split files refer to it (BUSI: ``benign (1)``)
+        image: path of the image
+        masks: paths of its mask files; several are OR-ed, none means an empty mask
+        label: one of :data:`LABELS`
+        group: samples of one patient (or of one set of duplicates) share it; None when unknown
+        source: name of the data set
+    """
+
+    id: str
+    image: Path
+    masks: tuple[Path, ...]
+    label: str
+    group: str | None = None
+    source: str = "busi"
+
+    def read_image(self) -> np.ndarray:
+        """Image as grey ``uint8`` of shape (H, W)."""
+        return read_grey(self.image)
+
+    def read_mask(self, shape: tuple[int, int]) -> np.ndarray:
+        """Union of the masks as ``bool`` of ``shape`` (H, W), thresholded at 127.
+
+        Raises:
+            DataError: a mask has another size than the image
+        """
+        union = np.zeros(shape, dtype=bool)
+        for path in self.masks:
+            mask = read_grey(path)
+            if mask.shape != shape:
+                raise DataError(
+                    f"mask {path} is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}: "
+                    "repair or remove this pair"
+                )
+            union |= mask > 127
+        return union
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Read any PNG, JPEG or TIFF mode (1, L, LA, RGB, RGBA, 16 bit) as grey ``uint8`` of shape (H, W).
+
+    Raises:
+        DataError: the file is missing, truncated or not an image
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+    if image is None:
+        raise DataError(f"{path} is not a readable image (corrupt or truncated): replace or remove it")
+    return image
+
+
+class Source(ABC):
+    """A data-set layout. A subclass reads one folder; its ``init_args`` in YAML are its options."""
+
+    name: str = "source"
+
+    def prepare(self, root: Path) -> None:
+        """Make the data available under ``root`` (once per machine). The default only checks that the folder exists.
+
+        Raises:
+            DataError: ``root`` is no folder
+        """
+        if not root.is_dir():
+            raise DataError(f"no data folder at {root}: set --data.root or BUSI_ROOT (`bustseg data phantom DEST` makes one)")
+
+    @abstractmethod
+    def read(self, root: Path) -> list[Sample]:
+        """List the samples under ``root``, sorted naturally by id, without decoding any image.
+
+        Raises:
+            DataError: the folder does not hold this layout
+        """
+
+
+def natural_key(text: str) -> list[object]:
+    """Sort key that puts ``benign (2)`` before ``benign (10)``."""
+    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", text)]
+
+
+class BUSI(Source):
+    """Breast Ultrasound Images data set (Al-Dhabyani et al. 2020) in its official layout.
+
+    ``root/{benign,malignant,normal}/<class> (<n>).png`` with ``<class> (<n>)_mask.png``, ``_mask_1.png``, ... beside it.
+    ``root`` may also be the folder that contains ``Dataset_BUSI_with_GT``.
+    """
+
+    name = "busi"
+    _MASK = re.compile(r"^(?P<stem>.+)_mask(_\d+)?$")
+
+    def read(self, root: Path) -> list[Sample]:
+        classes = ("benign", "malignant", "normal")
+        if (root / "Dataset_BUSI_with_GT").is_dir():
+            root = root / "Dataset_BUSI_with_GT"
+        folders = [root / name for name in classes if (root / name).is_dir()]
+        if not folders:
+            raise DataError(f"{root} holds none of the folders benign, malignant, normal: is it BUSI's Dataset_BUSI_with_GT?")
+        samples = []
+        for folder in folders:
+            masks: dict[str, list[Path]] = {}
+            images: list[Path] = []
+            for path in folder.glob("*.png"):
+                match = self._MASK.match(path.stem)
+                if match:
+                    masks.setdefault(match["stem"], []).append(path)
+                else:
+                    images.append(path)
+            for path in images:
+                if path.stem not in masks:
+                    raise DataError(f"image {path} has no mask ({path.stem}_mask.png): add the mask or remove the image")
+                own = sorted(masks.pop(path.stem), key=lambda mask: natural_key(mask.stem))
+                samples.append(Sample(path.stem, path, tuple(own), folder.name, source=self.name))
+            if masks:
+                orphan = next(iter(masks.values()))[0]
+                raise DataError(f"mask {orphan} has no image: add the image or remove the mask")
+        if not samples:
+            raise DataError(f"{root} holds no PNG images in benign, malignant or normal: is the data unpacked?")
+        return sorted(samples, key=lambda sample: natural_key(sample.id))
