@@ -86,7 +86,9 @@ class Source(ABC):
             DataError: ``root`` is no folder
         """
         if not root.is_dir():
-            raise DataError(f"no data folder at {root}: set --data.root or BUSI_ROOT (`bustseg data phantom DEST` makes one)")
+            raise DataError(
+                f"no data folder at {root}: set --data.root or BUSI_ROOT (`bustseg data phantom DEST` makes one)"
+            )
 
     @abstractmethod
     def read(self, root: Path) -> list[Sample]:
@@ -105,7 +107,7 @@ def natural_key(text: str) -> list[object]:
 class BUSI(Source):
     """Breast Ultrasound Images data set (Al-Dhabyani et al. 2020) in its official layout.
 
-    ``root/{benign,malignant,normal}/<class> (<n>).png`` with ``<class> (<n>)_mask.png``, ``_mask_1.png``, ... beside it.
+    ``root/{benign,malignant,normal}/<class> (<n>).png``, beside it ``<class> (<n>)_mask.png``, ``_mask_1.png``, ...
     ``root`` may also be the folder that contains ``Dataset_BUSI_with_GT``.
     """
 
@@ -118,7 +120,9 @@ class BUSI(Source):
             root = root / "Dataset_BUSI_with_GT"
         folders = [root / name for name in classes if (root / name).is_dir()]
         if not folders:
-            raise DataError(f"{root} holds none of the folders benign, malignant, normal: is it BUSI's Dataset_BUSI_with_GT?")
+            raise DataError(
+                f"{root} holds none of the folders benign, malignant, normal: is it BUSI's Dataset_BUSI_with_GT?"
+            )
         samples = []
         for folder in folders:
             masks: dict[str, list[Path]] = {}
@@ -131,7 +135,9 @@ class BUSI(Source):
                     images.append(path)
             for path in images:
                 if path.stem not in masks:
-                    raise DataError(f"image {path} has no mask ({path.stem}_mask.png): add the mask or remove the image")
+                    raise DataError(
+                        f"image {path} has no mask ({path.stem}_mask.png): add the mask or remove the image"
+                    )
                 own = sorted(masks.pop(path.stem), key=lambda mask: natural_key(mask.stem))
                 samples.append(Sample(path.stem, path, tuple(own), folder.name, source=self.name))
             if masks:

@@ -1,0 +1,540 @@
+"""Splits: which image trains, which selects the model, which tests it.
+
+A split is a :class:`pandas.DataFrame` with the columns ``image`` (sample id), ``subset`` (``train``, ``val`` or
+``test``) and ``label``, and where they apply ``group`` (images of one group never straddle subsets) and ``fold`` (a
+k-fold split holds every image once per fold; the subset is the one it has when that fold is tested).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bustseg.data.sources import LABELS, Sample, natural_key
+from bustseg.errors import DataError
+
+SUBSETS = ("train", "val", "test")
+SCHEMES = ("paper", "lesion", "grouped", "curated", "kfold")
+
+# The paper's 624/78/78 on BUSI. Its degenerate models prove 62 lesions and 16 normals in the test set (recall 62/78
+# when everything is called a lesion); how the 62 divide into benign and malignant is not known, so they divide as BUSI
+# does. Other data scale alike.
+_PAPER_COUNTS = {"benign": (437, 44, 42), "malignant": (210, 21, 20), "normal": (133, 13, 16)}
+_SIZE_BINS = 3
+
+
+def paper_split(samples: Sequence[Sample], seed: int = 0) -> pd.DataFrame:
+    """Random split in the paper's proportions: 624/78/78 on BUSI, with 42 benign, 20 malignant, 16 normal to test.
+
+    Near-duplicates are ignored, as in the paper: see :func:`grouped_split` for a split that does not leak.
+
+    Raises:
+        DataError: there are fewer than three samples
+    """
+    return _split(samples, _paper_targets(samples), seed)
+
+
+def lesion_split(samples: Sequence[Sample], seed: int = 0) -> pd.DataFrame:
+    """Random 8:1:1 split of the images that show a lesion (BUSI: 647), stratified by class; normals are left out.
+
+    Raises:
+        DataError: fewer than three samples show a lesion
+    """
+    lesions = [sample for sample in samples if sample.label != "normal"]
+    return _split(lesions, {label: _shares(count, 0.1, 0.1) for label, count in _label_counts(lesions).items()}, seed)
+
+
+def grouped_split(samples: Sequence[Sample], groups: Mapping[str, str] | None = None, seed: int = 0) -> pd.DataFrame:
+    """Split in the paper's proportions that keeps every group in one subset, stratified by class and lesion size.
+
+    Args:
+        groups: group name by sample id, such as :meth:`bustseg.data.audit.AuditReport.groups`; samples that share a
+            ``Sample.group`` (a patient) are kept together as well. Samples without either stand alone.
+
+    Raises:
+        DataError: there are fewer than three samples
+    """
+    return _split(samples, _paper_targets(samples), seed, merge_groups(samples, groups), by_size=True)
+
+
+def curated_split(samples: Sequence[Sample], list_csv: Path, seed: int = 0) -> pd.DataFrame:
+    """Split in the paper's proportions of the images that a published list keeps; the others are left out.
+
+    Args:
+        list_csv: a file with the columns ``class;id`` (Curated BUSI: ``benign;20`` is ``benign (20)``) or ``image``,
+            separated by commas or semicolons
+
+    Raises:
+        DataError: the list cannot be read or names an image that is not among the samples
+    """
+    kept = curated_samples(samples, list_csv)
+    return _split(kept, _paper_targets(kept), seed)
+
+
+def kfold(
+    samples: Sequence[Sample],
+    seed: int = 0,
+    folds: int = 5,
+    scheme: str = "grouped",
+    groups: Mapping[str, str] | None = None,
+    curated_list: Path | None = None,
+) -> pd.DataFrame:
+    """K-fold version of a scheme: one row per fold and image.
+
+    In fold k the k-th part is tested and a tenth of all images, drawn from the rest, validates. Every fold is
+    stratified by class (``grouped``: by lesion size too, with no group across subsets).
+
+    Raises:
+        DataError: fewer than two folds, more folds than samples, or a scheme that has no k-fold version
+    """
+    samples = _select(samples, scheme, curated_list)
+    if not 2 <= folds <= len(samples):
+        raise DataError(f"cannot make {folds} folds of {len(samples)} images: choose 2 to {len(samples)}")
+    grouping = merge_groups(samples, groups) if scheme == "grouped" else {}
+    layout = _Layout(samples, grouping, by_size=scheme == "grouped")
+    totals = _label_counts(layout.samples)
+    equal = {label: _portion(count, np.full(folds, 1 / folds)) for label, count in totals.items()}
+    tested = layout.assign(equal, np.random.default_rng(seed))
+    frames = []
+    for fold in range(folds):
+        rest = np.flatnonzero(tested != fold)
+        inner = layout.subset(rest)
+        targets = {}
+        for label, count in _label_counts(inner.samples).items():
+            val = min(max(round(0.1 * totals[label]), 1 if count > 1 else 0), count)
+            targets[label] = np.array([count - val, val])
+        subset = np.full(len(tested), "test", dtype=object)
+        subset[rest] = np.array(SUBSETS, dtype=object)[inner.assign(targets, np.random.default_rng([seed, fold]))]
+        frames.append(layout.frame(subset).assign(fold=fold))
+    return pd.concat(frames, ignore_index=True)
+
+
+def make_split(
+    samples: Sequence[Sample],
+    scheme: str = "paper",
+    seed: int = 0,
+    *,
+    fold: int | None = None,
+    folds: int = 5,
+    of: str = "grouped",
+    groups: Mapping[str, str] | None = None,
+    curated_list: Path | None = None,
+) -> pd.DataFrame:
+    """Split by the name of a scheme or from a CSV file, one row per image.
+
+    Args:
+        scheme: one of :data:`SCHEMES`, or the path of a CSV file (see :func:`read_split`)
+        fold: which fold is tested, for a file with folds and for ``kfold`` (there the first by default)
+        folds: number of folds for ``kfold``
+        of: scheme that ``kfold`` divides
+        groups: group name by sample id for ``grouped``; None looks for near-duplicates among the images (some seconds
+            on BUSI)
+        curated_list: list of the images that ``curated`` keeps
+
+    Raises:
+        DataError: unknown scheme, a missing list, a fold out of range, or a file that does not fit the samples
+    """
+    seed = int(seed)
+    if scheme.endswith(".csv"):
+        split = read_split(Path(scheme), samples, fold=fold)
+        if fold is None and "fold" in split:
+            raise DataError(f"split {scheme} has {split['fold'].nunique()} folds: choose the one to test")
+        return split
+    if scheme not in SCHEMES:
+        raise DataError(f"unknown split scheme {scheme!r}: use {', '.join(SCHEMES)} or a CSV file")
+    if groups is None and (scheme == "grouped" or (scheme == "kfold" and of == "grouped")):
+        groups = _find_groups(samples)
+    if scheme == "kfold":
+        fold = fold or 0
+        if not 0 <= fold < folds:
+            raise DataError(f"there is no fold {fold}: choose 0 to {folds - 1}")
+        split = kfold(samples, seed, folds, of, groups, curated_list)
+        return split[split["fold"] == fold].reset_index(drop=True)
+    if scheme == "grouped":
+        return grouped_split(samples, groups, seed)
+    if scheme == "curated":
+        return _split(kept := _select(samples, scheme, curated_list), _paper_targets(kept), seed)
+    return paper_split(samples, seed) if scheme == "paper" else lesion_split(samples, seed)
+
+
+def read_split(csv: Path, samples: Sequence[Sample], fold: int | None = None) -> pd.DataFrame:
+    """Read a split from a CSV file and match it to the samples; samples that the file does not name are left out.
+
+    The file has the columns ``image`` (id, file name or path relative to the data folder) and ``subset``; with a
+    further column
+    ``fold`` it has one row per fold and image. With ``fold`` alone, an image's fold is the one in which it is tested,
+    and the next fold validates.
+
+    Args:
+        fold: fold to select; None keeps all
+
+    Raises:
+        DataError: missing file or columns, an unknown image, subset or fold, or an image named twice
+    """
+    if not csv.is_file():
+        raise DataError(f"there is no split file {csv}: write one with `bustseg data split`")
+    frame = _read_table(csv, "split")
+    if "image" not in frame or not {"subset", "fold"} & set(frame.columns):
+        raise DataError(
+            f"split {csv} has the columns {', '.join(frame.columns)}: it needs image and subset (or image and fold)"
+        )
+    if frame.empty:
+        raise DataError(f"split {csv} has no rows")
+    found = _match([str(name) for name in frame["image"]], samples, csv)
+    result = pd.DataFrame({"image": [sample.id for sample in found]})
+    folds = _read_folds(frame, csv) if "fold" in frame else None
+    if "subset" in frame:
+        result["subset"] = _read_subsets(frame, csv)
+        if folds is not None:
+            result["fold"] = folds
+    repeated = result[result.duplicated([column for column in ("image", "fold") if column in result])]
+    if not repeated.empty:
+        raise DataError(f"split {csv} names {repeated['image'].iloc[0]!r} twice: keep one of the rows")
+    result["label"] = [sample.label for sample in found]
+    if any(frame.get("group", "")):
+        result["group"] = frame["group"].to_numpy()
+    if "subset" not in frame and folds is not None:
+        result = _expand_folds(result, folds)
+    if fold is not None and "fold" in result:
+        available = sorted(result["fold"].unique())
+        if fold not in available:
+            raise DataError(f"split {csv} has no fold {fold}: choose one of {', '.join(map(str, available))}")
+        result = result[result["fold"] == fold]
+    return _ordered(result)
+
+
+def write_split(split: pd.DataFrame, csv: Path) -> str:
+    """Write a split as CSV in canonical order, whole or not at all; returns its digest."""
+    csv.parent.mkdir(parents=True, exist_ok=True)
+    partial = csv.with_name(csv.name + ".part")
+    _ordered(split).to_csv(partial, index=False, lineterminator="\n")
+    partial.replace(csv)
+    return split_digest(split)
+
+
+def split_digest(split: pd.DataFrame) -> str:
+    """First 16 hex digits of the SHA-256 of (fold, image, subset) in canonical order: equal for equal splits."""
+    folds = split["fold"] if "fold" in split else [""] * len(split)
+    rows = sorted(zip(map(str, folds), split["image"], split["subset"], strict=True))
+    text = "".join(f"{fold}\t{image}\t{subset}\n" for fold, image, subset in rows)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Leakage:
+    """How much of what a split validates and tests on, it has trained on in another copy.
+
+    Attributes:
+        images: number of images by subset (over all folds)
+        leaked: number of images of ``val`` and ``test`` that have a duplicate in ``train``
+        share: ``leaked`` as a fraction of ``images``
+        cases: one ``{"image", "subset", "train", "fold"}`` per leaked image; ``train`` lists its duplicates there
+    """
+
+    images: dict[str, int] = field(default_factory=dict)
+    leaked: dict[str, int] = field(default_factory=dict)
+    share: dict[str, float] = field(default_factory=dict)
+    cases: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain dictionaries and lists."""
+        return asdict(self)
+
+
+def leakage(split: pd.DataFrame, groups: Mapping[str, str]) -> Leakage:
+    """Find the images of ``val`` and ``test`` that share a group with an image of ``train``.
+
+    Args:
+        groups: group name by sample id; images without one have no duplicate
+    """
+    result = Leakage(leaked={"val": 0, "test": 0})
+    result.images = {subset: int((split["subset"] == subset).sum()) for subset in SUBSETS}
+    for fold, part in split.groupby("fold") if "fold" in split else [(None, split)]:
+        trained = defaultdict(list)
+        for image in part.loc[part["subset"] == "train", "image"]:
+            if image in groups:
+                trained[groups[image]].append(image)
+        for image, subset in zip(part["image"], part["subset"], strict=True):
+            copies = trained.get(groups.get(image, ""), []) if subset != "train" else []
+            if copies:
+                result.leaked[subset] += 1
+                result.cases.append(
+                    {"image": image, "subset": subset, "train": copies, "fold": None if fold is None else int(fold)}
+                )
+    result.share = {name: count / max(result.images[name], 1) for name, count in result.leaked.items()}
+    return result
+
+
+def merge_groups(samples: Sequence[Sample], groups: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Join duplicate groups and patients: samples that share either, directly or through others, get one group name.
+
+    Returns:
+        group name (the first member's id) by sample id, for the samples that do not stand alone
+    """
+    parent = {sample.id: sample.id for sample in samples}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    first: dict[tuple[str, str], str] = {}
+    for sample in sorted(samples, key=lambda sample: natural_key(sample.id)):
+        own = [("patient", sample.group), ("duplicate", (groups or {}).get(sample.id))]
+        for kind, name in own:
+            if name:
+                parent[find(sample.id)] = find(first.setdefault((kind, name), sample.id))
+    members = defaultdict(list)
+    for name in sorted(parent, key=natural_key):
+        members[find(name)].append(name)
+    return {name: names[0] for names in members.values() if len(names) > 1 for name in names}
+
+
+def curated_samples(samples: Sequence[Sample], list_csv: Path) -> list[Sample]:
+    """Samples that a list of the form ``class;id`` (or ``image``) names; errors as in :func:`curated_split`."""
+    listed = _read_table(list_csv, "curated list")
+    if {"class", "id"} <= set(listed.columns):
+        names = [f"{label} ({number})" for label, number in zip(listed["class"], listed["id"], strict=True)]
+    elif "image" in listed:
+        names = [str(name) for name in listed["image"]]
+    else:
+        raise DataError(f"the curated list {list_csv} needs the columns class and id, or image")
+    return list({sample.id: sample for sample in _match(names, samples, list_csv)}.values())
+
+
+class _Layout:
+    """Samples in canonical order, the units that must stay together, and the strata to spread evenly."""
+
+    def __init__(self, samples: Sequence[Sample], groups: Mapping[str, str], by_size: bool) -> None:
+        self.samples = sorted(samples, key=lambda sample: natural_key(sample.id))
+        self.groups = dict(groups)
+        self.bins = _size_bins(self.samples) if by_size else np.zeros(len(self.samples), dtype=int)
+
+    def subset(self, indices: np.ndarray) -> _Layout:
+        part = _Layout([self.samples[index] for index in indices], self.groups, by_size=False)
+        part.bins = self.bins[indices]
+        return part
+
+    def assign(self, targets: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        """Part (int) of every sample; parts hold ``targets[label]`` samples of each class as nearly as groups allow.
+
+        Units are drawn one after another, the largest first so that they still fit, each into a part chosen at random
+        in proportion to the places left in its strata. For units of one image this is exactly a stratified random
+        split.
+        """
+        cells = [(sample.label, int(size)) for sample, size in zip(self.samples, self.bins, strict=True)]
+        left = _cell_targets(cells, targets)
+        units = defaultdict(list)
+        for index, sample in enumerate(self.samples):
+            units[self.groups.get(sample.id, f"\0{index}")].append(index)
+        order = list(units.values())
+        order = [order[index] for index in rng.permutation(len(order))]
+        part = np.empty(len(self.samples), dtype=int)
+        for unit in sorted(order, key=len, reverse=True):
+            own = [cells[index] for index in unit]
+            labels = {label: sum(1 for cell in own if cell[0] == label) for label, _ in own}
+            room = {
+                label: np.sum([places for (name, _), places in left.items() if name == label], axis=0)
+                for label in labels
+            }
+            fits = np.all(np.array([room[label] >= count for label, count in labels.items()]), axis=0)
+            weight = fits * np.sum([np.maximum(left[cell], 0) for cell in own], axis=0)
+            if not weight.any():  # the size strata are used up: the class still decides
+                weight = fits * np.sum([np.maximum(room[label], 0) for label in labels], axis=0)
+            if weight.any():
+                choice = int(rng.choice(len(weight), p=weight / weight.sum()))
+            else:
+                choice = int(np.argmax(np.sum(list(room.values()), axis=0)))
+            for index, cell in zip(unit, own, strict=True):
+                part[index] = choice
+                left[cell][choice] -= 1
+        return part
+
+    def frame(self, subset: np.ndarray) -> pd.DataFrame:
+        frame = pd.DataFrame({"image": [sample.id for sample in self.samples], "subset": subset})
+        frame["label"] = [sample.label for sample in self.samples]
+        if self.groups:
+            frame["group"] = [self.groups.get(sample.id, sample.id) for sample in self.samples]
+        return frame
+
+
+def _split(
+    samples: Sequence[Sample],
+    targets: Mapping[str, np.ndarray],
+    seed: int,
+    groups: Mapping[str, str] | None = None,
+    by_size: bool = False,
+) -> pd.DataFrame:
+    if len(samples) < len(SUBSETS):
+        raise DataError(f"cannot split {len(samples)} images into train, val and test: at least 3 are needed")
+    layout = _Layout(samples, groups or {}, by_size)
+    parts = layout.assign(targets, np.random.default_rng(seed))
+    return layout.frame(np.array(SUBSETS, dtype=object)[parts])
+
+
+def _select(samples: Sequence[Sample], scheme: str, curated_list: Path | None) -> list[Sample]:
+    if scheme == "lesion":
+        return [sample for sample in samples if sample.label != "normal"]
+    if scheme == "curated":
+        if curated_list is None:
+            raise DataError(
+                "the scheme curated needs a list of the images to keep (columns class;id), "
+                "such as Curated BUSI: https://doi.org/10.5281/zenodo.19047974"
+            )
+        return curated_samples(samples, curated_list)
+    if scheme not in ("paper", "grouped"):
+        raise DataError(f"there is no k-fold version of {scheme!r}: use paper, lesion, grouped or curated")
+    return list(samples)
+
+
+def _find_groups(samples: Sequence[Sample]) -> dict[str, str]:
+    raise DataError("the scheme grouped needs the groups")  # replaced once the audit is in
+
+
+def _label_counts(samples: Sequence[Sample]) -> dict[str, int]:
+    counts = {label: sum(sample.label == label for sample in samples) for label in LABELS}
+    return {label: count for label, count in counts.items() if count}
+
+
+def _paper_targets(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    targets = {}
+    for label, count in _label_counts(samples).items():
+        total, val, test = _PAPER_COUNTS.get(label, (10, 1, 1))
+        targets[label] = _shares(count, val / total, test / total)
+    return targets
+
+
+def _shares(count: int, val: float, test: float) -> np.ndarray:
+    """Places in train, val and test; a small class still has an image in each, if it has three."""
+    least = 1 if count >= len(SUBSETS) else 0
+    held = [max(round(count * share), least) for share in (val, test)]
+    return np.array([count - sum(held), *held])
+
+
+def _portion(count: int, shares: np.ndarray) -> np.ndarray:
+    """Whole numbers in proportion to ``shares`` that sum to ``count`` (largest remainders)."""
+    exact = count * shares / shares.sum()
+    whole = np.floor(exact + 1e-9).astype(int)
+    order = np.argsort(-(exact - whole), kind="stable")
+    whole[order[: count - whole.sum()]] += 1
+    return whole
+
+
+def _cell_targets(cells: list[tuple[str, int]], targets: Mapping[str, np.ndarray]) -> dict[tuple[str, int], np.ndarray]:
+    """Divide each class's places among its size strata; rows sum to a stratum's size, columns to the class's places."""
+    result = {}
+    for label, places in targets.items():
+        sizes = sorted({cell for cell in cells if cell[0] == label})
+        rest = places.copy()
+        unplaced = int(rest.sum())
+        for cell in sizes:
+            count = cells.count(cell)
+            # what is left of the class is divided among what is left of its strata, so that the last one closes the
+            # sums
+            row = _portion(count, rest) if unplaced > count else rest.copy()
+            result[cell] = row
+            rest = rest - row
+            unplaced -= count
+    return result
+
+
+def _size_bins(samples: Sequence[Sample]) -> np.ndarray:
+    """Tertile (0, 1, 2) of each sample's lesion area as a share of its image, within its class; 0 for normals."""
+    area = np.array([_lesion_share(sample) if sample.label != "normal" else 0.0 for sample in samples])
+    bins = np.zeros(len(samples), dtype=int)
+    for label in {sample.label for sample in samples}:
+        own = np.flatnonzero([sample.label == label for sample in samples])
+        if area[own].any():
+            edges = np.quantile(area[own], np.arange(1, _SIZE_BINS) / _SIZE_BINS)
+            bins[own] = np.searchsorted(edges, area[own])
+    return bins
+
+
+def _lesion_share(sample: Sample) -> float:
+    shape = sample.read_image().shape
+    return float(sample.read_mask((shape[0], shape[1])).mean())
+
+
+def _read_table(csv: Path, what: str) -> pd.DataFrame:
+    """CSV file of text, separated by commas, semicolons or tabs, with lower-case column names."""
+    try:
+        with csv.open(encoding="utf-8-sig") as file:
+            header = file.readline()
+        separator = max(",;\t", key=header.count)
+        frame = pd.read_csv(csv, dtype=str, sep=separator, encoding="utf-8-sig", keep_default_na=False)
+    except (OSError, ValueError) as error:  # pandas' own parser errors are ValueErrors
+        raise DataError(f"cannot read {what} {csv} as CSV: {' '.join(str(error).split())}") from error
+    frame.columns = pd.Index([str(column).strip().lower() for column in frame.columns])
+    return frame
+
+
+def _match(names: Sequence[str], samples: Sequence[Sample], csv: Path) -> list[Sample]:
+    """Samples by id, file name or the end of their path."""
+    known: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        parts = sample.image.parts
+        paths = {"/".join(parts[-depth:]) for depth in range(1, min(len(parts), 3) + 1)}
+        for key in {sample.id, sample.image.stem, *paths}:
+            known[key].append(sample)
+    by_id = {sample.id: sample for sample in samples}
+    found = []
+    for name in names:
+        key = name.strip().replace("\\", "/").removeprefix("./")
+        matches = [by_id[key]] if key in by_id else known.get(key, [])
+        if len(matches) > 1:
+            raise DataError(
+                f"{csv} names {name!r}, which {len(matches)} images could be: give the path from the data folder"
+            )
+        if not matches:
+            close = difflib.get_close_matches(key, known, n=3)
+            hint = f"did you mean {', '.join(map(repr, close))}?" if close else "is it the split of another data set?"
+            raise DataError(f"{csv} names {name!r}, which is not among the {len(samples)} images: {hint}")
+        found.append(matches[0])
+    return found
+
+
+def _read_subsets(frame: pd.DataFrame, csv: Path) -> list[str]:
+    subsets = [str(value).strip().lower() for value in frame["subset"]]
+    for value in subsets:
+        if value not in SUBSETS:
+            close = difflib.get_close_matches(value, SUBSETS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"use {', '.join(SUBSETS)}"
+            raise DataError(f"split {csv} has the subset {value!r}: {hint}")
+    return subsets
+
+
+def _read_folds(frame: pd.DataFrame, csv: Path) -> list[int]:
+    try:
+        return [int(value) for value in frame["fold"]]
+    except ValueError as error:
+        raise DataError(f"split {csv} has a fold that is not a whole number: {error}") from error
+
+
+def _expand_folds(images: pd.DataFrame, tested: list[int]) -> pd.DataFrame:
+    folds = sorted(set(tested))
+    if len(folds) < 3:
+        raise DataError(
+            f"a split by fold alone needs at least 3 folds (train, val, test), not {len(folds)}: add a column subset"
+        )
+    frames = []
+    for position, fold in enumerate(folds):
+        names = {fold: "test", folds[(position + 1) % len(folds)]: "val"}
+        frames.append(images.assign(subset=[names.get(own, "train") for own in tested], fold=fold))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _ordered(split: pd.DataFrame) -> pd.DataFrame:
+    columns = [name for name in ("image", "subset", "fold", "label", "group") if name in split]
+    columns += [name for name in split.columns if name not in columns]
+    folds = split["fold"].tolist() if "fold" in split else [0] * len(split)
+    order = sorted(range(len(split)), key=lambda row: (folds[row], natural_key(split["image"].iloc[row])))
+    return split[columns].iloc[order].reset_index(drop=True)
