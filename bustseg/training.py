@@ -31,6 +31,7 @@ from bustseg.callbacks import (
 from bustseg.checkpoint import KEY, read_checkpoint, resolve_checkpoint, without_pretrained
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
+from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
 from bustseg.progress import console
 from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker, open_store, tracking_uri
@@ -46,6 +47,10 @@ def fast_precision() -> str:
         return "32-true"
     fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
     return "bf16-mixed" if fast else "32-true"
+
+
+_DOWNLOAD_ERRORS = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "HfHubHTTPError", "URLError", "HTTPError")
+"""What the hub, timm and torchvision raise, by name: importing their modules only for this would cost a second."""
 
 
 class _Parser(LightningArgumentParser):
@@ -106,7 +111,9 @@ class BustsegCLI(LightningCLI):
             self.config = copy.deepcopy(config)
             section = self.config[self.subcommand] if self.subcommand else self.config
             section.model.network = _as_namespace(without_pretrained(_as_dict(section.model.network)))
-        self.config_init = self.parser.instantiate_classes(self.config)
+        use_packaged_weights()
+        with fail_fast():
+            self.config_init = self.parser.instantiate_classes(self.config)
         self.config = config
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
@@ -223,6 +230,8 @@ def _explain_parse_error(error: Exception, parser: Any = None) -> UserError:
     while cause is not None:
         if isinstance(cause, UserError):
             return cause
+        if type(cause).__name__ in _DOWNLOAD_ERRORS:
+            return download_error("the network's encoder", cause)  # type: ignore[arg-type]
         cause = cause.__cause__ or cause.__context__
     text = str(error)
     unknown = re.search(r"(?:Key '([\w.]+)' is not expected|No such option: ?([\w.-]+)|Unrecognized arguments?: (\S+))", text)
@@ -269,7 +278,7 @@ def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
             rest = ["--config", str(stored), *rest, "--ckpt_path", str(path)]
         try:
             cli = _PreparedCLI([*([verb] if verb else []), *rest], checkpoint, run=verb is not None)
-        except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, KeyError) as error:
+        except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
             raise _explain_parse_error(error) from error
     return cli
 
@@ -353,7 +362,7 @@ def summary(args: list[str]) -> int:
     args = [item for item in args if item != "--json"]
     try:
         cli = _SummaryCLI(args)
-    except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, KeyError) as error:
+    except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
         raise _explain_parse_error(error) from error
     from bustseg.summary import print_summary, summarise
 

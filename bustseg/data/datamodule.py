@@ -115,7 +115,7 @@ class BUSIDataModule(LightningDataModule):
     Defaults are the paper's protocol: 624/78/78 images of 224 x 224, batch 16, no augmentation.
 
     Args:
-        root: data folder; the environment variable ``BUSI_ROOT`` when not given
+        root: data folder; when not given, the source's own (BUSI: the environment variable ``BUSI_ROOT``)
         source: reader of the folder's layout
         split: ``paper`` (624/78/78 of all images), ``lesion`` (images with a lesion, 8:1:1), or a CSV file with the
             columns ``image,subset`` and optionally ``fold``
@@ -166,10 +166,10 @@ class BUSIDataModule(LightningDataModule):
         """Folder of the data.
 
         Raises:
-            DataError: neither ``root`` nor ``BUSI_ROOT`` is set
+            DataError: none is named, and the source has none of its own
         """
-        root = self.root or os.environ.get("BUSI_ROOT") or self.source.default_root
-        if not root:
+        root = self.root or self.source.default_root()
+        if root is None:
             raise DataError("no data folder: set --data.root or BUSI_ROOT (`bustseg data phantom DEST` makes one)")
         return Path(root).expanduser()
 
