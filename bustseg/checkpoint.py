@@ -12,11 +12,8 @@ import torch
 from jsonargparse import ArgumentParser
 
 from bustseg.errors import UserError
-from bustseg.task import SegmentationTask
+from bustseg.task import RECORD, SegmentationTask
 from bustseg.tracking import local_path, one_line, open_store, tracking_uri
-
-KEY = "bustseg"
-"""Section of a checkpoint: ``config`` (as YAML would give it), ``run_id``, digests, versions. Plain types only."""
 
 _WEIGHT_ARGUMENTS = {"weights": "none", "encoder_weights": None, "pretrained": False, "weights_backbone": None}
 
@@ -33,7 +30,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable checkpoint: {one_line(error)}") from error
-    if not isinstance(content, dict) or "config" not in content.get(KEY, {}):
+    if not isinstance(content, dict) or "config" not in content.get(RECORD, {}):
         raise UserError(f"{path} is not a checkpoint that `bustseg fit` wrote")
     return content
 
@@ -60,7 +57,7 @@ def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTas
         UserError: the file is no checkpoint of bustseg, or its network's class cannot be imported
     """
     content = read_checkpoint(path)
-    model = dict(content[KEY]["config"]["model"])
+    model = dict(content[RECORD]["config"]["model"])
     model["network"] = without_pretrained(model["network"])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SegmentationTask, "model", fail_untyped=False)

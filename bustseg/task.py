@@ -19,6 +19,8 @@ from bustseg.metrics import PixelCurves, SegmentationMetrics
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+RECORD = "bustseg"
+"""Section of a checkpoint that makes it self-contained, see `SegmentationTask.record`."""
 
 
 class SegmentationTask(LightningModule):
@@ -63,6 +65,8 @@ class SegmentationTask(LightningModule):
         shift = -torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
         self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
+        self.record: dict[str, Any] | None = None
+        """What a checkpoint says of its origin (configuration, run, digests); plain types, set by the run's recorder."""
         self.metrics = nn.ModuleDict({f"{stage}_overlap": SegmentationMetrics(threshold) for stage in ("val", "test")})
         self.metrics.update({f"{stage}_curves": PixelCurves() for stage in ("val", "test")})
 
@@ -158,6 +162,11 @@ class SegmentationTask(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # here and not in a callback: Lightning leaves callbacks out of weights-only checkpoints
+        if self.record is not None:
+            checkpoint[RECORD] = self.record
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         # frozen parameters stay out: they have no gradient and would only cost optimiser memory

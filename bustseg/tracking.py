@@ -161,7 +161,13 @@ class Tracker(MLFlowLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send metrics; keep them for later if the store does not answer."""
-        self._unsent.append((dict(metrics), step or 0))
+        values = dict(metrics)
+        epoch = values.pop("epoch", None)
+        # curves over epochs compare between batch sizes; Lightning counts optimiser steps
+        if epoch is not None and not any(name.endswith("_step") for name in values):
+            step = int(epoch)
+        if values:
+            self._unsent.append((values, step or 0))
 
         def send() -> None:
             while self._unsent:
@@ -217,6 +223,11 @@ class Tracker(MLFlowLogger):
             error_console.print(f"[yellow]warning:[/] metrics that MLflow did not take are in {path}", highlight=False)
         ended = self.final_status or ("KILLED" if self.killed else "FAILED" if status == "failed" else "FINISHED")
         self._send(lambda: self.experiment.set_terminated(self.run_id, ended), f"the run's end ({ended})")
+
+    @property
+    def started(self) -> bool:
+        """Whether the run exists in the store yet."""
+        return self._initialized
 
     def reopen(self) -> None:
         """Mark a continued run as running again."""

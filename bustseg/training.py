@@ -10,6 +10,7 @@ import re
 import tempfile
 from contextlib import contextmanager
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ from bustseg.callbacks import (
     RunRecorder,
     WatchedProgressBar,
 )
-from bustseg.checkpoint import KEY, read_checkpoint, resolve_checkpoint, without_pretrained
+from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, without_pretrained
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
 from bustseg.progress import console
-from bustseg.task import SegmentationTask
+from bustseg.task import RECORD, SegmentationTask
 from bustseg.tracking import Tracker, open_store, tracking_uri
 
 
@@ -143,6 +144,8 @@ class BustsegCLI(LightningCLI):
         if section.trainer.fast_dev_run:
             return False
         options = _as_dict(section.tracking)
+        # MLflow's random names repeat, since the training's seed seeds them too
+        options["run_name"] = options["run_name"] or self._default_name()
         run_id, keep = self._run_to_continue(options.get("uri"))
         tracker = Tracker(**options, run_id=run_id)
         if run_id is not None:
@@ -151,15 +154,20 @@ class BustsegCLI(LightningCLI):
             else:
                 tracker.reopen()
         elif self.checkpoint is not None:
-            tracker.tags = {**(tracker.tags or {}), "checkpoint_of_run": self.checkpoint[KEY].get("run_id", "unknown")}
+            tracker.tags = {**(tracker.tags or {}), "checkpoint_of_run": self.checkpoint[RECORD].get("run_id", "unknown")}
         return tracker
+
+    def _default_name(self) -> str:
+        configs = [Path(str(path)).stem for path in self.config[self.subcommand].get("config") or []]
+        name = configs[-1] if configs and self.checkpoint is None else type(self.model.network).__name__
+        return f"{name} {datetime.now():%Y-%m-%d %H:%M}"
 
     def _run_to_continue(self, uri: str | None) -> tuple[str | None, bool]:
         """Run that a checkpoint belongs to, if its store has it and the data are the same; and whether to keep its status.
 
         Scores on other data than the run was trained for get a run of their own.
         """
-        run_id = (self.checkpoint or {}).get(KEY, {}).get("run_id")
+        run_id = (self.checkpoint or {}).get(RECORD, {}).get("run_id")
         if run_id is None:
             return None, False
         from mlflow.exceptions import MlflowException
@@ -177,7 +185,7 @@ class BustsegCLI(LightningCLI):
             return run_id, False
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
-        section = self.checkpoint[KEY]  # type: ignore[index]
+        section = self.checkpoint[RECORD]  # type: ignore[index]
         same = (self.datamodule.data_digest, self.datamodule.split_digest) == (
             section.get("data_digest"),
             section.get("split_digest"),
@@ -295,7 +303,7 @@ def _stored_config(checkpoint: dict[str, Any], verb: str) -> dict[str, Any]:
 
     A fit goes on exactly as it was set up; a test may run on another machine, so only the precision is taken over.
     """
-    config = {key: value for key, value in checkpoint[KEY]["config"].items() if key not in ("config", "ckpt_path")}
+    config = {key: value for key, value in checkpoint[RECORD]["config"].items() if key not in ("config", "ckpt_path")}
     if verb != "fit":
         trainer = config.get("trainer", {})
         config = {key: config[key] for key in ("seed_everything", "model", "data", "tracking") if key in config}
@@ -307,8 +315,8 @@ def _stored_config(checkpoint: dict[str, Any], verb: str) -> dict[str, Any]:
 
 def train(verb: str, args: list[str]) -> int:
     """Run `fit`, `validate` or `test` with command-line arguments; returns the exit code."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "timm.models._builder"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     cli = build_cli(verb, args)
     if verb != "fit" and cli.checkpoint is None:
         raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id or runs:/RUN_ID")

@@ -50,7 +50,7 @@ class PredictionPanels(Callback):
         counts = pl_module.overlap("test").per_image()
         if not trainer.is_global_zero:
             return
-        dice = overlap_scores(counts["tp"], counts["fp"], counts["fn"], counts["tn"])["dice"]
+        dice = overlap_scores(counts["tp"], counts["fp"], counts["fn"], counts["tn"])["dice_paper"]
         lesion = (counts["tp"] + counts["fn"]) > 0
         order = torch.argsort(torch.where(lesion, dice, torch.inf))[: int(lesion.sum())]
         n = self.columns

@@ -14,10 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bustseg.callbacks.checkpoints import BestCheckpoint
-from bustseg.checkpoint import KEY
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.splits import write_split
 from bustseg.progress import error_console
+from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker, one_line
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "segmentation-models-pytorch", "albumentations", "mlflow")
@@ -72,6 +72,8 @@ class RunRecorder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         tracker, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and isinstance(pl_module, SegmentationTask):
+            pl_module.record = self._record(tracker, datamodule)
         if not isinstance(tracker, Tracker) or not trainer.is_global_zero:
             return
         tags = {f"version.{name}": value for name, value in versions().items()}
@@ -88,6 +90,14 @@ class RunRecorder(Callback):
             self._record_config(tracker, datamodule)
             tracker.set_tags(tags)
 
+    def _record(self, tracker: Any, datamodule: Any) -> dict[str, Any]:
+        record: dict[str, Any] = {"config": self.config, "versions": dict(versions()), "git_commit": git_commit()}
+        if isinstance(tracker, Tracker):
+            record |= {"run_id": tracker.run_id, "tracking_uri": tracker.uri}
+        if isinstance(datamodule, BUSIDataModule):
+            record |= {"data_digest": datamodule.data_digest, "split_digest": datamodule.split_digest}
+        return record
+
     def _record_config(self, tracker: Tracker, datamodule: Any) -> None:
         import mlflow
         import yaml
@@ -102,15 +112,6 @@ class RunRecorder(Callback):
                 write_split(datamodule.split, path)
                 tracker.log_file(path)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        section: dict[str, Any] = {"config": self.config, "versions": dict(versions()), "git_commit": git_commit()}
-        if isinstance(trainer.logger, Tracker):
-            section |= {"run_id": trainer.logger.run_id, "tracking_uri": trainer.logger.uri}
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(datamodule, BUSIDataModule):
-            section |= {"data_digest": datamodule.data_digest, "split_digest": datamodule.split_digest}
-        checkpoint[KEY] = section
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._send_best(trainer)
 
@@ -118,6 +119,8 @@ class RunRecorder(Callback):
         if not isinstance(trainer.logger, Tracker) or not trainer.is_global_zero:
             return
         tracker = trainer.logger
+        if not tracker.started:  # bad input that is found before the run leaves no trace of one
+            return
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):
             tracker.killed = True
         elif tracker.final_status is None:
