@@ -33,8 +33,14 @@ for _noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking._tracking_se
 
 
 def tracking_uri(uri: str | None = None) -> str:
-    """The store in use: ``uri``, else ``MLFLOW_TRACKING_URI``, else the local ``sqlite:///mlruns/mlflow.db``."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{RUNS_DIR / 'mlflow.db'}"
+    """The store in use: ``uri``, else ``MLFLOW_TRACKING_URI``, else the local ``sqlite:///mlruns/mlflow.db``.
+
+    The path of a sqlite store comes out absolute, since MLflow keeps connections by name across changes of folder.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{RUNS_DIR / 'mlflow.db'}"
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    return uri
 
 
 def open_store(uri: str) -> None:

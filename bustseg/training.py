@@ -242,7 +242,7 @@ def _explain_parse_error(error: Exception, parser: Any = None) -> UserError:
             return download_error("the network's encoder", cause)  # type: ignore[arg-type]
         cause = cause.__cause__ or cause.__context__
     text = str(error)
-    unknown = re.search(r"(?:Key '([\w.]+)' is not expected|No such option: ?([\w.-]+)|Unrecognized arguments?: (\S+))", text)
+    unknown = re.search(r"(?:Key '([\w.]+)' is not expected|does not accept option '([\w.]+)'|unrecognized arguments?: (\S+))", text, re.IGNORECASE)
     if unknown:
         key = next(group for group in unknown.groups() if group).lstrip("-").partition("=")[0]
         return UserError(f"unknown config key `{key}`{_did_you_mean(key)}")
@@ -270,9 +270,7 @@ def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
     Raises:
         UserError: a config, key or value that cannot be used
     """
-    for path in (args[i + 1] for i, item in enumerate(args[:-1]) if item in ("--config", "-c")):
-        if not Path(path).is_file():
-            raise UserError(f"no config file at {path}")
+    _check_configs(args)
     named, rest = _one_value(args, "--ckpt_path")
     checkpoint = None
     with tempfile.TemporaryDirectory() as folder:
@@ -289,6 +287,19 @@ def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
         except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
             raise _explain_parse_error(error) from error
     return cli
+
+
+def _check_configs(args: list[str]) -> None:
+    """Look at config files before the parser does, whose message does not name the file."""
+    for path in (args[i + 1] for i, item in enumerate(args[:-1]) if item in ("--config", "-c")):
+        if not Path(path).is_file():
+            raise UserError(f"no config file at {path}")
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{path} holds no configuration: see configs/quickstart.yaml for one")
 
 
 class _PreparedCLI(BustsegCLI):
@@ -320,6 +331,9 @@ def train(verb: str, args: list[str]) -> int:
     cli = build_cli(verb, args)
     if verb != "fit" and cli.checkpoint is None:
         raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id or runs:/RUN_ID")
+    # before the run begins, so that data that cannot be used leave no run behind
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup(verb)
     LightningCLI._run_subcommand(cli, verb)
     _report(cli, verb)
     return 0
@@ -368,6 +382,7 @@ def summary(args: list[str]) -> int:
     """`bustseg summary`: counts of a config's network, with no weights and no data at hand."""
     as_json = "--json" in args
     args = [item for item in args if item != "--json"]
+    _check_configs(args)
     try:
         cli = _SummaryCLI(args)
     except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:

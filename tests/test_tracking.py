@@ -19,10 +19,10 @@ def values(tracker: Tracker, name: str) -> list[tuple[int, float]]:
 
 
 def test_the_store_is_local_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tracking_uri() == "sqlite:///mlruns/mlflow.db"
+    assert tracking_uri() == f"sqlite:///{Path('mlruns/mlflow.db').resolve()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert tracking_uri() == "http://server:5000"
-    assert tracking_uri("sqlite:///other.db") == "sqlite:///other.db"
+    assert tracking_uri("sqlite:///other.db") == f"sqlite:///{Path('other.db').resolve()}"
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,8 @@ class BUSIDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Write or fetch what the source can make by itself, and fill the cache (one process per machine)."""
+        if self.cache is not None:
+            return
         self.source.prepare(self.data_root)
         load_cache(self.source.read(self.data_root), self.image_size, cache_root(self.data_root))
 
@@ -246,6 +248,8 @@ class BUSIDataModule(LightningDataModule):
             batch_sampler=BatchSampler(sampler, batch_size, drop_last=drop_last),
             collate_fn=_as_is,
             num_workers=workers,
+            # of its own: a loader draws its workers' seed when it starts, which a resumed fit does at another moment
+            generator=torch.Generator(),
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
