@@ -1,0 +1,122 @@
+"""Attention modules of the decoder: shape (B, C, H, W) in and out.
+
+A module is chosen by name (:data:`ATTENTIONS`) or as any callable that makes one for a number of channels, so that
+YAML can give ``class_path`` and ``init_args``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bustseg.errors import UserError
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention module: channel attention, then spatial attention.
+
+    ``sigmoid(mlp(mean(x)) + mlp(max(x)))`` scales the channels, then ``sigmoid(conv7x7([mean, max] over channels))``
+    the positions. No layer has a bias: 2 C^2 / ``reduction`` + 98 parameters.
+
+    Source: Woo et al. 2018, https://arxiv.org/abs/1807.06521.
+
+    Args:
+        channels: C
+        reduction: of the channel MLP's hidden layer (the paper's counts: 8)
+    """
+
+    def __init__(self, channels: int, reduction: int = 8) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden, bias=False), nn.ReLU(inplace=True), nn.Linear(hidden, channels, bias=False)
+        )
+        self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def channel_map(self, x: torch.Tensor) -> torch.Tensor:
+        """Weight of each channel: (B, C, 1, 1) in 0..1."""
+        mean = x.mean((2, 3))
+        # not amax: its backward shares the gradient among ties, twelve times slower on a CPU
+        largest = F.adaptive_max_pool2d(x, 1).flatten(1)
+        return torch.sigmoid(self.mlp(mean) + self.mlp(largest))[:, :, None, None]
+
+    def _positions(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)
+        return torch.sigmoid(self.spatial(pooled))
+
+    @torch.no_grad()
+    def attention_map(self, x: torch.Tensor) -> torch.Tensor:
+        """Spatial weights (B, 1, H, W) in 0..1 for this module's input ``x``."""
+        return self._positions(x * self.channel_map(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * self.channel_map(x)
+        return x * self._positions(x)
+
+
+class NonLocal(nn.Module):
+    """Non-local block, embedded Gaussian: ``x + W(softmax(theta(x)^T phi(x)) g(x))`` over all positions.
+
+    The product is not scaled, as in the source. All four maps are 1 x 1 convolutions with bias and C / 2 inner
+    channels, without BatchNorm: 2 C^2 + 5 C / 2 parameters. The last starts at zero, so that the block starts as the
+    identity (as in the source, section 4.1). The N x N attention is never held whole: memory grows with N = H W.
+
+    Source: Wang et al. 2018, https://arxiv.org/abs/1711.07971, equations 2 to 6.
+
+    Args:
+        channels: C
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(1, channels // 2)
+        self.theta = nn.Conv2d(channels, inner, 1)
+        self.phi = nn.Conv2d(channels, inner, 1)
+        self.g = nn.Conv2d(channels, inner, 1)
+        self.W = nn.Conv2d(inner, channels, 1)
+        nn.init.zeros_(self.W.weight)
+        assert self.W.bias is not None
+        nn.init.zeros_(self.W.bias)
+
+    @staticmethod
+    def _tokens(x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, 1, H W, C): one head; a view if ``x`` is channels_last."""
+        return x.flatten(2).mT.unsqueeze(1)
+
+    @torch.no_grad()
+    def attention_map(self, x: torch.Tensor) -> torch.Tensor:
+        """How much each position is looked at, (B, 1, H, W): its attention summed over all queries (mean 1)."""
+        query, key = self._tokens(self.theta(x))[:, 0], self._tokens(self.phi(x))[:, 0]
+        total = torch.zeros(key.shape[:2], dtype=torch.float32, device=x.device)
+        for part in query.split(256, dim=1):  # a slice of the N x N matrix at a time
+            total += (part @ key.mT).float().softmax(-1).sum(1)
+        return total.reshape(x.shape[0], 1, *x.shape[2:])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = (self._tokens(layer(x)) for layer in (self.theta, self.phi, self.g))
+        y = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return x + self.W(y.squeeze(1).mT.unflatten(2, x.shape[2:]))
+
+
+ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda channels: nn.Identity(),
+    "cbam": CBAM,
+    "nonlocal": NonLocal,
+}
+"""Attention modules by name: what a config may write in short for a ``class_path``."""
+
+
+def build_attention(attention: str | Callable[[int], nn.Module], channels: int) -> nn.Module:
+    """Make the attention module that a name of :data:`ATTENTIONS` or a callable stands for.
+
+    Raises:
+        UserError: there is no attention of that name
+    """
+    if not isinstance(attention, str):
+        return attention(channels)
+    if attention not in ATTENTIONS:
+        raise UserError(f"no attention {attention!r}: choose {', '.join(ATTENTIONS)} or give a class_path")
+    return ATTENTIONS[attention](channels)

@@ -1,0 +1,129 @@
+"""The paper's network: several encoders side by side, fused at stride 32, one attention decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bustseg.errors import UserError
+from bustseg.models.decoder import DSCDecoder, resize
+from bustseg.models.encoders import Encoder, build_encoder
+
+
+class FusionUNet(nn.Module):
+    """Multi-encoder UNet for breast-tumour segmentation: images (B, C, H, W) in, logits (B, 1, H, W) out.
+
+    Every encoder sees the image; their coarsest maps (stride 32) are concatenated and decoded by depthwise separable
+    blocks with attention. Images of any size are taken: they are padded to a multiple of 32 by repeating the last row
+    and column, and the logits are cropped.
+
+    With the defaults this is the network of Anari et al. 2025, exact to the last parameter (23,794,557; with ``cbam``
+    23,881,989, with ``nonlocal`` 24,493,277). What its counts cannot tell is chosen here: x2 upsampling after each
+    block's attention, bilinear; element-wise dropout on the fused bottleneck; a frozen encoder keeps its BatchNorm
+    statistics.
+
+    Source: Anari, Sadeghi, Sheikhi, Ranjbarzadeh, Bendechache (2025), Explainable attention based breast tumor
+    segmentation using a combination of UNet, ResNet, DenseNet, and EfficientNet models, Scientific Reports.
+
+    Args:
+        encoders: names of torchvision or timm models, see :func:`bustseg.models.encoders.build_encoder`
+        attention: ``none``, ``cbam``, ``nonlocal``, or a callable that makes a module for a number of channels
+        skips: concatenate the encoders' maps of strides 16 to 2 before the blocks (the paper's networks have none)
+        weights: ``imagenet``, ``none`` or a file, for all encoders or one for each
+        freeze_encoders: encoders are not trained, run without autograd, and keep their BatchNorm statistics
+        dropout: share of the fused features that is dropped in training
+        in_channels: channels of the images
+        decoder_channels: output channels of the decoder's blocks
+        upsample: how the decoder doubles its maps
+
+    Raises:
+        UserError: there is no such encoder or attention
+        WeightsError: an encoder's weights cannot be had
+
+    Example:
+        >>> net = FusionUNet(["resnet18"], attention="cbam", weights="none")
+        >>> net(torch.zeros(2, 3, 65, 97)).shape
+        torch.Size([2, 1, 65, 97])
+    """
+
+    def __init__(
+        self,
+        encoders: list[str] | tuple[str, ...] = ("resnet18", "densenet121", "efficientnet_b0"),
+        attention: Literal["none", "cbam", "nonlocal"] | Callable[[int], nn.Module] = "none",
+        skips: bool = False,
+        weights: str | list[str] = "imagenet",
+        freeze_encoders: bool = False,
+        dropout: float = 0.3,
+        in_channels: int = 3,
+        decoder_channels: list[int] | tuple[int, ...] = (512, 256, 128, 64),
+        upsample: Literal["bilinear", "nearest"] = "bilinear",
+    ) -> None:
+        super().__init__()
+        each = [weights] * len(encoders) if isinstance(weights, str) else list(weights)
+        if not encoders or len(each) != len(encoders):
+            raise UserError(f"{len(encoders)} encoders but {len(each)} weights: give one for all or one for each")
+        if not 1 <= len(decoder_channels) <= 4:
+            raise UserError(f"decoder_channels has {len(decoder_channels)} entries: give one to four (strides 32 to 4)")
+        self.encoders = nn.ModuleList(
+            build_encoder(name, weights=source, in_channels=in_channels, last_only=not skips)
+            for name, source in zip(encoders, each, strict=True)
+        )
+        self.freeze_encoders = freeze_encoders
+        if freeze_encoders:
+            self.encoders.requires_grad_(False)
+            self.encoders.eval()
+        self.dropout = nn.Dropout(dropout)
+        widths = [dict(zip(encoder.strides, encoder.channels, strict=True)) for encoder in self._encoders()]
+        self.skip_strides = (16, 8, 4, 2)[: len(decoder_channels)] if skips else ()
+        self.decoder = DSCDecoder(
+            in_channels=sum(encoder.channels[-1] for encoder in self._encoders()),
+            skip_channels=[sum(width.get(stride, 0) for width in widths) for stride in self.skip_strides],
+            channels=decoder_channels,
+            attention=attention,
+            upsample=upsample,
+        )
+
+    @property
+    def cam_layer(self) -> str:
+        """Name of the submodule that Grad-CAM explains by default: the last decoder block."""
+        return f"decoder.blocks.{len(self.decoder.blocks) - 1}"
+
+    def _encoders(self) -> list[Encoder]:
+        return [encoder for encoder in self.encoders if isinstance(encoder, Encoder)]
+
+    def train(self, mode: bool = True) -> FusionUNet:
+        """Set training mode; frozen encoders stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze_encoders:
+            self.encoders.eval()
+        return self
+
+    def encode(self, x: torch.Tensor) -> list[dict[int, torch.Tensor]]:
+        """Feature maps of each encoder by stride, finest first; without autograd when the encoders are frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
+            return [dict(zip(encoder.strides, encoder(x), strict=True)) for encoder in self._encoders()]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        if height % 32 or width % 32:
+            x = F.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate")
+        size = x.shape[-2:]
+        maps = self.encode(x)
+        coarsest = [own[encoder.strides[-1]] for own, encoder in zip(maps, self._encoders(), strict=True)]
+        fused = _concatenate(coarsest, size, 32)
+        skips = [
+            _concatenate([own[stride] for own in maps if stride in own], size, stride) for stride in self.skip_strides
+        ]
+        assert fused is not None
+        logits = self.decoder(self.dropout(fused), skips, size)
+        return logits[..., :height, :width]
+
+
+def _concatenate(maps: list[torch.Tensor], size: torch.Size, stride: int) -> torch.Tensor | None:
+    """Maps side by side in channels, those of another size resized to ``size`` / ``stride``; None if there are none."""
+    shape = (size[0] // stride, size[1] // stride)
+    return torch.cat([resize(own, shape) for own in maps], 1) if maps else None
