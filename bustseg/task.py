@@ -16,6 +16,7 @@ from bustseg.data.datamodule import Batch
 from bustseg.errors import TrainingError
 from bustseg.losses import BCELoss
 from bustseg.metrics import PixelCurves, SegmentationMetrics
+from bustseg.models import use_fast_depthwise
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,7 +53,7 @@ class SegmentationTask(LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network = use_fast_depthwise(network)
         self.loss = loss if loss is not None else BCELoss()
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -66,7 +67,7 @@ class SegmentationTask(LightningModule):
         self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
         self.record: dict[str, Any] | None = None
-        """What a checkpoint says of its origin (configuration, run, digests); plain types, set by the run's recorder."""
+        """What a checkpoint says of its origin (configuration, run, digests); plain types, set by the recorder."""
         self.metrics = nn.ModuleDict({f"{stage}_overlap": SegmentationMetrics(threshold) for stage in ("val", "test")})
         self.metrics.update({f"{stage}_curves": PixelCurves() for stage in ("val", "test")})
 
@@ -88,7 +89,8 @@ class SegmentationTask(LightningModule):
         # looking at the value waits for the GPU, so there only now and then; the epoch's mean is checked anyway
         if self.device.type == "cpu" or batch_idx % 20 == 0:
             self._check_finite(loss)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["index"]), sync_dist=True)
+        size = len(batch["index"])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
     def _check_finite(self, loss: Tensor) -> None:
@@ -121,7 +123,7 @@ class SegmentationTask(LightningModule):
 
     @torch.inference_mode()
     def predict_mask(self, image: np.ndarray) -> np.ndarray:
-        """Predicted mask, ``uint8`` 0 or 1 of shape (H, W), of one grey ``uint8`` image (H, W) at the network's size."""
+        """Predicted mask, ``uint8`` 0 or 1 (H, W), of one grey ``uint8`` image (H, W) of the network's size."""
         batch = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)[None, None]
         return (self(batch).float().sigmoid()[0, 0] > self.threshold).to(torch.uint8).cpu().numpy()
 
