@@ -11,3 +11,11 @@ class DataError(UserError):
 
 class WeightsError(UserError):
     """Pretrained weights that cannot be had."""
+
+
+class TrainingError(UserError):
+    """A training that cannot go on, such as one whose loss is no number."""
+
+
+class TrackingError(UserError):
+    """An MLflow store that cannot be used."""

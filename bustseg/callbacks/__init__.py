@@ -1,0 +1,8 @@
+"""What a run leaves behind."""
+
+from bustseg.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from bustseg.callbacks.panels import PredictionPanels
+from bustseg.callbacks.progress import EpochLines, WatchedProgressBar
+from bustseg.callbacks.record import RunRecorder
+
+__all__ = ["BestCheckpoint", "EpochLines", "LastCheckpoint", "PredictionPanels", "RunRecorder", "WatchedProgressBar"]

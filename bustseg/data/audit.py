@@ -20,6 +20,7 @@ from bustseg.data.artefacts import find_artefacts
 from bustseg.data.duplicates import SUSPECT, THRESHOLD, Pair
 from bustseg.data.sources import Problem, Sample, Source, read_grey, read_native
 from bustseg.errors import DataError
+from bustseg.progress import track
 
 _FENCE = 3.0  # interquartile ranges beyond the quartiles
 _FEWEST = 10  # images that make a distribution
@@ -191,7 +192,8 @@ def audit(source: Source, root: Path, threshold: float = THRESHOLD, workers: int
     source.prepare(root)
     samples, problems = source.scan(root)
     with ThreadPoolExecutor(workers) as pool:
-        findings = list(pool.map(lambda sample: _inspect(sample, root), samples))
+        inspected = pool.map(lambda sample: _inspect(sample, root), samples)
+        findings = list(track(inspected, "checking images", len(samples)))
     problems = problems + [problem for finding in findings for problem in finding.problems]
     readable = [finding for finding in findings if finding.thumbnail is not None]
     pairs = duplicates.find_pairs(

@@ -16,6 +16,7 @@ from bustseg.data.duplicates import THRESHOLD, duplicate_groups
 from bustseg.data.report import write_report
 from bustseg.data.sources import BUSI, Source
 from bustseg.data.splits import SUBSETS, Leakage, leakage, make_split, merge_groups, read_split, write_split
+from bustseg.progress import console
 
 
 def check_command(
@@ -24,7 +25,7 @@ def check_command(
     json: Path | None = None,
     report: Path | None = None,
     threshold: float = THRESHOLD,
-    console: Console | None = None,
+    console: Console = console,
 ) -> int:
     """Audit a data folder, print a summary and write the reports that are asked for.
 
@@ -40,7 +41,6 @@ def check_command(
     Raises:
         DataError: the folder does not hold the source's layout at all
     """
-    console = console or Console(soft_wrap=True)
     found = audit(source or BUSI(), root, threshold)
     _print_audit(console, found)
     if json is not None:
@@ -63,7 +63,7 @@ def split_command(
     of: str = "grouped",
     curated_list: Path | None = None,
     threshold: float = THRESHOLD,
-    console: Console | None = None,
+    console: Console = console,
 ) -> int:
     """Write a split, or check one, and print its counts and how much of it leaks.
 
@@ -79,7 +79,6 @@ def split_command(
     Raises:
         DataError: unusable data, scheme or split file
     """
-    console = console or Console(soft_wrap=True)
     source = source or BUSI()
     source.prepare(root)
     samples = source.read(root)

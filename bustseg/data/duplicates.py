@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from bustseg.data.sources import Sample, natural_key
+from bustseg.progress import track
 
 THRESHOLD = 0.40
 """Score from which a pair counts as duplicate. On BUSI every pair from 0.40 up was seen to show one lesion or scene;
@@ -106,7 +107,8 @@ def find_pairs(
         return Pair(ids[0], ids[1], round(score, 4), round(ssim, 4), kind, other, dice)
 
     with ThreadPoolExecutor(workers) as pool:
-        found = [pair for pair in pool.map(confirm, candidates) if pair is not None]
+        confirmed = track(pool.map(confirm, candidates), "comparing look-alikes", len(candidates))
+        found = [pair for pair in confirmed if pair is not None]
     best: dict[tuple[str, str], Pair] = {}
     for pair in sorted(found, key=lambda pair: (pair.kind != "exact", -pair.score)):
         best.setdefault((pair.first, pair.second), pair)
@@ -149,7 +151,7 @@ def duplicate_groups(samples: Sequence[Sample], threshold: float = THRESHOLD, wo
         return thumbnail(image), pixel_digest(image)
 
     with ThreadPoolExecutor(workers) as pool:
-        read_all = list(pool.map(read, samples))
+        read_all = list(track(pool.map(read, samples), "reading images", len(samples)))
     pairs = find_pairs(samples, [one for one, _ in read_all], [two for _, two in read_all], None, threshold, workers)
     return group_pairs(pairs)
 

@@ -27,8 +27,9 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2329; background: #f4f5f6; margin: 0; }
 main { max-width: 1180px; margin: 0 auto; padding: 28px 24px 60px; }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 38px 0 8px; } h3 { font-size: 15px; margin: 22px
-0 8px; } p { margin: 6px 0 12px; max-width: 80ch; } .quiet { color: #5c6770; } .verdict { padding: 10px 14px;
-border-left: 5px solid #4b8b3b; background: #fff; font-weight: 600; } .verdict.wrong { border-color: #b3261e; } .cards {
+0 8px; } p { margin: 6px 0 12px; max-width: 80ch; } .quiet { color: #5c6770; max-width: none; } .verdict { padding: 10px
+14px; border-left: 5px solid #4b8b3b; background: #fff; font-weight: 600; } .verdict.wrong { border-color: #b3261e; }
+.cards {
 display: grid; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); gap: 10px; margin: 16px 0; } .card {
 background: #fff; border-radius: 6px; padding: 10px 12px; } .card b { display: block; font-size: 23px; line-height: 1.2;
 } table { border-collapse: collapse; background: #fff; width: 100%; font-size: 14px; } th, td { text-align: left;
@@ -263,7 +264,7 @@ def _statistics(report: AuditReport, pictures: _Pictures) -> str:
     }
     rows = "".join(
         f"<tr><td>{units[name]}</td>"
-        + "".join(f'<td class="n">{row[key]:g}</td>' for key in ("least", "p5", "median", "p95", "most"))
+        + "".join(f'<td class="n">{row[key]:.4g}</td>' for key in ("least", "p5", "median", "p95", "most"))
         + "</tr>"
         for name, row in report.statistics().items()
     )
@@ -282,7 +283,7 @@ def _statistics(report: AuditReport, pictures: _Pictures) -> str:
     if report.outliers:
         parts.append("<h3>Outliers</h3><p>More than three interquartile ranges beyond the quartiles.</p>")
         figures = "".join(
-            pictures.figure(outlier["image"], f"{outlier['what']} {outlier['value']:g}")
+            pictures.figure(outlier["image"], f"{outlier['what']} {outlier['value']:.3g}")
             for outlier in report.outliers[:_STRIP]
         )
         parts.append(f'<div class="strip">{figures}</div>')

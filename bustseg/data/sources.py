@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import zlib
@@ -115,6 +116,10 @@ class Source(ABC):
 
     name: str = "source"
 
+    def default_root(self) -> Path | None:
+        """Folder to use when none is named, if the source has one."""
+        return None
+
     def prepare(self, root: Path) -> None:
         """Make the data available under ``root`` (once per machine). The default only checks that the folder exists.
 
@@ -160,6 +165,11 @@ class BUSI(Source):
 
     name = "busi"
     _MASK = re.compile(r"^(?P<stem>.+)_mask(_\d+)?$")
+
+    def default_root(self) -> Path | None:
+        """The folder that the environment variable ``BUSI_ROOT`` names."""
+        root = os.environ.get("BUSI_ROOT")
+        return Path(root) if root else None
 
     def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
         classes = ("benign", "malignant", "normal")

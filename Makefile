@@ -1,0 +1,43 @@
+# Every target sets itself up: a venv in .venv with the package and its development tools.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup quickstart test test-fast lint format ui clean
+
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## create the virtual environment
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $(STAMP)
+
+quickstart: $(STAMP) ## train and test a small network on phantoms, no data needed
+	$(BIN)/bustseg fit --config configs/quickstart.yaml
+	$(BIN)/bustseg test --ckpt_path latest
+
+test: $(STAMP) ## run all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP) ## run the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(STAMP) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## put the code into the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: $(STAMP) ## open the MLflow UI
+	$(BIN)/bustseg ui
+
+clean: ## remove caches, never runs or data
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

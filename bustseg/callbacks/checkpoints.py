@@ -1,0 +1,63 @@
+"""Where a run's checkpoints lie: in its artifact folder, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from bustseg.tracking import Tracker
+
+
+def run_dir(trainer: Trainer) -> Path:
+    """Folder of the run's files on this machine, the same on every rank."""
+    folder = Path(trainer.default_root_dir)
+    if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
+        folder = trainer.logger.run_dir
+    return Path(trainer.strategy.broadcast(str(folder)))
+
+
+class _RunCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint in ``checkpoints/`` of the run's artifacts, so that a local store holds one copy of it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.dirpath = str(run_dir(trainer) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+    def _warn_if_dir_not_empty(self, dirpath: str) -> None:
+        """A continued run finds its own checkpoints there; that is no reason to warn."""
+
+
+class BestCheckpoint(_RunCheckpoint):
+    """Weights of the best epoch, as ``best.ckpt``.
+
+    Args:
+        monitor: metric that decides (paper: validation loss)
+        mode: ``min`` or ``max``
+    """
+
+    def __init__(self, monitor: str = "val/loss", mode: str = "min") -> None:
+        super().__init__(
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            save_weights_only=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+
+class LastCheckpoint(_RunCheckpoint):
+    """Everything that is needed to go on after the last finished epoch, as ``last.ckpt``."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            filename="last",
+            monitor=None,
+            save_top_k=1,
+            # after the epoch, so that a resumed run begins the next one instead of repeating this one's end
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )

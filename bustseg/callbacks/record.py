@@ -1,0 +1,144 @@
+"""What a run leaves in MLflow beside its metrics: configuration, origin, split, checkpoint, and how it ended."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from bustseg.callbacks.checkpoints import BestCheckpoint
+from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.splits import write_split
+from bustseg.progress import error_console
+from bustseg.task import SegmentationTask
+from bustseg.tracking import Tracker, one_line
+
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "segmentation-models-pytorch", "albumentations", "mlflow")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of bustseg, Python and the packages that decide results."""
+    found = {"python": platform.python_version()}
+    for name in ("bustseg", *PACKAGES):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the code in use, with ``-dirty`` for uncommitted changes; None outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() or None if commit.returncode == 0 else None
+
+
+def device_name(trainer: Trainer) -> str:
+    """The accelerator, or the CPU with its thread count."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} x {trainer.world_size}"
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+class RunRecorder(Callback):
+    """Writes a run's configuration, origin, split and best checkpoint to MLflow, and makes checkpoints self-contained.
+
+    Args:
+        config: the resolved configuration as plain types
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        tracker, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and isinstance(pl_module, SegmentationTask):
+            pl_module.record = self._record(tracker, datamodule)
+        if not isinstance(tracker, Tracker) or not trainer.is_global_zero:
+            return
+        tags = {f"version.{name}": value for name, value in versions().items()}
+        tags |= {"git_commit": git_commit(), "device": device_name(trainer), "precision": trainer.precision}
+        if isinstance(datamodule, BUSIDataModule):
+            tags |= {
+                "data_digest": datamodule.data_digest,
+                "split_digest": datamodule.split_digest,
+                "split": datamodule.split_scheme,
+                "source": datamodule.source.name,
+                **{f"images_{subset}": str(len(indices)) for subset, indices in datamodule.indices.items()},
+            }
+        if stage == "fit" or tracker.final_status is None:
+            self._record_config(tracker, datamodule)
+            tracker.set_tags(tags)
+
+    def _record(self, tracker: Any, datamodule: Any) -> dict[str, Any]:
+        record: dict[str, Any] = {"config": self.config, "versions": dict(versions()), "git_commit": git_commit()}
+        if isinstance(tracker, Tracker):
+            record |= {"run_id": tracker.run_id, "tracking_uri": tracker.uri}
+        if isinstance(datamodule, BUSIDataModule):
+            record |= {"data_digest": datamodule.data_digest, "split_digest": datamodule.split_digest}
+        return record
+
+    def _record_config(self, tracker: Tracker, datamodule: Any) -> None:
+        import mlflow
+        import yaml
+
+        tracker.log_config(self.config)
+        with mlflow.utils.file_utils.TempDir() as folder:
+            path = Path(folder.path()) / "config.yaml"
+            path.write_text(yaml.safe_dump(self.config, sort_keys=False))
+            tracker.log_file(path)
+            if isinstance(datamodule, BUSIDataModule) and datamodule.split is not None:
+                path = Path(folder.path()) / "split.csv"
+                write_split(datamodule.split, path)
+                tracker.log_file(path)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._send_best(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not isinstance(trainer.logger, Tracker) or not trainer.is_global_zero:
+            return
+        tracker = trainer.logger
+        if not tracker.started:  # bad input that is found before the run leaves no trace of one
+            return
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            tracker.killed = True
+        elif tracker.final_status is None:
+            tracker.set_tags({"error": f"{type(exception).__name__}: {one_line(exception)}"})
+        self._send_best(trainer)
+        last = tracker.run_dir / "checkpoints" / "last.ckpt"
+        if trainer.state.fn == "fit" and last.is_file():
+            error_console.print(f"to go on from the last finished epoch: bustseg fit --ckpt_path {last}", highlight=False)
+
+    def _send_best(self, trainer: Trainer) -> None:
+        """Upload the best checkpoint to a store on another machine; a local one holds it already."""
+        if not isinstance(trainer.logger, Tracker) or not trainer.is_global_zero:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, BestCheckpoint) and callback.best_model_path:
+                path = Path(callback.best_model_path)
+                if path.is_file():
+                    trainer.logger.log_file(path, "checkpoints")
+                    score = callback.best_model_score
+                    if score is not None:
+                        trainer.logger.set_tags({f"best.{callback.monitor}": f"{float(score):.6g}"})

@@ -1,0 +1,124 @@
+"""Checkpoints as self-contained files: everything that a process without the config needs is inside."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from bustseg.errors import UserError
+from bustseg.task import RECORD, SegmentationTask
+from bustseg.tracking import local_path, one_line, open_store, tracking_uri
+
+_WEIGHT_ARGUMENTS = {"weights": "none", "encoder_weights": None, "pretrained": False, "weights_backbone": None}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint's content on the CPU, plain types and tensors only (``weights_only=True``).
+
+    Raises:
+        UserError: no such file, or not a checkpoint of bustseg
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise UserError(f"no checkpoint at {path}") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable checkpoint: {one_line(error)}") from error
+    if not isinstance(content, dict) or "config" not in content.get(RECORD, {}):
+        raise UserError(f"{path} is not a checkpoint that `bustseg fit` wrote")
+    return content
+
+
+def without_pretrained(config: Any) -> Any:
+    """Copy of a network's config that asks for no pretrained weights, since a checkpoint brings its own.
+
+    Covers the names that bustseg, smp, timm and torchvision use: `weights`, `encoder_weights`, `pretrained`.
+    """
+    if isinstance(config, Mapping):
+        return {
+            key: _WEIGHT_ARGUMENTS[key] if key in _WEIGHT_ARGUMENTS else without_pretrained(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, list):
+        return [without_pretrained(item) for item in config]
+    return copy.copy(config)
+
+
+def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTask:
+    """The trained task of a checkpoint, in evaluation mode, from the file alone.
+
+    Raises:
+        UserError: the file is no checkpoint of bustseg, or its network's class cannot be imported
+    """
+    content = read_checkpoint(path)
+    model = dict(content[RECORD]["config"]["model"])
+    model["network"] = without_pretrained(model["network"])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SegmentationTask, "model", fail_untyped=False)
+    try:
+        task = parser.instantiate_classes(parser.parse_object({"model": model})).model
+        task.load_state_dict(content["state_dict"])
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot rebuild the network of {path}: {one_line(error)}") from error
+    return task.to(device).eval()
+
+
+def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
+    """Path of a checkpoint named by file, MLflow run id, ``runs:/RUN_ID[/path]``, or ``latest``.
+
+    ``latest`` is the store's newest run that was trained and did not fail.
+
+    Args:
+        model: the name
+        prefer: ``best`` or ``last``, the file to take when only a run is named
+
+    Raises:
+        UserError: nothing is there
+    """
+    if Path(model).is_file():
+        return Path(model)
+    if model == "latest":
+        model = f"runs:/{_latest_run()}"
+    run_id, _, inner = model.removeprefix("runs:/").partition("/")
+    if not model.startswith("runs:/") and not (len(model) == 32 and set(model) <= set("0123456789abcdef")):
+        raise UserError(f"no checkpoint at {model} (give a file, an MLflow run id, runs:/RUN_ID or latest)")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri()
+    open_store(uri)
+    inner = inner or f"checkpoints/{prefer}.ckpt"
+    try:
+        run = mlflow.MlflowClient(uri).get_run(run_id)
+        folder = local_path(run.info.artifact_uri)
+        if folder is not None and (folder / inner).is_file():
+            return folder / inner
+        return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{inner}", tracking_uri=uri))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {run_id} has no {inner} in {uri}: {one_line(error)}") from error
+
+
+def _latest_run() -> str:
+    import mlflow
+
+    uri = tracking_uri()
+    open_store(uri)
+    client = mlflow.MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(
+        experiments,
+        filter_string="metrics.`val/loss` > -1e30 and attributes.status != 'FAILED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    if not runs:
+        raise UserError(f"no trained run in {uri}: `bustseg fit --config configs/quickstart.yaml` makes one")
+    return runs[0].info.run_id

@@ -1,0 +1,136 @@
+"""The one door: `bustseg VERB ...`. Each verb calls one function; what a user can mend ends in one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.markup import escape
+
+from bustseg import __version__
+from bustseg.errors import UserError
+from bustseg.progress import console, error_console
+
+TRAINING_VERBS = ("fit", "validate", "test")
+
+
+def _phantom(args: argparse.Namespace) -> int:
+    from bustseg.data.phantom import write_phantoms
+
+    dest = write_phantoms(Path(args.dest), n=args.n, seed=args.seed)
+    console.print(f"{args.n} phantoms in {dest}; train on them with --data.root {dest}")
+    return 0
+
+
+def _ui(args: argparse.Namespace) -> int:
+    from bustseg.tracking import open_store, tracking_uri
+
+    uri = tracking_uri(args.uri)
+    if uri.startswith("http"):
+        console.print(f"the MLflow UI of this project is at {uri}")
+        return 0
+    open_store(uri)
+    console.print(f"MLflow UI: http://{args.host}:{args.port} (store {uri}; Ctrl-C ends it)")
+    command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--host", args.host, "--port", str(args.port)]
+    os.execv(sys.executable, [sys.executable, *command])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bustseg",
+        description="Breast-tumour segmentation in ultrasound: train, test, compare, explain, deploy.",
+        epilog="example: bustseg fit --config configs/quickstart.yaml",
+    )
+    parser.add_argument("--version", action="version", version=f"bustseg {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(
+        parent: argparse._SubParsersAction,  # type: ignore[type-arg]
+        name: str,
+        function: Callable[[argparse.Namespace], int] | None,
+        text: str,
+        example: str,
+    ) -> argparse.ArgumentParser:
+        sub = parent.add_parser(name, help=text, description=text, epilog=f"example: {example}")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if function is not None:
+            sub.set_defaults(function=function)
+        return sub
+
+    # the training verbs are parsed by LightningCLI; here they only appear in the help
+    for name, text in (
+        ("fit", "train a network from a config"),
+        ("validate", "score a checkpoint on the validation images"),
+        ("test", "score a checkpoint on the test images"),
+        ("summary", "parameters, GFLOPs and layers of a config's network; trains nothing"),
+    ):
+        verb(verbs, name, None, text, f"bustseg {name} --config configs/paper/model_01.yaml")
+
+    data = verbs.add_parser("data", help="make, check and split data", description="make, check and split data")
+    data_verbs = data.add_subparsers(dest="data_verb", metavar="VERB", required=True)
+    phantom = verb(
+        data_verbs, "phantom", _phantom, "write synthetic phantoms in BUSI's layout", "bustseg data phantom phantoms --n 160"
+    )
+    phantom.add_argument("dest", help="folder to create")
+    phantom.add_argument("--n", type=int, default=160, help="number of images (default 160)")
+    phantom.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
+
+    ui = verb(verbs, "ui", _ui, "open the MLflow UI on the project's store", "bustseg ui --port 5000")
+    ui.add_argument("--uri", help="MLflow store (default: MLFLOW_TRACKING_URI or sqlite:///mlruns/mlflow.db)")
+    ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    ui.add_argument("--port", type=int, default=5000, help="port (default 5000)")
+    return parser
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one verb and return its exit code; errors come out as exceptions."""
+    if args and args[0] in (*TRAINING_VERBS, "summary"):
+        # imported only here: torch and Lightning take seconds that `--help` and `ui` need not wait for
+        from bustseg import training
+
+        if args[0] == "summary":
+            return training.summary(list(args[1:]))
+        return training.train(args[0], list(args[1:]))
+    namespace = _parser().parse_args(list(args))
+    return namespace.function(namespace)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of the command line; ``args`` as in ``sys.argv[1:]``. Returns the exit code."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not debug:
+        warnings.simplefilter("ignore")
+    try:
+        return run(arguments)
+    except UserError as error:
+        return _fail(str(error), 2, debug)
+    except OSError as error:
+        import errno
+
+        if error.errno == errno.ENOSPC:
+            return _fail("the disk is full: free some space; finished epochs are kept in the run's last.ckpt", 2, debug)
+        return _fail(f"{type(error).__name__}: {error}", 1, debug)
+    except KeyboardInterrupt:
+        return _fail("stopped by the user", 130, debug)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except Exception as error:
+        text = " ".join(str(error).split())
+        return _fail(f"{type(error).__name__}: {text} (run again with --debug for the traceback)", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        error_console.print_exception()
+    error_console.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Decode once: every image and mask of a source as one ``uint8`` array each, kept on disk and keyed by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import platformdirs
+from filelock import FileLock
+
+from bustseg.data.sources import Sample
+from bustseg.errors import DataError
+from bustseg.progress import track
+
+CACHE_VERSION = 1
+"""Raised when the decoding or resizing below changes, so that old caches are rebuilt."""
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """Decoded samples, in the order of the list that :func:`load_cache` was given.
+
+    Attributes:
+        images: grey images, ``uint8`` of shape (N, H, W)
+        masks: masks, ``uint8`` 0 or 1 of shape (N, H, W)
+        digest: the data's digest (see :func:`data_digest`)
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    digest: str
+
+
+def cache_root(data_root: Path) -> Path:
+    """Folder for caches: ``$BUSTSEG_CACHE``, else beside the data, else (read-only data) the user's cache folder."""
+    if configured := os.environ.get("BUSTSEG_CACHE"):
+        return Path(configured).expanduser()
+    beside = data_root.resolve().parent / ".bustseg_cache"
+    try:
+        beside.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=beside):
+            return beside
+    except OSError:
+        return Path(platformdirs.user_cache_dir("bustseg"))
+
+
+def data_digest(samples: Sequence[Sample]) -> str:
+    """Digest of what the samples hold (ids, labels and the bytes of every file): 16 hex digits.
+
+    Raises:
+        DataError: a file cannot be read
+    """
+
+    def file_digest(path: Path) -> bytes:
+        try:
+            return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+    total = hashlib.sha256()
+    with ThreadPoolExecutor() as pool:
+        paths = [path for sample in samples for path in (sample.image, *sample.masks)]
+        digests = iter(list(pool.map(file_digest, paths)))
+    for sample in samples:
+        total.update(f"{sample.source}/{sample.id}/{sample.label}/{len(sample.masks)}".encode())
+        for _ in range(1 + len(sample.masks)):
+            total.update(next(digests))
+    return total.hexdigest()[:16]
+
+
+def decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask of a sample, stretched to ``size`` (H, W), both ``uint8``; the mask is 0 or 1.
+
+    The mask is resampled by area (so that no thin structure depends on where a sampling point falls) and cut at half.
+
+    Raises:
+        DataError: a file cannot be decoded, or a mask has another size than its image
+    """
+    image = sample.read_image()
+    mask = sample.read_mask(image.shape[:2]).astype(np.uint8)
+    target = (size[1], size[0])
+    shrinks = image.shape[0] >= size[0] and image.shape[1] >= size[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    image = cv2.resize(image, target, interpolation=interpolation)
+    coverage = cv2.resize(mask.astype(np.float32), target, interpolation=interpolation)
+    return image, (coverage >= 0.5).astype(np.uint8)
+
+
+def load_cache(samples: Sequence[Sample], size: tuple[int, int], root: Path) -> ImageCache:
+    """Decoded samples at ``size`` (H, W), from the cache under ``root`` or decoded now and put there.
+
+    Keyed by the content of the files, so a changed file makes a new cache. Two processes that ask at once build one:
+    the second waits for the first. What is there is always whole, since a folder appears by a rename.
+
+    Raises:
+        DataError: files that cannot be used (the first is named, the others counted)
+    """
+    digest = data_digest(samples)
+    folder = root / f"v{CACHE_VERSION}-{digest}-{size[0]}x{size[1]}"
+    if not (folder / "meta.json").is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{folder.name}.lock"):
+            if not (folder / "meta.json").is_file():
+                _build(samples, size, folder, digest)
+    return ImageCache(np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "masks.npy", mmap_mode="r"), digest)
+
+
+def _build(samples: Sequence[Sample], size: tuple[int, int], folder: Path, digest: str) -> None:
+    images = np.empty((len(samples), *size), dtype=np.uint8)
+    masks = np.empty_like(images)
+    problems: list[str] = []
+
+    def fill(index: int) -> str | None:
+        try:
+            images[index], masks[index] = decode(samples[index], size)
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(fill, range(len(samples)))
+        for problem in track(results, f"decoding to {size[1]}x{size[0]}", total=len(samples)):
+            if problem:
+                problems.append(problem)
+    if problems:
+        more = f" (and {len(problems) - 1} more: `bustseg data check` lists all)" if len(problems) > 1 else ""
+        raise DataError(problems[0] + more)
+
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        np.save(temporary / "images.npy", images)
+        np.save(temporary / "masks.npy", masks)
+        meta = {"version": CACHE_VERSION, "digest": digest, "size": list(size), "ids": [sample.id for sample in samples]}
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
+        temporary.chmod(0o755)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

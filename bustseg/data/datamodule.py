@@ -1,0 +1,265 @@
+"""The LightningDataModule: source, split, cache and augmentation become batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TypedDict
+
+import albumentations as A
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from bustseg.data.cache import ImageCache, cache_root, load_cache
+from bustseg.data.sources import BUSI, LABELS, Sample, Source
+from bustseg.data.splits import make_split, split_digest
+from bustseg.data.transforms import Augmentation
+from bustseg.errors import DataError
+
+SUBSETS = ("train", "val", "test")
+
+
+class Batch(TypedDict):
+    """What a data loader yields; B images of one size.
+
+    The image stays one grey channel of ``uint8`` until it is on the device: a quarter of the bytes of float32 and a
+    third of the channels to move.
+    """
+
+    image: Tensor
+    """``uint8`` (B, 1, H, W)"""
+    mask: Tensor
+    """``uint8`` 0 or 1, (B, 1, H, W)"""
+    label: Tensor
+    """``int64`` (B,), position in :data:`bustseg.data.sources.LABELS`"""
+    index: Tensor
+    """``int64`` (B,), position in the data module's ``samples``"""
+
+
+class SegmentationDataset(Dataset[Batch]):
+    """A subset of the cache. Keys carry the epoch (``epoch * len + position``), so that augmentation can depend on it."""
+
+    def __init__(
+        self, cache: ImageCache, samples: Sequence[Sample], indices: np.ndarray, augmentation: Augmentation | None = None
+    ) -> None:
+        self.cache = cache
+        self.indices = indices
+        self.labels = np.array([LABELS.index(samples[i].label) for i in indices], dtype=np.int64)
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, keys: Sequence[int]) -> Batch:
+        """Batch of the given keys: one gather from the arrays, no decoding."""
+        epochs, positions = np.divmod(np.asarray(keys, dtype=np.int64), len(self))
+        indices = self.indices[positions]
+        images = self.cache.images[indices]
+        masks = self.cache.masks[indices]
+        if self.augmentation:
+            for k, (epoch, index) in enumerate(zip(epochs, indices, strict=True)):
+                images[k], masks[k] = self.augmentation(images[k], masks[k], int(epoch), int(index))
+        return {
+            "image": torch.from_numpy(images).unsqueeze(1),
+            "mask": torch.from_numpy(masks).unsqueeze(1),
+            "label": torch.from_numpy(self.labels[positions]),
+            "index": torch.from_numpy(indices),
+        }
+
+    def __getitem__(self, key: int) -> Batch:
+        return self.__getitems__([key])
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch  # __getitems__ collates already
+
+
+class EpochSampler(Sampler[int]):
+    """Order of one epoch from (seed, epoch) alone, sharded over ranks without padding in evaluation.
+
+    Unlike ``DistributedSampler`` no evaluation image is counted twice; in training the last incomplete round is filled
+    up so that all ranks take the same number of steps.
+    """
+
+    def __init__(self, length: int, seed: int, shuffle: bool, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.epoch, self.rank, self.world_size = epoch, rank, world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def _positions(self) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.length)[self.rank :: self.world_size]
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        missing = -self.length % self.world_size
+        return np.concatenate([order, order[:missing]])[self.rank :: self.world_size]
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self.epoch if self.shuffle else 0
+        yield from (self._positions() + epoch * self.length).tolist()
+
+    def __len__(self) -> int:
+        return len(self._positions())
+
+
+class BUSIDataModule(LightningDataModule):
+    """Images and masks of BUSI, or of any other :class:`~bustseg.data.sources.Source`, as batches.
+
+    Defaults are the paper's protocol: 624/78/78 images of 224 x 224, batch 16, no augmentation.
+
+    Args:
+        root: data folder; when not given, the source's own (BUSI: the environment variable ``BUSI_ROOT``)
+        source: reader of the folder's layout
+        split: ``paper`` (624/78/78 of all images), ``lesion`` (images with a lesion, 8:1:1), or a CSV file with the
+            columns ``image,subset`` and optionally ``fold``
+        split_seed: seed of the split, apart from the training's seed
+        fold: fold of a CSV that has several
+        image_size: height and width of the network's input; one number for a square
+        batch_size: images per training step
+        eval_batch_size: images per evaluation step; ``batch_size`` when not given
+        augmentation: ``none``, ``ultrasound``, or a list of albumentations transforms
+        num_workers: loader processes; ``auto`` takes none without a GPU (the cache leaves them nothing to do, and
+            they would take cores from the training) and up to 8 with one
+        seed: seed of order and augmentation; ``seed_everything``'s when not given
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        source: Source | None = None,
+        split: str = "paper",
+        split_seed: int = 0,
+        fold: int | None = None,
+        image_size: int | tuple[int, int] = 224,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        augmentation: Literal["none", "ultrasound"] | list[A.BasicTransform] = "none",
+        num_workers: int | Literal["auto"] = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise DataError(f"data.batch_size is {batch_size}: it must be at least 1")
+        self.root = root
+        self.source = source if source is not None else BUSI()
+        self.split_scheme, self.split_seed, self.fold = split, split_seed, fold
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.augmentation = augmentation
+        self.num_workers = num_workers
+        self._seed = seed
+        self.samples: list[Sample] = []
+        self.split: pd.DataFrame | None = None
+        self.cache: ImageCache | None = None
+        self.indices: dict[str, np.ndarray] = {}
+
+    @property
+    def data_root(self) -> Path:
+        """Folder of the data.
+
+        Raises:
+            DataError: none is named, and the source has none of its own
+        """
+        root = self.root or self.source.default_root()
+        if root is None:
+            raise DataError("no data folder: set --data.root or BUSI_ROOT (`bustseg data phantom DEST` makes one)")
+        return Path(root).expanduser()
+
+    @property
+    def seed(self) -> int:
+        """Seed of order and augmentation."""
+        return self._seed if self._seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    @property
+    def data_digest(self) -> str:
+        """Digest of the images, masks and labels in use."""
+        assert self.cache is not None, "setup() comes first"
+        return self.cache.digest
+
+    @property
+    def split_digest(self) -> str:
+        """Digest of the split in use."""
+        assert self.split is not None, "setup() comes first"
+        return split_digest(self.split)
+
+    def prepare_data(self) -> None:
+        """Write or fetch what the source can make by itself, and fill the cache (one process per machine)."""
+        self.source.prepare(self.data_root)
+        load_cache(self.source.read(self.data_root), self.image_size, cache_root(self.data_root))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the samples, the split and the cache; safe to call again.
+
+        Raises:
+            DataError: no data, unusable files, a split that does not fit the data
+        """
+        if self.cache is not None:
+            return
+        self.samples = self.source.read(self.data_root)
+        self.split = make_split(self.samples, self.split_scheme, self.split_seed, fold=self.fold)
+        position = {sample.id: index for index, sample in enumerate(self.samples)}
+        for subset in SUBSETS:
+            ids = self.split.loc[self.split["subset"] == subset, "image"]
+            self.indices[subset] = np.sort(np.array([position[i] for i in ids], dtype=np.int64))
+        self.cache = load_cache(self.samples, self.image_size, cache_root(self.data_root))
+
+    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and mask of ``samples[index]`` as in a batch: ``uint8`` (H, W), the mask 0 or 1."""
+        assert self.cache is not None, "setup() comes first"
+        return np.asarray(self.cache.images[index]), np.asarray(self.cache.masks[index])
+
+    def dataset(self, subset: str, augment: bool = False) -> SegmentationDataset:
+        """Images of ``train``, ``val`` or ``test``, augmented or as they are."""
+        assert self.cache is not None, "setup() comes first"
+        if not len(self.indices[subset]):
+            raise DataError(f"the split has no {subset} images: name another split with --data.split")
+        augmentation = Augmentation(self.augmentation, self.seed) if augment else None
+        return SegmentationDataset(self.cache, self.samples, self.indices[subset], augmentation)
+
+    def loader(self, subset: str, training: bool = False) -> DataLoader[Batch]:
+        """Loader over a subset: shuffled, augmented and without an incomplete last batch when ``training``."""
+        dataset = self.dataset(subset, augment=training)
+        trainer = self.trainer
+        sampler = EpochSampler(
+            len(dataset),
+            self.seed,
+            shuffle=training,
+            # a resumed fit makes its loader after the loops are restored, and its first iterator before set_epoch
+            epoch=trainer.current_epoch if trainer else 0,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        batch_size = self.batch_size if training else self.eval_batch_size
+        # BatchNorm cannot train on a last batch of one image; every image is seen again in another epoch's order
+        drop_last = training and len(sampler) % batch_size == 1 and len(sampler) > batch_size
+        workers = self._workers()
+        return DataLoader(
+            dataset,
+            batch_sampler=BatchSampler(sampler, batch_size, drop_last=drop_last),
+            collate_fn=_as_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _workers(self) -> int:
+        if self.num_workers != "auto":
+            return int(self.num_workers)
+        return min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("train", training=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("test")

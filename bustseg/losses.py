@@ -1,0 +1,119 @@
+"""Losses on logits: shapes (B, 1, H, W) in, one scalar out.
+
+Any module with ``forward(logits, mask)`` can stand in their place by its ``class_path``, among them
+``monai.losses.DiceLoss`` (with ``sigmoid: true``) and ``segmentation_models_pytorch.losses.DiceLoss`` (with
+``mode: binary``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bustseg.errors import UserError
+
+
+def _as_float32(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as float32: bfloat16 has 8 bits of precision, and a sum over 50,000 pixels needs more.
+
+    Raises:
+        ValueError: the shapes differ (broadcasting (B, H, W) against (B, 1, H, W) would compare every image with every
+            mask)
+    """
+    if logits.shape != mask.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} and mask {tuple(mask.shape)} must have one shape (B, 1, H, W)")
+    return logits.float(), mask.float()
+
+
+class BCELoss(nn.Module):
+    """Binary cross-entropy, the mean over all pixels of the batch.
+
+    Args:
+        pos_weight: weight of a lesion pixel relative to a background pixel; None means 1
+
+    Shapes: ``logits`` (B, 1, H, W) of any float type, ``mask`` (B, 1, H, W) of 0 and 1 in any type -> scalar float32.
+    """
+
+    pos_weight: Tensor | None
+
+    def __init__(self, pos_weight: float | None = None) -> None:
+        super().__init__()
+        if pos_weight is not None and pos_weight <= 0:
+            raise UserError(f"pos_weight must be positive, not {pos_weight}")
+        # not persistent: a setting, which must not make a checkpoint's keys depend on the loss
+        weight = None if pos_weight is None else torch.tensor(float(pos_weight))
+        self.register_buffer("pos_weight", weight, persistent=False)
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        logits, mask = _as_float32(logits, mask)
+        return F.binary_cross_entropy_with_logits(logits, mask, pos_weight=self.pos_weight)
+
+
+class DiceLoss(nn.Module):
+    r"""Soft Dice loss per image, then the mean over the images of the batch.
+
+    With probabilities p = sigmoid(logits) and mask g, both summed over the pixels of one image,
+
+    .. math:: L = 1 - \frac{2 \sum p g + s}{\sum p + \sum g + s}, \qquad
+              s = \begin{cases} 0 & \text{the image has a lesion} \\ \varepsilon H W & \text{it has none} \end{cases}
+
+    A lesion image needs no smoothing: its denominator is at least 1 pixel. An image without a lesion gives
+    :math:`\sum p / (\sum p + \varepsilon H W)`, which is 0 for an empty prediction and falls steadily with the
+    predicted area. With the usual s = 1 *pixel* that loss would stay at 1 until almost nothing is predicted, with a
+    gradient near 0 (and a Dice pooled over the batch is constant for a batch of normals): such images would teach
+    nothing.
+
+    Args:
+        empty_smooth: :math:`\varepsilon`, the share of the image area that, predicted on an image without a lesion,
+            costs a loss of one half
+
+    Shapes: ``logits`` (B, 1, H, W) of any float type, ``mask`` (B, 1, H, W) of 0 and 1 in any type -> scalar float32.
+    """
+
+    def __init__(self, empty_smooth: float = 0.05) -> None:
+        super().__init__()
+        if empty_smooth <= 0:
+            raise UserError(f"empty_smooth must be positive, not {empty_smooth}: at 0 normal images teach nothing")
+        self.empty_smooth = empty_smooth
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        logits, mask = _as_float32(logits, mask)
+        pixels = logits.shape[1:].numel()
+        probability = logits.sigmoid()
+        dims = (1, 2, 3)
+        area = mask.sum(dims)
+        smooth = self.empty_smooth * pixels * (area == 0)
+        dice = (2 * (probability * mask).sum(dims) + smooth) / (probability.sum(dims) + area + smooth)
+        return (1 - dice).mean()
+
+
+class HybridLoss(nn.Module):
+    """Weighted sum of :class:`BCELoss` and :class:`DiceLoss`, named by the paper as future work.
+
+    Args:
+        bce_weight: factor of the cross-entropy
+        dice_weight: factor of the Dice loss
+        pos_weight: see :class:`BCELoss`
+        empty_smooth: see :class:`DiceLoss`
+
+    Shapes: as in :class:`DiceLoss`.
+    """
+
+    def __init__(
+        self,
+        bce_weight: float = 0.5,
+        dice_weight: float = 0.5,
+        pos_weight: float | None = None,
+        empty_smooth: float = 0.05,
+    ) -> None:
+        super().__init__()
+        if min(bce_weight, dice_weight) < 0 or bce_weight + dice_weight == 0:
+            raise UserError(f"bce_weight {bce_weight} and dice_weight {dice_weight} must not be negative, nor both 0")
+        self.bce_weight = bce_weight
+        self.dice_weight = dice_weight
+        self.bce = BCELoss(pos_weight)
+        self.dice = DiceLoss(empty_smooth)
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        return self.bce_weight * self.bce(logits, mask) + self.dice_weight * self.dice(logits, mask)

@@ -1,0 +1,58 @@
+"""What the streaming metrics share: a state that is a table of integers, and that grows by rows."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+
+def _gather_rows(rows: Tensor, group: Any = None, *, columns: int) -> list[Tensor]:
+    """Gather tables from all processes. torchmetrics stands in a float vector for a process that saw no batch."""
+    return gather_all_tensors(rows.reshape(-1, columns).to(torch.int64), group)
+
+
+def lesion_pixels(mask: Tensor) -> Tensor:
+    """Mask of 0 and 1 in any type as bool of the same shape; a resampled mask's fractions are cut at one half."""
+    if mask.dtype == torch.bool:
+        return mask
+    return mask > 0.5 if mask.is_floating_point() else mask != 0
+
+
+class RowMetric(Metric):
+    """Metric whose only state is an int64 table (n, columns): integers reduce exactly over any number of processes.
+
+    Args:
+        columns: width of the table
+        kwargs: torchmetrics' own options
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    rows: list[Tensor] | Tensor
+
+    def __init__(self, columns: int, **kwargs: Any) -> None:
+        if kwargs.get("dist_sync_fn") is None:
+            kwargs["dist_sync_fn"] = partial(_gather_rows, columns=columns)
+        super().__init__(**kwargs)
+        self.columns = columns
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def merged_rows(self) -> Tensor:
+        """The table of all processes, (n, columns) int64 on the CPU. Every process must call it."""
+        sync = not self._is_synced
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=sync, should_unsync=sync):
+            if isinstance(self.rows, list) and not self.rows:
+                return torch.zeros(0, self.columns, dtype=torch.int64)
+            # to the CPU in one copy: what follows are many tiny operations, dear on a GPU
+            return dim_zero_cat(self.rows).cpu()
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Take another metric's rows in addition to the own."""
+        super().merge_state(incoming_state)
+        self._computed = None  # torchmetrics keeps the result from before

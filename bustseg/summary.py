@@ -1,0 +1,76 @@
+"""Size and cost of a network, without training it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bustseg.progress import console
+
+
+@torch.inference_mode()
+def summarise(network: nn.Module, image_size: tuple[int, int], channels: int = 3) -> dict[str, Any]:
+    """Parameters, GFLOPs and layers of a network.
+
+    Args:
+        network: images (1, C, H, W) in, logits out
+        image_size: (H, W) that the cost is counted at
+        channels: C
+
+    Returns:
+        ``parameters``, ``trainable``, ``frozen``; ``gflops`` of one image, a multiply-add counted as two operations;
+        ``layers``, a list of name, type, output shape and parameters of the modules down to the second level
+    """
+    layers: list[dict[str, Any]] = []
+    hooks = []
+    for name, module in network.named_modules():
+        if name and name.count(".") < 2:
+
+            def record(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+                shape = list(output.shape) if isinstance(output, torch.Tensor) else None
+                count = sum(parameter.numel() for parameter in module.parameters())
+                layers.append({"name": name, "type": type(module).__name__, "output": shape, "parameters": count})
+
+            hooks.append(module.register_forward_hook(record))
+    training = network.training
+    network.eval()
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter:
+            network(torch.zeros(1, channels, *image_size))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        network.train(training)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    trainable = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    return {
+        "network": type(network).__name__,
+        "parameters": total,
+        "trainable": trainable,
+        "frozen": total - trainable,
+        "gflops": round(counter.get_total_flops() / 1e9, 4),
+        "image_size": list(image_size),
+        "layers": layers,
+    }
+
+
+def print_summary(result: dict[str, Any]) -> None:
+    """Print what :func:`summarise` found as tables."""
+    table = Table(title=f"{result['name']} ({result['network']})")
+    for column in ("layer", "type", "output", "parameters"):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    for layer in result["layers"]:
+        shape = " x ".join(map(str, layer["output"])) if layer["output"] else ""
+        table.add_row("  " * layer["name"].count(".") + layer["name"], layer["type"], shape, f"{layer['parameters']:,}")
+    console.print(table)
+    height, width = result["image_size"]
+    console.print(
+        f"parameters {result['parameters']:,}  trainable {result['trainable']:,}  frozen {result['frozen']:,}  "
+        f"GFLOPs {result['gflops']:.2f} at {height} x {width} (a multiply-add is two operations)",
+        highlight=False,
+    )

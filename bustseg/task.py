@@ -1,0 +1,180 @@
+"""The LightningModule: network, loss, optimiser and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from bustseg.data.datamodule import Batch
+from bustseg.errors import TrainingError
+from bustseg.losses import BCELoss
+from bustseg.metrics import PixelCurves, SegmentationMetrics
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RECORD = "bustseg"
+"""Section of a checkpoint that makes it self-contained, see `SegmentationTask.record`."""
+
+
+class SegmentationTask(LightningModule):
+    """A network that is trained to segment lesions, and its scores.
+
+    Args:
+        network: images (B, C, H, W) in, logits (B, 1, H, W) out
+        loss: logits and mask, both (B, 1, H, W), in, scalar out
+        optimizer: from parameters to optimiser; the paper's Adam with learning rate 1e-4 (fused: one kernel per step)
+        lr_scheduler: from optimiser to schedule, stepped after each epoch (or step, see ``lr_scheduler_interval``)
+        lr_scheduler_interval: ``epoch`` or ``step``
+        threshold: probability above which a pixel belongs to a lesion (paper: 0.5)
+        mean: mean per network channel of the input in [0, 1]; its length is the number of channels that the grey image
+            is repeated to. ImageNet's by default, as the encoders expect.
+        std: standard deviation per channel
+        channels_last: keep network and activations in NHWC, the fast format on tensor cores and in oneDNN
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module | None = None,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-4, fused=True),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: str = "epoch",
+        threshold: float = 0.5,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss if loss is not None else BCELoss()
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+        self.threshold = threshold
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        # (x / 255 - mean) / std as one multiply-add
+        scale = 1 / (255 * torch.tensor(std, dtype=torch.float32))
+        shift = -torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
+        self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
+        self.record: dict[str, Any] | None = None
+        """What a checkpoint says of its origin (configuration, run, digests); plain types, set by the run's recorder."""
+        self.metrics = nn.ModuleDict({f"{stage}_overlap": SegmentationMetrics(threshold) for stage in ("val", "test")})
+        self.metrics.update({f"{stage}_curves": PixelCurves() for stage in ("val", "test")})
+
+    scale: Tensor
+    shift: Tensor
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Grey ``uint8`` (B, 1, H, W) to the network's float input (B, C, H, W)."""
+        return torch.addcmul(self.shift, image.to(self.scale.dtype), self.scale).contiguous(
+            memory_format=self.memory_format
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, 1, H, W) of grey ``uint8`` images (B, 1, H, W)."""
+        return self.network(self.normalise(image))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(self(batch["image"]), batch["mask"])
+        # looking at the value waits for the GPU, so there only now and then; the epoch's mean is checked anyway
+        if self.device.type == "cpu" or batch_idx % 20 == 0:
+            self._check_finite(loss)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["index"]), sync_dist=True)
+        return loss
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss.detach()):
+            raise TrainingError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch}: lower the learning rate, clip gradients "
+                "(--trainer.gradient_clip_val 1) or train in float32 (--trainer.precision 32-true); "
+                "the last finite state is in last.ckpt"
+            )
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout's draws depend on (seed, epoch, rank) alone, so a resumed run continues the interrupted one
+        datamodule = getattr(self.trainer, "datamodule", None)
+        seed = getattr(datamodule, "seed", 0)
+        torch.manual_seed(hash((seed, self.current_epoch, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+
+    def on_train_epoch_end(self) -> None:
+        if (loss := self.trainer.callback_metrics.get("train/loss")) is not None:
+            self._check_finite(loss)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Lesion probabilities (B, 1, H, W)."""
+        return self(batch["image"]).float().sigmoid()
+
+    @torch.inference_mode()
+    def predict_mask(self, image: np.ndarray) -> np.ndarray:
+        """Predicted mask, ``uint8`` 0 or 1 of shape (H, W), of one grey ``uint8`` image (H, W) at the network's size."""
+        batch = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)[None, None]
+        return (self(batch).float().sigmoid()[0, 0] > self.threshold).to(torch.uint8).cpu().numpy()
+
+    def _evaluate(self, batch: Batch, stage: str) -> Tensor:
+        logits, mask = self(batch["image"]).float(), batch["mask"]
+        loss = self.loss(logits, mask)
+        self.log(f"{stage}/loss", loss, prog_bar=stage == "val", batch_size=len(batch["index"]), sync_dist=True)
+        self.overlap(stage).update(logits, mask, batch["label"], batch["index"])
+        self.curves(stage).update(logits, mask)
+        return logits
+
+    def overlap(self, stage: str) -> SegmentationMetrics:
+        """Per-image confusion counts of ``val`` or ``test``."""
+        return self.metrics[f"{stage}_overlap"]  # type: ignore[return-value]
+
+    def curves(self, stage: str) -> PixelCurves:
+        """Pixel histograms of ``val`` or ``test``."""
+        return self.metrics[f"{stage}_curves"]  # type: ignore[return-value]
+
+    def _log_metrics(self, stage: str) -> None:
+        scores = {**self.overlap(stage).compute(), **self.curves(stage).compute()}
+        # the metric has reduced over ranks already
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()}, rank_zero_only=False)
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._reset("test")
+
+    def _reset(self, stage: str) -> None:
+        # at the start, not at the end, so that callbacks can read the finished epoch's counts
+        self.overlap(stage).reset()
+        self.curves(stage).reset()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # here and not in a callback: Lightning leaves callbacks out of weights-only checkpoints
+        if self.record is not None:
+            checkpoint[RECORD] = self.record
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        # frozen parameters stay out: they have no gradient and would only cost optimiser memory
+        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
+        if monitor := getattr(scheduler, "monitor", None):
+            config["monitor"] = monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]

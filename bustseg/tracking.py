@@ -1,0 +1,243 @@
+"""MLflow: where the store is, and a logger that keeps what a run has computed even when the store goes away."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from filelock import FileLock
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from bustseg.errors import TrackingError
+from bustseg.progress import error_console
+
+RUNS_DIR = Path("mlruns")
+"""The local store: ``mlflow.db``, ``artifacts/``, and what could not be sent to a server."""
+
+# A dead server must not hold up a training: MLflow's own defaults retry for minutes. setdefault leaves a user's choice.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+for _noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking._tracking_service", "lightning.pytorch.loggers.mlflow"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+
+def tracking_uri(uri: str | None = None) -> str:
+    """The store in use: ``uri``, else ``MLFLOW_TRACKING_URI``, else the local ``sqlite:///mlruns/mlflow.db``."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{RUNS_DIR / 'mlflow.db'}"
+
+
+def open_store(uri: str) -> None:
+    """Check that the store answers, and create a local one.
+
+    Raises:
+        TrackingError: no server answers, the folder cannot be written, or MLflow does not know the scheme
+    """
+    scheme = urlparse(uri).scheme
+    if scheme in ("http", "https"):
+        try:
+            urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5).close()
+        except (urllib.error.URLError, OSError) as error:
+            raise TrackingError(
+                f"no MLflow server answers at {uri} ({getattr(error, 'reason', error)}): start it, or unset "
+                "MLFLOW_TRACKING_URI to use the local store"
+            ) from error
+        return
+    if scheme in ("", "file"):
+        raise TrackingError(f"MLflow no longer writes file stores such as {uri}: use sqlite:///mlruns/mlflow.db")
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    try:
+        if scheme == "sqlite":
+            database = Path(uri.removeprefix("sqlite:///"))
+            database.parent.mkdir(parents=True, exist_ok=True)
+            if database.is_file() and database.stat().st_size:
+                return
+            # processes that start together would run the schema's migrations against each other
+            with FileLock(database.with_suffix(".lock")):
+                MlflowClient(uri).search_experiments(max_results=1)
+        else:
+            MlflowClient(uri).search_experiments(max_results=1)
+    except (MlflowException, OSError, ImportError) as error:
+        raise TrackingError(f"cannot use the MLflow store {uri}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """First line of an error's message, with the database drivers' decoration removed."""
+    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return re.sub(r"^\([\w.]+\)\s*", "", text.strip())
+
+
+def local_path(uri: str) -> Path | None:
+    """Folder behind an artifact URI, or None when it is not on this machine."""
+    parsed = urlparse(uri)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    return Path(uri) if parsed.scheme == "" else None
+
+
+class Tracker(MLFlowLogger):
+    """MLflow logger of a run.
+
+    Metrics that a store does not take are kept, sent with the next ones, and at the end written to a file if they
+    still cannot be sent: losing the server never loses a training.
+
+    Args:
+        experiment: MLflow experiment
+        run_name: name of the run; MLflow invents one when not given
+        uri: store; ``MLFLOW_TRACKING_URI`` or the local sqlite store when not given
+        tags: tags of the run
+        description: text at the top of the run's page, in Markdown
+        run_id: continue this run instead of starting one
+    """
+
+    def __init__(
+        self,
+        experiment: str = "bustseg",
+        run_name: str | None = None,
+        uri: str | None = None,
+        tags: dict[str, str] | None = None,
+        description: str | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self.uri = tracking_uri(uri)
+        open_store(self.uri)
+        all_tags = dict(tags or {})
+        if description:
+            all_tags["mlflow.note.content"] = description
+        local_database = not self.uri.startswith("http")
+        super().__init__(
+            experiment_name=experiment,
+            run_name=run_name,
+            tracking_uri=self.uri,
+            tags=all_tags,
+            run_id=run_id,
+            # beside the database, and absolute: the UI may be started from another folder
+            artifact_location=(RUNS_DIR / "artifacts").resolve().as_uri() if local_database else None,
+        )
+        self._unsent: list[tuple[dict[str, float], int]] = []
+        self.killed = False
+        """Set when the user stopped the run, which MLflow tells apart from a failure."""
+        self.final_status: str | None = None
+        """Status to leave the run in whatever happens now (a test must not fail the training that it looks at)."""
+
+    @property
+    def save_dir(self) -> str:
+        """Local folder for what callbacks write; MLFlowLogger has none for a database store (Lightning #19441)."""
+        return str(RUNS_DIR)
+
+    @property
+    def artifact_dir(self) -> Path | None:
+        """The run's artifact folder when it is on this machine, else None."""
+        run = self.experiment.get_run(self.run_id)
+        return local_path(run.info.artifact_uri)
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run's files on this machine: the artifact folder itself when it is local."""
+        return self.artifact_dir or RUNS_DIR / "remote" / str(self.run_id)
+
+    def _send(self, send: Callable[[], Any], what: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            send()
+        except (MlflowException, OSError) as error:
+            error_console.print(f"[yellow]warning:[/] MLflow did not take {what}: {one_line(error)}", highlight=False)
+            return False
+        return True
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send metrics; keep them for later if the store does not answer."""
+        values = dict(metrics)
+        epoch = values.pop("epoch", None)
+        # curves over epochs compare between batch sizes; Lightning counts optimiser steps
+        if epoch is not None and not any(name.endswith("_step") for name in values):
+            step = int(epoch)
+        if values:
+            self._unsent.append((values, step or 0))
+
+        def send() -> None:
+            while self._unsent:
+                super(Tracker, self).log_metrics(*self._unsent[0])
+                self._unsent.pop(0)
+
+        self._send(send, "metrics (they are kept and sent later)")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: Lightning offers a part of the configuration here, `log_config` records all of it."""
+
+    @rank_zero_only
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Record the whole configuration as parameters; what differs when a run is continued becomes a tag."""
+        from mlflow.entities import Param, RunTag
+
+        known = self.experiment.get_run(self.run_id).data.params
+        flat = {key: str(value)[:5900] for key, value in flatten(config)}
+        new = [Param(key, value) for key, value in flat.items() if key not in known]
+        changed = [RunTag(f"continued.{key}", value) for key, value in flat.items() if known.get(key, value) != value]
+        for start in range(0, len(new), 100):
+            self.experiment.log_batch(self.run_id, params=new[start : start + 100])
+        self.experiment.log_batch(self.run_id, tags=changed)
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags, skipping those that are None."""
+        from mlflow.entities import RunTag
+
+        run_tags = [RunTag(key, str(value)) for key, value in tags.items() if value is not None]
+        self._send(lambda: self.experiment.log_batch(self.run_id, tags=run_tags), "tags")
+
+    @rank_zero_only
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Put a local file into the run's artifact ``folder``; what lies there already stays."""
+        artifacts = self.artifact_dir
+        if artifacts is not None and path.resolve() == (artifacts / folder / path.name).resolve():
+            return
+        self._send(lambda: self.experiment.log_artifact(self.run_id, str(path), folder or None), f"{path} (it stays there)")
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Close the run with the status that a person would give it: FINISHED, FAILED, or KILLED for Ctrl-C."""
+        if not self._initialized:
+            return
+        if self._unsent and not self._send(lambda: self.log_metrics({}), "the last metrics"):
+            pass
+        if self._unsent:
+            path = self.run_dir / "unsent_metrics.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self._unsent, indent=1))
+            error_console.print(f"[yellow]warning:[/] metrics that MLflow did not take are in {path}", highlight=False)
+        ended = self.final_status or ("KILLED" if self.killed else "FAILED" if status == "failed" else "FINISHED")
+        self._send(lambda: self.experiment.set_terminated(self.run_id, ended), f"the run's end ({ended})")
+
+    @property
+    def started(self) -> bool:
+        """Whether the run exists in the store yet."""
+        return self._initialized
+
+    def reopen(self) -> None:
+        """Mark a continued run as running again."""
+        self._send(lambda: self.experiment.update_run(self.run_id, status="RUNNING"), "the run's status")
+
+
+def flatten(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as ``(dotted key, value)``; lists of plain values stay values."""
+    if isinstance(config, Mapping) and config:
+        return [pair for key, value in config.items() for pair in flatten(value, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(config, list) and any(isinstance(item, Mapping) for item in config):
+        return [pair for index, item in enumerate(config) for pair in flatten(item, f"{prefix}.{index}")]
+    return [(prefix, config)]

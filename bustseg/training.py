@@ -1,0 +1,393 @@
+"""The training verbs: a LightningCLI whose defaults are the paper's protocol."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import logging
+import re
+import tempfile
+from contextlib import contextmanager
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from bustseg.callbacks import (
+    BestCheckpoint,
+    EpochLines,
+    LastCheckpoint,
+    PredictionPanels,
+    RunRecorder,
+    WatchedProgressBar,
+)
+from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, without_pretrained
+from bustseg.data.datamodule import BUSIDataModule
+from bustseg.errors import UserError
+from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
+from bustseg.progress import console
+from bustseg.task import RECORD, SegmentationTask
+from bustseg.tracking import Tracker, open_store, tracking_uri
+
+
+def fast_precision() -> str:
+    """``bf16-mixed`` where the hardware computes in it, else ``32-true``."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    try:
+        capabilities = torch.cpu.get_capabilities()
+    except (AttributeError, RuntimeError):
+        return "32-true"
+    fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
+    return "bf16-mixed" if fast else "32-true"
+
+
+_DOWNLOAD_ERRORS = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "HfHubHTTPError", "URLError", "HTTPError")
+"""What the hub, timm and torchvision raise, by name: importing their modules only for this would cost a second."""
+
+
+class _Parser(LightningArgumentParser):
+    """Parser whose errors are exceptions, so that the command line can say them in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["exit_on_error"] = False
+        super().__init__(*args, **kwargs)
+
+
+class BustsegCLI(LightningCLI):
+    """`bustseg fit / validate / test`: one YAML is one experiment."""
+
+    def __init__(self, args: list[str], checkpoint: dict[str, Any] | None = None, run: bool = True) -> None:
+        self.checkpoint = checkpoint
+        super().__init__(
+            SegmentationTask,
+            BUSIDataModule,
+            save_config_callback=None,
+            trainer_defaults={
+                "max_epochs": 50,
+                "precision": fast_precision(),
+                "num_sanity_val_steps": 0,
+                # the sampler shards by itself, without counting an evaluation image twice
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+                "log_every_n_steps": 50,
+            },
+            seed_everything_default=0,
+            parser_class=_Parser,
+            args=args,
+            run=run,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {verb: skip for verb, skip in LightningCLI.subcommands().items() if verb in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(Tracker, "tracking", skip={"run_id"}, instantiate=False)
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 10})
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the checkpoint's configuration came first on the command line, so that the user's words win."""
+
+    def instantiate_classes(self) -> None:
+        self._dump_config()
+        config = self.config
+        if self.checkpoint is not None:
+            # the checkpoint brings its weights; what is recorded still says what they were trained from
+            self.config = copy.deepcopy(config)
+            section = self.config[self.subcommand] if self.subcommand else self.config
+            section.model.network = _as_namespace(without_pretrained(_as_dict(section.model.network)))
+        use_packaged_weights()
+        with fail_fast():
+            self.config_init = self.parser.instantiate_classes(self.config)
+        self.config = config
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        self.trainer = self.instantiate_trainer()
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        section = self.config_init[self.subcommand] if self.subcommand else self.config_init
+        user = section.trainer.logger
+        kwargs["logger"] = self._tracker() if user is None or user is True else user
+        self.save_config_callback = None
+        trainer = super().instantiate_trainer(**kwargs)
+        extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines(), PredictionPanels()]
+        if self.subcommand == "fit":
+            extra.append(LastCheckpoint())
+        if trainer.progress_bar_callback is not None and console.is_terminal:
+            trainer.callbacks.remove(trainer.progress_bar_callback)
+            extra.append(WatchedProgressBar())
+        elif trainer.progress_bar_callback is not None:
+            # bars fill log files with control characters; there EpochLines says what happens
+            trainer.callbacks.remove(trainer.progress_bar_callback)
+        # Lightning keeps checkpoints last, so that they see what the other callbacks have done
+        trainer.callbacks = trainer._callback_connector._reorder_callbacks([*trainer.callbacks, *extra])
+        return trainer
+
+    def _tracker(self) -> Tracker | bool:
+        section = self.config[self.subcommand] if self.subcommand else self.config
+        if section.trainer.fast_dev_run:
+            return False
+        options = _as_dict(section.tracking)
+        # MLflow's random names repeat, since the training's seed seeds them too
+        options["run_name"] = options["run_name"] or self._default_name()
+        run_id, keep = self._run_to_continue(options.get("uri"))
+        tracker = Tracker(**options, run_id=run_id)
+        if run_id is not None:
+            if keep:
+                tracker.final_status = tracker.experiment.get_run(run_id).info.status
+            else:
+                tracker.reopen()
+        elif self.checkpoint is not None:
+            tracker.tags = {**(tracker.tags or {}), "checkpoint_of_run": self.checkpoint[RECORD].get("run_id", "unknown")}
+        return tracker
+
+    def _default_name(self) -> str:
+        configs = [Path(str(path)).stem for path in self.config[self.subcommand].get("config") or []]
+        name = configs[-1] if configs and self.checkpoint is None else type(self.model.network).__name__
+        return f"{name} {datetime.now():%Y-%m-%d %H:%M}"
+
+    def _run_to_continue(self, uri: str | None) -> tuple[str | None, bool]:
+        """Run that a checkpoint belongs to, if its store has it and the data are the same; and whether to keep its status.
+
+        Scores on other data than the run was trained for get a run of their own.
+        """
+        run_id = (self.checkpoint or {}).get(RECORD, {}).get("run_id")
+        if run_id is None:
+            return None, False
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        store = tracking_uri(uri)
+        open_store(store)
+        try:
+            run = MlflowClient(store).get_run(run_id)
+        except MlflowException:
+            return None, False
+        if run.info.lifecycle_stage == "deleted":
+            return None, False
+        if self.subcommand == "fit":
+            return run_id, False
+        self.datamodule.prepare_data()
+        self.datamodule.setup(self.subcommand)
+        section = self.checkpoint[RECORD]  # type: ignore[index]
+        same = (self.datamodule.data_digest, self.datamodule.split_digest) == (
+            section.get("data_digest"),
+            section.get("split_digest"),
+        )
+        return (run_id, True) if same else (None, False)
+
+    def _set_seed(self) -> None:
+        with _quiet("lightning.fabric.utilities.seed"):
+            super()._set_seed()
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _as_dict(value: Any) -> Any:
+    return value.as_dict() if isinstance(value, Namespace) else value
+
+
+def _as_namespace(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Namespace({key: _as_namespace(item) if key == "init_args" else item for key, item in value.items()})
+    return value
+
+
+def _one_value(args: list[str], option: str) -> tuple[str | None, list[str]]:
+    """Value of ``option`` in ``args`` (both ``--x v`` and ``--x=v``) and the arguments without it."""
+    rest, value = [], None
+    items = iter(args)
+    for item in items:
+        if item == option:
+            value = next(items, None)
+        elif item.startswith(option + "="):
+            value = item.partition("=")[2]
+        else:
+            rest.append(item)
+    return value, rest
+
+
+def _explain_parse_error(error: Exception, parser: Any = None) -> UserError:
+    """One line for what jsonargparse says in several."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        if type(cause).__name__ in _DOWNLOAD_ERRORS:
+            return download_error("the network's encoder", cause)  # type: ignore[arg-type]
+        cause = cause.__cause__ or cause.__context__
+    text = str(error)
+    unknown = re.search(r"(?:Key '([\w.]+)' is not expected|No such option: ?([\w.-]+)|Unrecognized arguments?: (\S+))", text)
+    if unknown:
+        key = next(group for group in unknown.groups() if group).lstrip("-").partition("=")[0]
+        return UserError(f"unknown config key `{key}`{_did_you_mean(key)}")
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
+    return UserError(" ".join(dict.fromkeys(lines))[:600])
+
+
+def _did_you_mean(key: str) -> str:
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    parser.add_lightning_class_args(SegmentationTask, "model")
+    parser.add_lightning_class_args(BUSIDataModule, "data")
+    parser.add_class_arguments(Tracker, "tracking")
+    known = [action.dest for action in parser._actions]
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    return f": did you mean {' or '.join(f'`{name}`' for name in close)}?" if close else ": see `bustseg fit --help`"
+
+
+def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
+    """Parse the arguments of a training verb and make its objects, but run nothing.
+
+    ``--ckpt_path`` may name a file, an MLflow run id or ``runs:/RUN_ID``; the checkpoint's own configuration then stands
+    before the given configs and options, so that a checkpoint alone is enough and anything named beside it wins.
+
+    Raises:
+        UserError: a config, key or value that cannot be used
+    """
+    for path in (args[i + 1] for i, item in enumerate(args[:-1]) if item in ("--config", "-c")):
+        if not Path(path).is_file():
+            raise UserError(f"no config file at {path}")
+    named, rest = _one_value(args, "--ckpt_path")
+    checkpoint = None
+    with tempfile.TemporaryDirectory() as folder:
+        if named is not None and verb is not None:
+            path = resolve_checkpoint(named, prefer="last" if verb == "fit" else "best")
+            checkpoint = read_checkpoint(path)
+            if verb == "fit" and "optimizer_states" not in checkpoint:
+                raise UserError(f"{path} holds weights only and cannot be continued: name the run's last.ckpt")
+            stored = Path(folder) / "checkpoint.yaml"
+            stored.write_text(yaml.safe_dump(_stored_config(checkpoint, verb)))
+            rest = ["--config", str(stored), *rest, "--ckpt_path", str(path)]
+        try:
+            cli = _PreparedCLI([*([verb] if verb else []), *rest], checkpoint, run=verb is not None)
+        except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
+            raise _explain_parse_error(error) from error
+    return cli
+
+
+class _PreparedCLI(BustsegCLI):
+    """A CLI that makes everything and leaves running it to the caller."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing yet, see `train`."""
+
+
+def _stored_config(checkpoint: dict[str, Any], verb: str) -> dict[str, Any]:
+    """The part of a checkpoint's configuration that a verb starts from.
+
+    A fit goes on exactly as it was set up; a test may run on another machine, so only the precision is taken over.
+    """
+    config = {key: value for key, value in checkpoint[RECORD]["config"].items() if key not in ("config", "ckpt_path")}
+    if verb != "fit":
+        trainer = config.get("trainer", {})
+        config = {key: config[key] for key in ("seed_everything", "model", "data", "tracking") if key in config}
+        if trainer.get("precision"):
+            config["trainer"] = {"precision": trainer["precision"]}
+    config.pop("weights_only", None)
+    return config
+
+
+def train(verb: str, args: list[str]) -> int:
+    """Run `fit`, `validate` or `test` with command-line arguments; returns the exit code."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "timm.models._builder"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    cli = build_cli(verb, args)
+    if verb != "fit" and cli.checkpoint is None:
+        raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id or runs:/RUN_ID")
+    LightningCLI._run_subcommand(cli, verb)
+    _report(cli, verb)
+    return 0
+
+
+def _report(cli: BustsegCLI, verb: str) -> None:
+    """What a person wants to know at the end: scores with their convention, where things are, what comes next."""
+    trainer = cli.trainer
+    if not trainer.is_global_zero:
+        return
+    tracker = trainer.logger
+    if verb != "fit":
+        _print_scores(trainer.callback_metrics, verb if verb == "test" else "val")
+    if not isinstance(tracker, Tracker):
+        return
+    lines = [f"run {tracker.run_id}  experiment {tracker._experiment_name}  store {tracker.uri}"]
+    if tracker.artifact_dir is not None:
+        if verb == "test":
+            lines.append(f"pictures   {tracker.artifact_dir / 'panels' / 'test.png'}")
+        if verb == "fit":
+            lines.append(f"checkpoint {tracker.artifact_dir / 'checkpoints' / 'best.ckpt'}")
+    if verb == "fit":
+        lines.append(f"next: bustseg test --ckpt_path {tracker.run_id}")
+    lines.append("look at it: bustseg ui")
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def _print_scores(metrics: dict[str, Any], stage: str) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{stage}: one row per convention (what an image with an empty mask counts)")
+    scores = ("precision", "recall", "f1", "iou", "dice")
+    for column in ("convention", *scores):
+        table.add_column(column)
+    for convention in ("paper", "lesion", "empty_one", "pooled"):
+        cells = [metrics.get(f"{stage}/{score}_{convention}") for score in scores]
+        table.add_row(convention, *("-" if cell is None else f"{float(cell):.4f}" for cell in cells))
+    console.print(table)
+    for name in ("auc_pixel", "dice_lesion_benign", "dice_lesion_malignant", "false_positive_rate_normal", "missed_lesion_rate"):
+        if (value := metrics.get(f"{stage}/{name}")) is not None:
+            console.print(f"{name} {float(value):.4f}", highlight=False)
+
+
+def summary(args: list[str]) -> int:
+    """`bustseg summary`: counts of a config's network, with no weights and no data at hand."""
+    as_json = "--json" in args
+    args = [item for item in args if item != "--json"]
+    try:
+        cli = _SummaryCLI(args)
+    except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
+        raise _explain_parse_error(error) from error
+    from bustseg.summary import print_summary, summarise
+
+    result = summarise(cli.model.network, cli.datamodule.image_size, channels=len(cli.model.scale.flatten()))
+    result["name"] = cli.config.tracking.run_name or type(cli.model.network).__name__
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_summary(result)
+    return 0
+
+
+class _SummaryCLI(BustsegCLI):
+    """Makes the network without pretrained weights, and neither store nor trainer."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(args, checkpoint={}, run=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None

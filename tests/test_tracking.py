@@ -1,0 +1,96 @@
+"""The MLflow logger: nothing is lost when the store goes away."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+from bustseg.errors import TrackingError
+from bustseg.tracking import Tracker, flatten, open_store, tracking_uri
+
+
+def values(tracker: Tracker, name: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in mlflow.MlflowClient(tracker.uri).get_metric_history(tracker.run_id, name)]
+
+
+def test_the_store_is_local_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tracking_uri() == "sqlite:///mlruns/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri() == "http://server:5000"
+    assert tracking_uri("sqlite:///other.db") == "sqlite:///other.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:9", "no MLflow server answers at http://127.0.0.1:9"),
+        ("file:///tmp/mlruns", "no longer writes file stores"),
+        ("postgresql://nobody@127.0.0.1:9/none", "cannot use the MLflow store"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_in_one_line(uri: str, message: str) -> None:
+    with pytest.raises(TrackingError, match=message) as error:
+        open_store(uri)
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_outlive_a_store_that_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker(experiment="away")
+    tracker.log_metrics({"loss": 3.0, "epoch": 0})
+    send = type(tracker.experiment).log_batch
+
+    def dead(*args: Any, **kwargs: Any) -> None:
+        raise MlflowException("connection refused")
+
+    monkeypatch.setattr(type(tracker.experiment), "log_batch", dead)
+    tracker.log_metrics({"loss": 2.0, "epoch": 1})
+    monkeypatch.setattr(type(tracker.experiment), "log_batch", send)
+    tracker.log_metrics({"loss": 1.0, "epoch": 2})
+    assert values(tracker, "loss") == [(0, 3.0), (1, 2.0), (2, 1.0)]
+
+
+def test_metrics_that_could_never_be_sent_are_written_down(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = Tracker(experiment="gone")
+    folder = tracker.run_dir
+
+    def dead(*args: Any, **kwargs: Any) -> None:
+        raise MlflowException("connection refused")
+
+    monkeypatch.setattr(type(tracker.experiment), "log_batch", dead)
+    monkeypatch.setattr(type(tracker.experiment), "set_terminated", dead)
+    tracker.log_metrics({"loss": 2.0, "epoch": 1})
+    tracker.finalize()
+    assert json.loads((folder / "unsent_metrics.json").read_text()) == [[{"loss": 2.0}, 1]]
+    assert "unsent_metrics.json" in capsys.readouterr().err
+
+
+def test_a_continued_run_keeps_its_first_parameters_and_tags_what_changed() -> None:
+    first = Tracker(experiment="again")
+    first.log_config({"trainer": {"max_epochs": 2}, "model": {"lr": 0.1}})
+    again = Tracker(experiment="again", run_id=first.run_id)
+    again.log_config({"trainer": {"max_epochs": 5}, "model": {"lr": 0.1}})
+    run = mlflow.MlflowClient(first.uri).get_run(first.run_id)
+    assert run.data.params == {"trainer.max_epochs": "2", "model.lr": "0.1"}
+    assert run.data.tags["continued.trainer.max_epochs"] == "5"
+    assert "continued.model.lr" not in run.data.tags
+
+
+def test_flatten_names_nested_values() -> None:
+    config = {"a": {"b": 1, "c": [1, 2], "d": [{"e": None}]}, "f": {}}
+    assert flatten(config) == [("a.b", 1), ("a.c", [1, 2]), ("a.d.0.e", None), ("f", {})]
+
+
+def test_artifacts_lie_beside_the_database() -> None:
+    tracker = Tracker(experiment="files")
+    Path("note.txt").write_text("x")
+    tracker.log_file(Path("note.txt"), "notes")
+    assert tracker.artifact_dir is not None
+    assert (tracker.artifact_dir / "notes" / "note.txt").read_text() == "x"
+    assert Path("mlruns/artifacts").resolve() in tracker.artifact_dir.parents
