@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import struct
+import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image, ImageOps
 
 from bustseg.errors import DataError
 
+_COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 LABELS = ("benign", "malignant", "normal", "unknown")
 """Classes in the order of their integer codes in a batch."""
 
@@ -59,20 +64,51 @@ class Sample:
         return union
 
 
-def read_grey(path: Path) -> np.ndarray:
-    """Read any PNG, JPEG or TIFF mode (1, L, LA, RGB, RGBA, 16 bit) as grey ``uint8`` of shape (H, W).
+def read_native(path: Path) -> np.ndarray:
+    """Read any PNG, JPEG or TIFF mode (1, L, LA, P, RGB, RGBA, 16 bit) as ``uint8``, (H, W) or for colour (H, W, 3).
+
+    Transparency is dropped and 16 bits are scaled to 8. The decoder is Pillow's, because OpenCV's returns what it has
+    of a truncated file without a word.
 
     Raises:
         DataError: the file is missing, truncated or not an image
     """
     try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-    if image is None:
-        raise DataError(f"{path} is not a readable image (corrupt or truncated): replace or remove it")
-    return image
+        with Image.open(path) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):
+                return (np.asarray(image) >> 8).astype(np.uint8)
+            return np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L"))
+    except FileNotFoundError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except _DECODER_ERRORS as error:
+        raise DataError(f"{path} is not a readable image (corrupt or truncated): replace or remove it") from error
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """The same as grey ``uint8`` of shape (H, W); errors as in :func:`read_native`."""
+    image = read_native(path)
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a file of a data set.
+
+    Attributes:
+        kind: short name by which problems are counted, such as ``image without mask``
+        path: the file
+        message: what is wrong and what to do, in one line
+        image: id of the sample that it belongs to, if any
+        wrong: training on it would be wrong; otherwise only worth knowing
+    """
+
+    kind: str
+    path: Path
+    message: str
+    image: str | None = None
+    wrong: bool = True
 
 
 class Source(ABC):
@@ -96,12 +132,23 @@ class Source(ABC):
             )
 
     @abstractmethod
+    def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
+        """List the samples under ``root``, sorted naturally by id, and the files that do not fit, without decoding any.
+
+        Raises:
+            DataError: the folder does not hold this layout at all
+        """
+
     def read(self, root: Path) -> list[Sample]:
         """List the samples under ``root``, sorted naturally by id, without decoding any image.
 
         Raises:
-            DataError: the folder does not hold this layout
+            DataError: the folder does not hold this layout, or a file in it does not fit
         """
+        samples, problems = self.scan(root)
+        for problem in problems:
+            raise DataError(problem.message)
+        return samples
 
 
 def natural_key(text: str) -> list[object]:
@@ -124,7 +171,7 @@ class BUSI(Source):
         root = os.environ.get("BUSI_ROOT")
         return Path(root) if root else None
 
-    def read(self, root: Path) -> list[Sample]:
+    def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
         classes = ("benign", "malignant", "normal")
         if (root / "Dataset_BUSI_with_GT").is_dir():
             root = root / "Dataset_BUSI_with_GT"
@@ -134,6 +181,7 @@ class BUSI(Source):
                 f"{root} holds none of the folders benign, malignant, normal: is it BUSI's Dataset_BUSI_with_GT?"
             )
         samples = []
+        problems = []
         for folder in folders:
             masks: dict[str, list[Path]] = {}
             images: list[Path] = []
@@ -143,16 +191,17 @@ class BUSI(Source):
                     masks.setdefault(match["stem"], []).append(path)
                 else:
                     images.append(path)
-            for path in images:
-                if path.stem not in masks:
-                    raise DataError(
-                        f"image {path} has no mask ({path.stem}_mask.png): add the mask or remove the image"
-                    )
-                own = sorted(masks.pop(path.stem), key=lambda mask: natural_key(mask.stem))
+            for path in sorted(images, key=lambda image: natural_key(image.stem)):
+                own = sorted(masks.pop(path.stem, []), key=lambda mask: natural_key(mask.stem))
+                if not own:
+                    message = f"image {path} has no mask ({path.stem}_mask.png): add the mask or remove the image"
+                    problems.append(Problem("image without mask", path, message, path.stem))
                 samples.append(Sample(path.stem, path, tuple(own), folder.name, source=self.name))
-            if masks:
-                orphan = next(iter(masks.values()))[0]
-                raise DataError(f"mask {orphan} has no image: add the image or remove the mask")
-        if not samples:
+            for path in sorted(
+                (mask for left in masks.values() for mask in left), key=lambda mask: natural_key(mask.stem)
+            ):
+                message = f"mask {path} has no image: add the image or remove the mask"
+                problems.append(Problem("mask without image", path, message))
+        if not samples and not problems:
             raise DataError(f"{root} holds no PNG images in benign, malignant or normal: is the data unpacked?")
-        return sorted(samples, key=lambda sample: natural_key(sample.id))
+        return sorted(samples, key=lambda sample: natural_key(sample.id)), problems

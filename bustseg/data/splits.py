@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bustseg.data.duplicates import duplicate_groups, join
 from bustseg.data.sources import LABELS, Sample, natural_key
 from bustseg.errors import DataError
 
@@ -56,7 +57,7 @@ def grouped_split(samples: Sequence[Sample], groups: Mapping[str, str] | None = 
     """Split in the paper's proportions that keeps every group in one subset, stratified by class and lesion size.
 
     Args:
-        groups: group name by sample id, such as :meth:`bustseg.data.audit.AuditReport.groups`; samples that share a
+        groups: group name by sample id, such as :attr:`bustseg.data.audit.AuditReport.groups`; samples that share a
             ``Sample.group`` (a patient) are kept together as well. Samples without either stand alone.
 
     Raises:
@@ -127,6 +128,7 @@ def make_split(
     of: str = "grouped",
     groups: Mapping[str, str] | None = None,
     curated_list: Path | None = None,
+    all_folds: bool = False,
 ) -> pd.DataFrame:
     """Split by the name of a scheme or from a CSV file, one row per image.
 
@@ -138,6 +140,7 @@ def make_split(
         groups: group name by sample id for ``grouped``; None looks for near-duplicates among the images (some seconds
             on BUSI)
         curated_list: list of the images that ``curated`` keeps
+        all_folds: give every fold, one row per fold and image
 
     Raises:
         DataError: unknown scheme, a missing list, a fold out of range, or a file that does not fit the samples
@@ -145,19 +148,19 @@ def make_split(
     seed = int(seed)
     if scheme.endswith(".csv"):
         split = read_split(Path(scheme), samples, fold=fold)
-        if fold is None and "fold" in split:
+        if fold is None and "fold" in split and not all_folds:
             raise DataError(f"split {scheme} has {split['fold'].nunique()} folds: choose the one to test")
         return split
     if scheme not in SCHEMES:
         raise DataError(f"unknown split scheme {scheme!r}: use {', '.join(SCHEMES)} or a CSV file")
     if groups is None and (scheme == "grouped" or (scheme == "kfold" and of == "grouped")):
-        groups = _find_groups(samples)
+        groups = duplicate_groups(samples)
     if scheme == "kfold":
         fold = fold or 0
         if not 0 <= fold < folds:
             raise DataError(f"there is no fold {fold}: choose 0 to {folds - 1}")
         split = kfold(samples, seed, folds, of, groups, curated_list)
-        return split[split["fold"] == fold].reset_index(drop=True)
+        return split if all_folds else split[split["fold"] == fold].reset_index(drop=True)
     if scheme == "grouped":
         return grouped_split(samples, groups, seed)
     if scheme == "curated":
@@ -279,24 +282,13 @@ def merge_groups(samples: Sequence[Sample], groups: Mapping[str, str] | None = N
     Returns:
         group name (the first member's id) by sample id, for the samples that do not stand alone
     """
-    parent = {sample.id: sample.id for sample in samples}
-
-    def find(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
     first: dict[tuple[str, str], str] = {}
-    for sample in sorted(samples, key=lambda sample: natural_key(sample.id)):
-        own = [("patient", sample.group), ("duplicate", (groups or {}).get(sample.id))]
-        for kind, name in own:
+    links = []
+    for sample in samples:
+        for kind, name in (("patient", sample.group), ("duplicate", (groups or {}).get(sample.id))):
             if name:
-                parent[find(sample.id)] = find(first.setdefault((kind, name), sample.id))
-    members = defaultdict(list)
-    for name in sorted(parent, key=natural_key):
-        members[find(name)].append(name)
-    return {name: names[0] for names in members.values() if len(names) > 1 for name in names}
+                links.append((first.setdefault((kind, name), sample.id), sample.id))
+    return join(links)
 
 
 def curated_samples(samples: Sequence[Sample], list_csv: Path) -> list[Sample]:
@@ -394,10 +386,6 @@ def _select(samples: Sequence[Sample], scheme: str, curated_list: Path | None) -
     if scheme not in ("paper", "grouped"):
         raise DataError(f"there is no k-fold version of {scheme!r}: use paper, lesion, grouped or curated")
     return list(samples)
-
-
-def _find_groups(samples: Sequence[Sample]) -> dict[str, str]:
-    raise DataError("the scheme grouped needs the groups")  # replaced once the audit is in
 
 
 def _label_counts(samples: Sequence[Sample]) -> dict[str, int]:
