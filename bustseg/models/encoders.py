@@ -140,8 +140,9 @@ def build_encoder(name: str, weights: str = "imagenet", in_channels: int = 3, la
     else:
         encoder = TimmEncoder(_timm_net(name, imagenet, in_channels, last_only))
     if weights not in ("imagenet", "none"):
-        first = next(key for key, value in encoder.state_dict().items() if value.ndim == 4)
-        load_encoder_file(encoder.net if isinstance(encoder, TimmEncoder) else encoder, Path(weights), first)
+        target = encoder.net if isinstance(encoder, TimmEncoder) else encoder
+        first = next(key for key, value in target.state_dict().items() if value.ndim == 4)
+        load_encoder_file(target, Path(weights), first)
     use_fast_depthwise(encoder)
     return encoder
 

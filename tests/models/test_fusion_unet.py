@@ -1,0 +1,166 @@
+"""FusionUNet against the parameter counts of the paper's table 1, and what it promises of sizes, freezing and skips."""
+
+import pytest
+import torch
+from torch import nn
+
+from bustseg.errors import UserError
+from bustseg.models import CBAM, FusionUNet
+
+R, D, E = "resnet18", "densenet121", "efficientnet_b0"
+
+
+def count(net: nn.Module, trainable: bool = False) -> int:
+    return sum(p.numel() for p in net.parameters() if p.requires_grad or not trainable)
+
+
+@pytest.mark.parametrize(
+    ("encoders", "attention", "total", "trainable_when_frozen"),
+    [
+        ([R, D, E], "none", 23_794_557, 1_656_641),
+        ([R, D, E], "cbam", 23_881_989, 1_744_073),
+        ([R, D, E], "nonlocal", 24_493_277, 2_355_361),
+        ([D, E], "none", 12_350_269, 1_388_865),
+        ([R, E], "none", 16_305_149, 1_121_089),
+        ([R, D], "none", 19_117_569, 987_201),
+    ],
+)
+def test_parameters_are_the_papers(encoders, attention, total, trainable_when_frozen):
+    frozen = FusionUNet(encoders, attention=attention, weights="none", freeze_encoders=True)
+    assert count(frozen) == total
+    assert count(frozen, trainable=True) == trainable_when_frozen
+    frozen.requires_grad_(True)
+    assert count(frozen, trainable=True) == total
+
+
+def test_decoder_runs_at_the_stated_sizes():
+    net = FusionUNet([R], attention="cbam", weights="none").eval()
+    seen = []
+    for attention in net.decoder.attentions:
+        attention.register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape[1:])))
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 224, 224)).shape == (1, 1, 224, 224)
+    assert seen == [(512, 7, 7), (256, 14, 14), (128, 28, 28), (64, 56, 56)]
+
+
+@pytest.mark.parametrize(("size", "skips"), [((65, 97), True), ((50, 50), False), ((17, 33), False), ((64, 96), True)])
+def test_logits_have_the_images_size(size, skips):
+    net = FusionUNet([R, E], attention="cbam", skips=skips, weights="none")
+    logits = net(torch.randn(2, 3, *size))
+    assert logits.shape == (2, 1, *size)
+    logits.mean().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_head_before_upsampling_is_head_after_upsampling():
+    torch.manual_seed(0)
+    net = FusionUNet([R], weights="none").eval()
+    x = torch.randn(1, 3, 64, 64)
+    last = {}
+    net.decoder.blocks[-1].register_forward_hook(lambda _, args, out: last.update(x=out))
+    with torch.no_grad():
+        logits = net(x)
+        up = nn.Upsample(scale_factor=2, mode="bilinear")
+        torch.testing.assert_close(logits, up(net.decoder.head(up(last["x"]))), rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_encoders_neither_learn_nor_record():
+    net = FusionUNet([R, E], weights="none", freeze_encoders=True).train()
+    before = {key: value.clone() for key, value in net.encoders.state_dict().items()}
+    maps = net.encode(torch.randn(2, 3, 64, 64))
+    assert not any(own.requires_grad for each in maps for own in each.values())
+    net(torch.randn(2, 3, 64, 64)).mean().backward()
+    after = net.encoders.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(p.grad is None for p in net.encoders.parameters())
+    assert all(p.grad is not None for p in net.decoder.parameters())
+    assert net.decoder.training
+    assert not any(module.training for module in net.encoders.modules())
+
+
+def test_trained_encoders_do_learn():
+    net = FusionUNet([R], weights="none").train()
+    before = net.encoders[0].bn1.running_mean.clone()
+    net(torch.randn(2, 3, 64, 64)).mean().backward()
+    assert not torch.equal(before, net.encoders[0].bn1.running_mean)
+    assert net.encoders[0].conv1.weight.grad is not None
+
+
+def test_skips_carry_fine_detail():
+    torch.manual_seed(0)
+    net = FusionUNet([R], skips=True, weights="none").eval()
+    assert len(net.decoder.blocks) == 5
+    assert net.decoder.blocks[1][0].in_channels == 512 + 256
+    assert net.decoder.blocks[4][0].in_channels == 64 + 64
+
+
+def test_skips_where_an_encoder_has_no_finest_map():
+    net = FusionUNet(["convnext_tiny"], skips=True, weights="none").eval()
+    assert net.encoders[0].strides == (4, 8, 16, 32)
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+def test_attention_as_a_callable():
+    net = FusionUNet([R], attention=lambda channels: CBAM(channels, reduction=16), weights="none")
+    assert net.decoder.attentions[0].mlp[0].out_features == 32
+
+
+def test_cam_layer_names_the_last_block():
+    net = FusionUNet([R], weights="none")
+    assert net.get_submodule(net.cam_layer) is net.decoder.blocks[-1]
+
+
+def test_dropout_falls_on_the_fused_features_in_training_only():
+    torch.manual_seed(0)
+    net = FusionUNet([R], weights="none", dropout=0.5)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x), net(x))
+        assert not torch.equal(net.train()(x), net(x))
+
+
+@pytest.mark.parametrize("attention", ["none", "cbam", "nonlocal"])
+def test_state_dict_round_trip(attention, tmp_path):
+    torch.manual_seed(0)
+    net = FusionUNet([R], attention=attention, weights="none").eval()
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    other = FusionUNet([R], attention=attention, weights="none").eval()
+    other.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(net(x), other(x))
+
+
+@pytest.mark.parametrize("attention", ["none", "cbam", "nonlocal"])
+def test_channels_last_and_bf16(attention):
+    torch.manual_seed(0)
+    net = FusionUNet([R, E], attention=attention, weights="none").eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = net(x)
+        last = net.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(last(x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = last(x.to(memory_format=torch.channels_last))
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - expected).abs().max() < 0.05 * expected.std() + 0.05
+
+
+@pytest.mark.parametrize("in_channels", [1, 4])
+def test_other_numbers_of_image_channels(in_channels):
+    net = FusionUNet([R, "timm/resnet18"], weights="none", in_channels=in_channels).eval()
+    with torch.no_grad():
+        assert net(torch.zeros(1, in_channels, 64, 64)).shape == (1, 1, 64, 64)
+
+
+def test_weights_must_match_encoders():
+    with pytest.raises(UserError, match="2 encoders but 1 weights"):
+        FusionUNet([R, E], weights=["none"])
+    with pytest.raises(UserError, match="0 encoders"):
+        FusionUNet([], weights="none")
+
+
+def test_unknown_attention_is_named():
+    with pytest.raises(UserError, match="no attention 'cbm': choose none, cbam, nonlocal"):
+        FusionUNet([R], attention="cbm", weights="none")
