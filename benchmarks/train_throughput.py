@@ -1,4 +1,4 @@
-"""Training throughput of a paper model: bustseg against a plain Lightning script, and what each step between them gives.
+"""Training throughput of a paper model: bustseg against a plain Lightning script, and what each step gives.
 
 The plain script is what a tutorial would write: PNG files decoded in the Dataset by two workers, NCHW, float32,
 unfused Adam. Each step adds one of bustseg's defaults. Every variant trains the same network on the same images in a
@@ -29,7 +29,9 @@ VARIANTS = {
 }
 
 
-def run_variant(root: str, config: str, steps: int, warmup: int, batch_size: int, options: dict[str, bool]) -> dict[str, float]:
+def run_variant(
+    root: str, config: str, steps: int, warmup: int, batch_size: int, options: dict[str, bool]
+) -> dict[str, float]:
     """Train ``warmup + steps`` batches and return images per second over the last ``steps``."""
     warnings.simplefilter("ignore")
     import logging
@@ -53,7 +55,7 @@ def run_variant(root: str, config: str, steps: int, warmup: int, batch_size: int
     class Clock(pl.Callback):
         """Wall time from the end of the warm-up to the last step, the loader's time included."""
 
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):  # noqa: ANN001
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             if trainer.global_step in (warmup, warmup + steps):
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
@@ -108,7 +110,7 @@ def run_variant(root: str, config: str, steps: int, warmup: int, batch_size: int
                 self.network = network.to(memory_format=memory_format)
                 self.criterion = nn.BCEWithLogitsLoss()
 
-            def training_step(self, batch, batch_idx):  # noqa: ANN001
+            def training_step(self, batch, batch_idx):
                 image, mask = batch
                 loss = self.criterion(self.network(image.to(memory_format=memory_format)).float(), mask)
                 self.log("train/loss", loss, prog_bar=True)

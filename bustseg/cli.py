@@ -1,4 +1,4 @@
-"""The one door: `bustseg VERB ...`. Each verb calls one function; what a user can mend ends in one line and exit code 2."""
+"""The one door: `bustseg VERB ...`. Each verb calls one function; bad input ends in one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(
-        parent: argparse._SubParsersAction,  # type: ignore[type-arg]
+        parent: argparse._SubParsersAction,
         name: str,
         function: Callable[[argparse.Namespace], int] | None,
         text: str,
@@ -73,7 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     data = verbs.add_parser("data", help="make, check and split data", description="make, check and split data")
     data_verbs = data.add_subparsers(dest="data_verb", metavar="VERB", required=True)
     phantom = verb(
-        data_verbs, "phantom", _phantom, "write synthetic phantoms in BUSI's layout", "bustseg data phantom phantoms --n 160"
+        data_verbs,
+        "phantom",
+        _phantom,
+        "write synthetic phantoms in BUSI's layout",
+        "bustseg data phantom phantoms --n 160",
     )
     phantom.add_argument("dest", help="folder to create")
     phantom.add_argument("--n", type=int, default=160, help="number of images (default 160)")

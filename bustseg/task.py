@@ -60,7 +60,7 @@ class SegmentationTask(LightningModule):
         self.lr_scheduler_interval = lr_scheduler_interval
         self.threshold = threshold
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.network.to(memory_format=self.memory_format)
         # (x / 255 - mean) / std as one multiply-add
         scale = 1 / (255 * torch.tensor(std, dtype=torch.float32))
         shift = -torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)

@@ -28,7 +28,12 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-for _noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking._tracking_service", "lightning.pytorch.loggers.mlflow"):
+for _noisy in (
+    "alembic",
+    "mlflow.store.db.utils",
+    "mlflow.tracking._tracking_service",
+    "lightning.pytorch.loggers.mlflow",
+):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 
@@ -213,7 +218,7 @@ class Tracker(MLFlowLogger):
         artifacts = self.artifact_dir
         if artifacts is not None and path.resolve() == (artifacts / folder / path.name).resolve():
             return
-        self._send(lambda: self.experiment.log_artifact(self.run_id, str(path), folder or None), f"{path} (it stays there)")
+        self._send(lambda: self.experiment.log_artifact(self.run_id, str(path), folder or None), str(path))
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
@@ -243,7 +248,9 @@ class Tracker(MLFlowLogger):
 def flatten(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Nested mappings as ``(dotted key, value)``; lists of plain values stay values."""
     if isinstance(config, Mapping) and config:
-        return [pair for key, value in config.items() for pair in flatten(value, f"{prefix}.{key}" if prefix else str(key))]
+        return [
+            pair for key, value in config.items() for pair in flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
     if isinstance(config, list) and any(isinstance(item, Mapping) for item in config):
         return [pair for index, item in enumerate(config) for pair in flatten(item, f"{prefix}.{index}")]
     return [(prefix, config)]

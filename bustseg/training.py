@@ -10,8 +10,8 @@ import logging
 import platform
 import re
 import tempfile
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from bustseg.callbacks import (
     BestCheckpoint,
@@ -51,6 +51,11 @@ def fast_precision() -> str:
     fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
     return "bf16-mixed" if fast else "32-true"
 
+
+_UNKNOWN_KEY = re.compile(
+    r"Key '([\w.]+)' is not expected|does not accept option '([\w.]+)'|unrecognized arguments?: (\S+)", re.IGNORECASE
+)
+"""jsonargparse's ways to say that a file, a subcommand or the command line has a key that nothing takes."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -145,14 +150,15 @@ class BustsegCLI(LightningCLI):
         extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines(), PredictionPanels()]
         if self.subcommand == "fit":
             extra.append(LastCheckpoint())
-        if trainer.progress_bar_callback is not None and console.is_terminal:
-            trainer.callbacks.remove(trainer.progress_bar_callback)
-            extra.append(WatchedProgressBar())
-        elif trainer.progress_bar_callback is not None:
+        callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
+        if trainer.progress_bar_callback is not None:
             # bars fill log files with control characters; there EpochLines says what happens
-            trainer.callbacks.remove(trainer.progress_bar_callback)
+            callbacks.remove(trainer.progress_bar_callback)
+            if console.is_terminal:
+                extra.append(WatchedProgressBar())
         # Lightning keeps checkpoints last, so that they see what the other callbacks have done
-        trainer.callbacks = trainer._callback_connector._reorder_callbacks([*trainer.callbacks, *extra])
+        callbacks = trainer._callback_connector._reorder_callbacks([*callbacks, *extra])
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
         return trainer
 
     def _tracker(self) -> Tracker | bool:
@@ -170,7 +176,10 @@ class BustsegCLI(LightningCLI):
             else:
                 tracker.reopen()
         elif self.checkpoint is not None:
-            tracker.tags = {**(tracker.tags or {}), "checkpoint_of_run": self.checkpoint[RECORD].get("run_id", "unknown")}
+            tracker.tags = {
+                **(tracker.tags or {}),
+                "checkpoint_of_run": self.checkpoint[RECORD].get("run_id", "unknown"),
+            }
         return tracker
 
     def _default_name(self) -> str:
@@ -179,7 +188,7 @@ class BustsegCLI(LightningCLI):
         return f"{name} {datetime.now():%Y-%m-%d %H:%M}"
 
     def _run_to_continue(self, uri: str | None) -> tuple[str | None, bool]:
-        """Run that a checkpoint belongs to, if its store has it and the data are the same; and whether to keep its status.
+        """Run that a checkpoint belongs to, if its store has it and the data are the same; whether to keep its status.
 
         Scores on other data than the run was trained for get a run of their own.
         """
@@ -258,7 +267,7 @@ def _explain_parse_error(error: Exception, parser: Any = None) -> UserError:
             return download_error("the network's encoder", cause)  # type: ignore[arg-type]
         cause = cause.__cause__ or cause.__context__
     text = str(error)
-    unknown = re.search(r"(?:Key '([\w.]+)' is not expected|does not accept option '([\w.]+)'|unrecognized arguments?: (\S+))", text, re.IGNORECASE)
+    unknown = _UNKNOWN_KEY.search(text)
     if unknown:
         key = next(group for group in unknown.groups() if group).lstrip("-").partition("=")[0]
         return UserError(f"unknown config key `{key}`{_did_you_mean(key)}")
@@ -280,8 +289,8 @@ def _did_you_mean(key: str) -> str:
 def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
     """Parse the arguments of a training verb and make its objects, but run nothing.
 
-    ``--ckpt_path`` may name a file, an MLflow run id or ``runs:/RUN_ID``; the checkpoint's own configuration then stands
-    before the given configs and options, so that a checkpoint alone is enough and anything named beside it wins.
+    ``--ckpt_path`` may name a file, a run id, ``runs:/RUN_ID`` or ``latest``; the checkpoint's own configuration
+    then stands before the given configs and options, so that it is enough alone and anything named beside it wins.
 
     Raises:
         UserError: a config, key or value that cannot be used
@@ -342,7 +351,11 @@ def _stored_config(checkpoint: dict[str, Any], verb: str) -> dict[str, Any]:
 
 def train(verb: str, args: list[str]) -> int:
     """Run `fit`, `validate` or `test` with command-line arguments; returns the exit code."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "timm.models._builder"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+        "timm.models._builder",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not torch.cuda.is_available():
         keep_freed_memory()
@@ -391,7 +404,13 @@ def _print_scores(metrics: dict[str, Any], stage: str) -> None:
         cells = [metrics.get(f"{stage}/{score}_{convention}") for score in scores]
         table.add_row(convention, *("-" if cell is None else f"{float(cell):.4f}" for cell in cells))
     console.print(table)
-    for name in ("auc_pixel", "dice_lesion_benign", "dice_lesion_malignant", "false_positive_rate_normal", "missed_lesion_rate"):
+    for name in (
+        "auc_pixel",
+        "dice_lesion_benign",
+        "dice_lesion_malignant",
+        "false_positive_rate_normal",
+        "missed_lesion_rate",
+    ):
         if (value := metrics.get(f"{stage}/{name}")) is not None:
             console.print(f"{name} {float(value):.4f}", highlight=False)
 

@@ -15,7 +15,9 @@ from bustseg.tracking import Tracker, flatten, open_store, tracking_uri
 
 
 def values(tracker: Tracker, name: str) -> list[tuple[int, float]]:
-    return [(point.step, point.value) for point in mlflow.MlflowClient(tracker.uri).get_metric_history(tracker.run_id, name)]
+    return [
+        (point.step, point.value) for point in mlflow.MlflowClient(tracker.uri).get_metric_history(tracker.run_id, name)
+    ]
 
 
 def test_the_store_is_local_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,9 @@ from bustseg.tracking import Tracker
 TRUTH, PREDICTION = "#2ecc71", "#e74c3c"
 
 
-def draw_panel(axes: matplotlib.axes.Axes, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, title: str) -> None:
+def draw_panel(
+    axes: matplotlib.axes.Axes, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, title: str
+) -> None:
     """Draw one image (H, W) with the outlines of truth and prediction, both (H, W) of 0 and 1."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):

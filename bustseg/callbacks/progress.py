@@ -39,7 +39,9 @@ class EpochLines(Callback):
         self._started = time.perf_counter()
         self._images = 0
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._images += len(batch["index"])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

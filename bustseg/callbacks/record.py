@@ -76,7 +76,7 @@ class RunRecorder(Callback):
             pl_module.record = self._record(tracker, datamodule)
         if not isinstance(tracker, Tracker) or not trainer.is_global_zero:
             return
-        tags = {f"version.{name}": value for name, value in versions().items()}
+        tags: dict[str, str | None] = {f"version.{name}": value for name, value in versions().items()}
         tags |= {"git_commit": git_commit(), "device": device_name(trainer), "precision": trainer.precision}
         if isinstance(datamodule, BUSIDataModule):
             tags |= {
@@ -128,7 +128,9 @@ class RunRecorder(Callback):
         self._send_best(trainer)
         last = tracker.run_dir / "checkpoints" / "last.ckpt"
         if trainer.state.fn == "fit" and last.is_file():
-            error_console.print(f"to go on from the last finished epoch: bustseg fit --ckpt_path {last}", highlight=False)
+            error_console.print(
+                f"to go on from the last finished epoch: bustseg fit --ckpt_path {last}", highlight=False
+            )
 
     def _send_best(self, trainer: Trainer) -> None:
         """Upload the best checkpoint to a store on another machine; a local one holds it already."""

@@ -111,7 +111,9 @@ def load_cache(samples: Sequence[Sample], size: tuple[int, int], root: Path) -> 
         with FileLock(root / f"{folder.name}.lock"):
             if not (folder / "meta.json").is_file():
                 _build(samples, size, folder, digest)
-    return ImageCache(np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "masks.npy", mmap_mode="r"), digest)
+    return ImageCache(
+        np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "masks.npy", mmap_mode="r"), digest
+    )
 
 
 def _build(samples: Sequence[Sample], size: tuple[int, int], folder: Path, digest: str) -> None:
@@ -139,7 +141,12 @@ def _build(samples: Sequence[Sample], size: tuple[int, int], folder: Path, diges
     try:
         np.save(temporary / "images.npy", images)
         np.save(temporary / "masks.npy", masks)
-        meta = {"version": CACHE_VERSION, "digest": digest, "size": list(size), "ids": [sample.id for sample in samples]}
+        meta = {
+            "version": CACHE_VERSION,
+            "digest": digest,
+            "size": list(size),
+            "ids": [sample.id for sample in samples],
+        }
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
         temporary.chmod(0o755)
         os.replace(temporary, folder)

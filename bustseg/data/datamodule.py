@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import albumentations as A
 import numpy as np
@@ -42,10 +42,14 @@ class Batch(TypedDict):
 
 
 class SegmentationDataset(Dataset[Batch]):
-    """A subset of the cache. Keys carry the epoch (``epoch * len + position``), so that augmentation can depend on it."""
+    """A subset of the cache. Keys carry the epoch (``epoch * len + position``), which augmentation depends on."""
 
     def __init__(
-        self, cache: ImageCache, samples: Sequence[Sample], indices: np.ndarray, augmentation: Augmentation | None = None
+        self,
+        cache: ImageCache,
+        samples: Sequence[Sample],
+        indices: np.ndarray,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.cache = cache
         self.indices = indices
@@ -75,7 +79,7 @@ class SegmentationDataset(Dataset[Batch]):
         return self.__getitems__([key])
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch  # __getitems__ collates already
 
 
@@ -86,7 +90,9 @@ class EpochSampler(Sampler[int]):
     up so that all ranks take the same number of steps.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, length: int, seed: int, shuffle: bool, epoch: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.epoch, self.rank, self.world_size = epoch, rank, world_size
 
@@ -150,7 +156,7 @@ class BUSIDataModule(LightningDataModule):
         self.root = root
         self.source = source if source is not None else BUSI()
         self.split_scheme, self.split_seed, self.fold = split, split_seed, fold
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.augmentation = augmentation

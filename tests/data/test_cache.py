@@ -119,7 +119,9 @@ def test_two_processes_may_build_at_once(phantoms: Path, tmp_path: Path) -> None
     assert len(list((tmp_path / "cache").glob("*/meta.json"))) == 1
 
 
-def test_the_cache_lies_beside_the_data_unless_told(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_lies_beside_the_data_unless_told(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BUSTSEG_CACHE", str(tmp_path / "elsewhere"))
     assert cache_root(phantoms) == tmp_path / "elsewhere"
     monkeypatch.delenv("BUSTSEG_CACHE")

@@ -54,7 +54,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(workers: int, phanto
     first, again, second = epoch(0, 0), epoch(0, workers), epoch(1, workers)
     assert all(torch.equal(first[i], again[i]) for i in first)
     differing = sum(not torch.equal(first[i], second[i]) for i in first)
-    # each transform may stay out, so now and then an image comes as it is in both epochs; a repeated draw would repeat all
+    # each transform may stay out, so an image may come as it is in both epochs; a repeated draw would repeat all
     assert differing >= len(first) - 2
 
 
@@ -76,10 +76,10 @@ def test_image_and_mask_move_together() -> None:
 def test_evaluation_shards_count_every_image_once() -> None:
     for length, world in ((10, 3), (78, 4), (5, 2)):
         shards = [list(EpochSampler(length, 0, False, rank=rank, world_size=world)) for rank in range(world)]
-        assert sorted(sum(shards, [])) == list(range(length))
+        assert sorted(position for shard in shards for position in shard) == list(range(length))
         training = [list(EpochSampler(length, 0, True, rank=rank, world_size=world)) for rank in range(world)]
         assert len({len(shard) for shard in training}) == 1
-        assert set(sum(training, [])) == set(range(length))
+        assert {position for shard in training for position in shard} == set(range(length))
 
 
 def test_phantoms_need_no_folder() -> None:
