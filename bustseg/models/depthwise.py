@@ -1,10 +1,10 @@
 """Faster bf16 gradients of depthwise convolutions on CPUs.
 
-oneDNN (torch 2.11 to 2.15) has no fast bf16 kernel for two of them and falls back to a reference one, up to fifty times
-slower: the input's gradient when the stride is not 1, and the weight's gradient when the kernel is larger than 3 x 3.
-EfficientNet-B0 has fourteen such layers, which took a sixth of the time of a training step of the paper's network. Both
-gradients can be had from the fast kernels: the first as the gradient of the convolution with stride 1, most of whose
-output gradients are zero; the second in tiles of 3 x 3 taps.
+oneDNN (seen with torch 2.15, AVX-512 bf16) has no fast kernel for two of them and takes a reference one, up to fifty
+times slower: the input's gradient when the stride is not 1, and the weight's gradient when the kernel is larger than
+3 x 3. EfficientNet-B0 has eleven such layers, which took a tenth of the time of a training step of the paper's network.
+Both gradients can be had from the fast kernels: the first as the gradient of the convolution with stride 1, most of
+whose output gradients are zero; the second in tiles of 3 x 3 taps.
 """
 
 from __future__ import annotations
