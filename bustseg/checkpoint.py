@@ -64,6 +64,7 @@ def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTas
     try:
         task = parser.instantiate_classes(parser.parse_object({"model": model})).model
         task.load_state_dict(content["state_dict"])
+        task.record = content[RECORD]
     except UserError:
         raise
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,40 @@ def bustseg(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         return code, captured.out, captured.err
 
     return run
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A tiny fit that tests share; read only.
+
+    Attributes:
+        run_id: its MLflow run
+        uri: the store that it is in
+        checkpoint: its best checkpoint
+    """
+
+    run_id: str
+    uri: str
+    checkpoint: Path
+
+
+@pytest.fixture(scope="session")
+def _trained_run(phantoms: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    from bustseg.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("BUSTSEG_CACHE", str(cache_folder))
+        for name in ("BUSI_ROOT", "MLFLOW_TRACKING_URI", "PL_GLOBAL_SEED"):
+            patch.delenv(name, raising=False)
+        assert main(["fit", "--config", str(TINY), "--data.root", str(phantoms)]) == 0
+    (checkpoint,) = folder.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt")
+    return TrainedRun(checkpoint.parts[-4], f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}", checkpoint)
+
+
+@pytest.fixture
+def trained_run(_trained_run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> TrainedRun:
+    """The shared run, its store in use."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", _trained_run.uri)
+    return _trained_run

@@ -77,6 +77,12 @@ def data_digest(samples: Sequence[Sample]) -> str:
     return total.hexdigest()[:16]
 
 
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``image`` (H, W) stretched to ``size`` (h, w): averaged over areas where it shrinks, else bilinear."""
+    shrinks = image.shape[0] >= size[0] and image.shape[1] >= size[1]
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
 def decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Image and mask of a sample, stretched to ``size`` (H, W), both ``uint8``; the mask is 0 or 1.
 
@@ -87,12 +93,8 @@ def decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
     """
     image = sample.read_image()
     mask = sample.read_mask(image.shape[:2]).astype(np.uint8)
-    target = (size[1], size[0])
-    shrinks = image.shape[0] >= size[0] and image.shape[1] >= size[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    image = cv2.resize(image, target, interpolation=interpolation)
-    coverage = cv2.resize(mask.astype(np.float32), target, interpolation=interpolation)
-    return image, (coverage >= 0.5).astype(np.uint8)
+    coverage = resize_image(mask.astype(np.float32), size)
+    return resize_image(image, size), (coverage >= 0.5).astype(np.uint8)
 
 
 def load_cache(samples: Sequence[Sample], size: tuple[int, int], root: Path) -> ImageCache:

@@ -1,0 +1,164 @@
+"""From an ultrasound image of any size to a mask of that size, with the training's own preparation of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional
+
+from bustseg.checkpoint import load_task, resolve_checkpoint
+from bustseg.data.cache import resize_image
+from bustseg.errors import DataError, UserError
+from bustseg.task import SegmentationTask
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image of H x W pixels.
+
+    Attributes:
+        mask: ``uint8`` (H, W), 1 where a lesion is predicted
+        probability: ``float32`` (H, W), each pixel's probability of belonging to a lesion
+        threshold: probability above which a pixel is in the mask
+    """
+
+    mask: np.ndarray
+    probability: np.ndarray
+    threshold: float
+
+    @property
+    def lesion_probability(self) -> float:
+        """The highest probability of a pixel; the mask is empty exactly when it is not above the threshold."""
+        return float(self.probability.max())
+
+    @property
+    def area_px(self) -> int:
+        """Pixels of the predicted lesion."""
+        return int(self.mask.sum())
+
+
+def as_grey(image: np.ndarray) -> np.ndarray:
+    """An image of any common type as grey ``uint8`` (H, W), as training reads it from a file.
+
+    16 bits are scaled to 8 by their full range, colours are weighted as in :func:`bustseg.data.sources.read_grey`, an
+    alpha channel is dropped.
+
+    Args:
+        image: (H, W), (H, W, 1), (H, W, 3) in RGB order or (H, W, 4) in RGBA order; booleans, integers that fit in
+            8 bits, ``uint16``, or floats from 0 to 1
+
+    Raises:
+        DataError: another shape or type, or values outside its range
+    """
+    image = np.asarray(image)
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if image.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in image.shape:
+        raise DataError(f"an image of shape {image.shape} cannot be used: give (H, W), or (H, W, 3) for colour")
+    pixels = _as_uint8(image)
+    if pixels.ndim == 2:
+        return pixels
+    return pixels[..., 0] if channels == 1 else cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)
+
+
+def _as_uint8(image: np.ndarray) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == np.uint16:
+        return (image >> 8).astype(np.uint8)
+    if image.dtype == np.bool_:
+        return image.astype(np.uint8) * np.uint8(255)
+    if np.issubdtype(image.dtype, np.floating):
+        top, allowed = 1, "floats must lie between 0 and 1"
+    elif np.issubdtype(image.dtype, np.integer):
+        top, allowed = 255, "integers must lie between 0 and 255 (or be uint16)"
+    else:
+        raise DataError(f"an image of type {image.dtype} cannot be used: give uint8, uint16 or floats from 0 to 1")
+    low, high = image.min(), image.max()
+    if not (low >= 0 and high <= top):  # also false for nan
+        raise DataError(f"the image's values run from {low} to {high}: {allowed}")
+    return np.rint(image * (255 / top)).astype(np.uint8)
+
+
+class Predictor:
+    """Segments images of any size. Safe to call from several threads at once.
+
+    Example:
+        >>> predictor = Predictor("latest")  # doctest: +SKIP
+        >>> predictor(np.asarray(Image.open("scan.png"))).mask  # doctest: +SKIP
+
+    Args:
+        model: a task, or what :func:`bustseg.checkpoint.resolve_checkpoint` takes: a file, a run, ``latest``
+        device: where to compute
+        threshold: probability above which a pixel belongs to a lesion; the training's when not given
+        image_size: (H, W) that the network sees; the checkpoint's when not given
+
+    Raises:
+        UserError: no such model, or a task that knows no image size
+    """
+
+    def __init__(
+        self,
+        model: SegmentationTask | str | Path,
+        device: str | torch.device = "cpu",
+        threshold: float | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        if isinstance(model, SegmentationTask):
+            self.task = model.to(device).eval()
+        else:
+            self.task = load_task(resolve_checkpoint(str(model)), device)
+        self.device = torch.device(device)
+        self.threshold = self.task.threshold if threshold is None else threshold
+        if image_size is None:
+            if self.task.record is None:
+                raise UserError("this task was not trained, so that its image size is not known: give image_size")
+            trained = self.task.record["config"]["data"]["image_size"]
+            image_size = (trained, trained) if isinstance(trained, int) else (trained[0], trained[1])
+        self.image_size = image_size
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """The network's view of an image: grey ``uint8`` of ``image_size``, resampled as the training's cache is."""
+        return resize_image(as_grey(image), self.image_size)
+
+    @torch.inference_mode()
+    def logits(self, prepared: Sequence[np.ndarray]) -> torch.Tensor:
+        """Logits ``float32`` (B, 1, h, w) of prepared images, (h, w) being ``image_size``."""
+        batch = torch.from_numpy(np.stack(prepared)).unsqueeze(1).to(self.device)
+        return self.task(batch).float()
+
+    @torch.inference_mode()
+    def _finish(self, logits: torch.Tensor, shape: tuple[int, int], threshold: float) -> Prediction:
+        """Logits (1, h, w) to a prediction of ``shape`` (H, W); they are resampled before the sigmoid bends them."""
+        if logits.shape[-2:] != shape:
+            logits = functional.interpolate(logits[None], shape, mode="bilinear", align_corners=False)[0]
+        probability = logits[0].sigmoid().cpu().numpy()
+        return Prediction((probability > threshold).astype(np.uint8), probability, threshold)
+
+    def __call__(self, image: np.ndarray, threshold: float | None = None) -> Prediction:
+        """Prediction for one image, see :func:`as_grey` for what it may be.
+
+        Args:
+            image: the image
+            threshold: takes the place of the predictor's own, for this image
+
+        Raises:
+            DataError: an image that cannot be used
+        """
+        return next(self.predict_many([image], batch_size=1, threshold=threshold))
+
+    def predict_many(
+        self, images: Iterable[np.ndarray], batch_size: int = 16, threshold: float | None = None
+    ) -> Iterator[Prediction]:
+        """Predictions for images of any, even different, sizes, in their order; holds one batch at a time."""
+        cut = self.threshold if threshold is None else threshold
+        stream = iter(images)
+        while chunk := list(islice(stream, batch_size)):
+            prepared = [self.prepare(image) for image in chunk]
+            for image, logits in zip(chunk, self.logits(prepared), strict=True):
+                yield self._finish(logits, np.asarray(image).shape[:2], cut)
