@@ -34,7 +34,9 @@ def _ui(args: argparse.Namespace) -> int:
         console.print(f"the MLflow UI of this project is at {uri}")
         return 0
     open_store(uri)
-    console.print(f"MLflow UI: http://{args.host}:{args.port} (store {uri}; Ctrl-C ends it)")
+    # without the last part the first page is about chat bots
+    page = f"http://{args.host}:{args.port}/#/experiments?workflowType=machine_learning"
+    console.print(f"MLflow UI: {page} (store {uri}; Ctrl-C ends it)")
     command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--host", args.host, "--port", str(args.port)]
     os.execv(sys.executable, [sys.executable, *command])
 

@@ -111,6 +111,7 @@ class Tracker(MLFlowLogger):
         tags: tags of the run
         description: text at the top of the run's page, in Markdown
         run_id: continue this run instead of starting one
+        log_model: record the best checkpoint of a fit as an MLflow model, ``runs:/RUN_ID/model``
     """
 
     def __init__(
@@ -121,7 +122,9 @@ class Tracker(MLFlowLogger):
         tags: dict[str, str] | None = None,
         description: str | None = None,
         run_id: str | None = None,
+        log_model: bool = True,
     ) -> None:
+        self.log_model = log_model
         self.uri = tracking_uri(uri)
         open_store(self.uri)
         all_tags = dict(tags or {})
@@ -196,6 +199,8 @@ class Tracker(MLFlowLogger):
         """Record the whole configuration as parameters; what differs when a run is continued becomes a tag."""
         from mlflow.entities import Param, RunTag
 
+        self._show_as_training()
+
         known = self.experiment.get_run(self.run_id).data.params
         flat = {key: str(value)[:5900] for key, value in flatten(config)}
         new = [Param(key, value) for key, value in flat.items() if key not in known]
@@ -203,6 +208,14 @@ class Tracker(MLFlowLogger):
         for start in range(0, len(new), 100):
             self.experiment.log_batch(self.run_id, params=new[start : start + 100])
         self.experiment.log_batch(self.run_id, tags=changed)
+
+    def _show_as_training(self) -> None:
+        """Let the UI show the experiment as model training; by itself it may take it for a chat bot's."""
+        kind = "mlflow.experimentKind"
+        experiment = self.experiment.get_experiment(self.experiment_id)
+        if kind not in experiment.tags:
+            tag = (self.experiment_id, kind, "custom_model_development")
+            self._send(lambda: self.experiment.set_experiment_tag(*tag), "the experiment's kind")
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from bustseg.callbacks import (
     BestCheckpoint,
     EpochLines,
     LastCheckpoint,
+    ModelRecorder,
     PredictionPanels,
     RunRecorder,
     WatchedProgressBar,
@@ -147,7 +148,7 @@ class BustsegCLI(LightningCLI):
         kwargs["logger"] = self._tracker() if user is None or user is True else user
         self.save_config_callback = None
         trainer = super().instantiate_trainer(**kwargs)
-        extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines(), PredictionPanels()]
+        extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines(), PredictionPanels(), ModelRecorder()]
         if self.subcommand == "fit":
             extra.append(LastCheckpoint())
         callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]

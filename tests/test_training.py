@@ -50,7 +50,7 @@ def test_a_fit_leaves_a_run_that_someone_else_can_read_test_and_continue(bustseg
     assert run.data.params["model.network.class_path"] == "bustseg.models.FusionUNet"
     assert run.data.params["model.optimizer.init_args.lr"] == "0.001"
     assert run.data.params["data.batch_size"] == "8"
-    assert {"split_digest", "data_digest", "version.torch", "device"} <= set(run.data.tags)
+    assert {"split_digest", "data_digest", "versions", "device"} <= set(run.data.tags)
     assert (run.data.tags["images_train"], run.data.tags["source"]) == ("22", "busi")
     assert [step for step, _ in history(run, "val/dice_paper")] == [0, 1]
     assert {"train/loss", "val/auc_pixel", "val/dice_pooled", "train/images_per_second"} <= set(run.data.metrics)

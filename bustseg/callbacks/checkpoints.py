@@ -49,6 +49,14 @@ class BestCheckpoint(_RunCheckpoint):
         )
 
 
+def best_checkpoint(trainer: Trainer) -> BestCheckpoint | None:
+    """The callback that keeps the best epoch, if there is one and it has written its file."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, BestCheckpoint) and Path(callback.best_model_path).is_file():
+            return callback
+    return None
+
+
 class LastCheckpoint(_RunCheckpoint):
     """Everything that is needed to go on after the last finished epoch, as ``last.ckpt``."""
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from bustseg.callbacks.checkpoints import BestCheckpoint
+from bustseg.callbacks.checkpoints import best_checkpoint
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.splits import write_split
 from bustseg.progress import error_console
@@ -60,6 +60,17 @@ def device_name(trainer: Trainer) -> str:
     return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
+def network_tags(task: SegmentationTask) -> dict[str, str | None]:
+    """What is trained, in the words by which people filter and compare runs."""
+    parameters = list(task.network.parameters())
+    return {
+        "network": type(task.network).__name__,
+        "loss": type(task.loss).__name__,
+        "parameters": str(sum(parameter.numel() for parameter in parameters)),
+        "parameters_trainable": str(sum(parameter.numel() for parameter in parameters if parameter.requires_grad)),
+    }
+
+
 class RunRecorder(Callback):
     """Writes a run's configuration, origin, split and best checkpoint to MLflow, and makes checkpoints self-contained.
 
@@ -76,7 +87,10 @@ class RunRecorder(Callback):
             pl_module.record = self._record(tracker, datamodule)
         if not isinstance(tracker, Tracker) or not trainer.is_global_zero:
             return
-        tags: dict[str, str | None] = {f"version.{name}": value for name, value in versions().items()}
+        # one tag, so that the few that people read do not drown
+        tags: dict[str, str | None] = {"versions": ", ".join(f"{name} {value}" for name, value in versions().items())}
+        if isinstance(pl_module, SegmentationTask):
+            tags |= network_tags(pl_module)
         tags |= {"git_commit": git_commit(), "device": device_name(trainer), "precision": trainer.precision}
         if isinstance(datamodule, BUSIDataModule):
             tags |= {
@@ -136,11 +150,8 @@ class RunRecorder(Callback):
         """Upload the best checkpoint to a store on another machine; a local one holds it already."""
         if not isinstance(trainer.logger, Tracker) or not trainer.is_global_zero:
             return
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, BestCheckpoint) and callback.best_model_path:
-                path = Path(callback.best_model_path)
-                if path.is_file():
-                    trainer.logger.log_file(path, "checkpoints")
-                    score = callback.best_model_score
-                    if score is not None:
-                        trainer.logger.set_tags({f"best.{callback.monitor}": f"{float(score):.6g}"})
+        best = best_checkpoint(trainer)
+        if best is not None:
+            trainer.logger.log_file(Path(best.best_model_path), "checkpoints")
+            if best.best_model_score is not None:
+                trainer.logger.set_tags({f"best.{best.monitor}": f"{float(best.best_model_score):.6g}"})

@@ -1,0 +1,271 @@
+"""The model card: what a model was trained on and how, how good it is, and what it must not be used for.
+
+Every number comes from the run's record in MLflow. The structure follows Mitchell et al. (2019), "Model cards for model
+reporting", https://doi.org/10.1145/3287560.3287596.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bustseg.metrics import CONVENTIONS, METRICS
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+NOT_A_DEVICE = (
+    "Research software. **Not a medical device**: not validated for diagnosis; no finding in a patient may rest on it."
+)
+
+EMPTY_MASK = {
+    "paper": "counts 0 in every metric, whatever is predicted (so that even a perfect model stays below 1)",
+    "lesion": "is left out: the mean over images that have a lesion",
+    "empty_one": "counts 1 if the prediction is empty too, else 0",
+    "pooled": "adds to one confusion matrix over all pixels of all images",
+}
+"""What each convention makes of an image whose mask is empty."""
+
+FURTHER = {
+    "auc_pixel": "area under the pixel ROC curve",
+    "dice_lesion_benign": "Dice of benign lesions",
+    "dice_lesion_malignant": "Dice of malignant lesions",
+    "missed_lesion_rate": "share of lesion images with an empty prediction",
+    "false_positive_rate_normal": "share of normal images with a lesion predicted",
+    "lesion_detection_rate": "share of lesions found",
+    "hd95": "95 % Hausdorff distance in px, a miss counts the image's diagonal",
+    "assd": "average symmetric surface distance in px, a miss counts the image's diagonal",
+    "ece": "expected calibration error of pixel probabilities",
+}
+"""Further figures that a card shows where the run has them."""
+
+SPLITS = {
+    "grouped": "Near-duplicate images are kept in one subset.",
+    "curated": "A published list removed near-duplicate and flawed images first.",
+    "kfold": "Folds in which near-duplicate images stay together.",
+}
+"""Schemes that keep copies of one image out of different subsets."""
+
+LEAK = (
+    "**This split may leak**: it does not keep near-duplicate images (or images of one patient) in one subset, so that "
+    "the figures below may be too good. `--data.split grouped` keeps them together."
+)
+OWN_SPLIT = (
+    "The split comes from a file. Whether it keeps near-duplicate images and images of one patient in one subset is "
+    "not known here; if it does not, the figures below may be too good."
+)
+
+BUSI_LIMITS = (
+    "BUSI has no patient ids, so no split of it is known to keep patients apart, and it holds many near-duplicate "
+    "frames, some of them in two classes.",
+    "Its images come from one hospital and two scanners of one maker; other devices, settings and populations may give "
+    "other results.",
+    "Many of its images carry burned-in text, calipers or coloured overlays, which a network can learn instead of "
+    "tissue.",
+)
+"""Al-Dhabyani et al. (2020), https://doi.org/10.1016/j.dib.2019.104863, and published audits of their data."""
+
+MARK = "<!-- written by bustseg -->"
+"""Ends a run's description that bustseg wrote, so that it may write it anew; a person's is never touched."""
+
+
+def model_card(run: Run, validation: Mapping[str, float]) -> str:
+    """Model card of a run as Markdown.
+
+    Args:
+        run: the run, trained and perhaps tested
+        validation: its ``val/...`` metrics of the epoch that the weights are from
+    """
+    tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+    name = tags.get("mlflow.runName", run.info.run_id)
+    epoch = f", epoch {int(tags['best.epoch']) + 1}" if "best.epoch" in tags else ""
+    parts = [
+        f"# {name}",
+        NOT_A_DEVICE,
+        "## What it does",
+        "Outlines breast lesions in B-mode ultrasound images: a grey image in, a mask and each pixel's probability of "
+        "belonging to a lesion out, at the image's own size. "
+        "Meant for research on segmentation methods, on images like those that it was trained on.",
+        f"```python\n{_usage(run)}\n```",
+        "## Data",
+        _data(run),
+        _split(tags),
+        "## Training",
+        _table(("setting", "value"), _recipe(tags, params, metrics)),
+        "## Figures",
+        "A score means nothing without its convention, which says what becomes of an image whose mask is empty: "
+        + "; ".join(f"`{key}`: it {text}" for key, text in EMPTY_MASK.items())
+        + ". An image with a lesion and an empty prediction counts 0 in all of them.",
+        _figures("Test", _of_stage(metrics, "test/"))
+        or "Not tested yet: `bustseg test --ckpt_path "
+        + run.info.run_id
+        + "`. Validation figures chose the epoch and are too good to report.",
+        _figures(f"Validation{epoch}", _of_stage(validation, "val/")),
+        "## Limits",
+        _bullets(
+            "It outlines what looks like a lesion; it does not tell benign from malignant.",
+            "It has not been tested on other scanners, other hospitals or other populations than the data above.",
+            *(BUSI_LIMITS if tags.get("source") == "busi" else ()),
+        ),
+        "## Origin",
+        _table(("what", "value"), _origin(run)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def short_note(run: Run, validation: Mapping[str, float]) -> str:
+    """A run's description in three lines, for the top of its page."""
+    tags, params = run.data.tags, run.data.params
+    tested = _of_stage(run.data.metrics, "test/")
+    scores = tested or _of_stage(validation, "val/")
+    shown = ", ".join(f"Dice `{key}` {scores[f'dice_{key}']:.4f}" for key in CONVENTIONS if f"dice_{key}" in scores)
+    which = "test" if tested else "validation (not tested yet)"
+    return "\n\n".join(
+        [
+            f"**{_short_class(tags.get('network', params.get('model.network.class_path', 'network')))}** on "
+            f"{tags.get('source', 'unknown data')}, split `{tags.get('split', 'unknown')}`, "
+            f"{tags.get('images_train', '?')} / {tags.get('images_val', '?')} / {tags.get('images_test', '?')} images.",
+            f"{which}: {shown}" if shown else "",
+            "Details: artifact `model_card.md`. Not a medical device.",
+            MARK,
+        ]
+    )
+
+
+def read_run(client: MlflowClient, run_id: str) -> tuple[Run, dict[str, float]]:
+    """A run, and its validation metrics of the epoch that its best weights are from (else of the last one)."""
+    run = client.get_run(run_id)
+    epoch = run.data.tags.get("best.epoch")
+    found = {name: value for name, value in run.data.metrics.items() if name.startswith("val/")}
+    if epoch is not None:
+        for name in found:
+            points = [point for point in client.get_metric_history(run_id, name) if point.step == int(epoch)]
+            if points:
+                found[name] = points[-1].value
+    return run, found
+
+
+def may_describe(run: Run) -> bool:
+    """Whether the run's description is bustseg's to write: there is none, or bustseg wrote it."""
+    note = run.data.tags.get("mlflow.note.content", "")
+    return not note.strip() or note.rstrip().endswith(MARK)
+
+
+def _of_stage(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---" for _ in header], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _bullets(*lines: str) -> str:
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def _short_class(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _usage(run: Run) -> str:
+    if run.outputs is not None and run.outputs.model_outputs:
+        return (
+            f"import mlflow\nmodel = mlflow.pyfunc.load_model('runs:/{run.info.run_id}/model')\n"
+            "mask = model.predict(image)[0]['mask']  # image: array (H, W)"
+        )
+    return (
+        f"from bustseg.deploy.predictor import Predictor\npredictor = Predictor('{run.info.run_id}')\n"
+        "mask = predictor(image).mask  # image: array (H, W)"
+    )
+
+
+def _data(run: Run) -> str:
+    tags = run.data.tags
+    profiles: dict[str, dict[str, Any]] = {}
+    for item in run.inputs.dataset_inputs if run.inputs else []:
+        subset = item.dataset.name.rpartition("-")[2]
+        profiles[subset] = json.loads(item.dataset.profile or "{}")
+    labels = [
+        label for label in ("benign", "malignant", "normal", "unknown") if any(label in p for p in profiles.values())
+    ]
+    rows = []
+    for subset, title in (("train", "training"), ("val", "validation"), ("test", "test")):
+        profile = profiles.get(subset, {})
+        counts = [str(profile.get(label, 0)) if profile else "" for label in labels]
+        rows.append((title, tags.get(f"images_{subset}", "unknown"), *counts))
+    source = (
+        f"Source `{tags.get('source', 'unknown')}`, digest of images and masks `{tags.get('data_digest', 'unknown')}`."
+    )
+    return source + "\n\n" + _table(("subset", "images", *labels), rows)
+
+
+def _split(tags: Mapping[str, str]) -> str:
+    scheme = tags.get("split", "unknown")
+    said = OWN_SPLIT if scheme.endswith(".csv") else SPLITS.get(scheme, LEAK)
+    return f"Split `{scheme}`, digest `{tags.get('split_digest', 'unknown')}`. {said}"
+
+
+def _recipe(tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    def value(name: str) -> str | None:
+        given = params.get(name)
+        return None if given in (None, "None") else given
+
+    def arguments(prefix: str, *names: str) -> str:
+        inside = f"{prefix}.init_args."
+        found = {key.removeprefix(inside): value(key) for key in params if key.startswith(inside)}
+        shown = {key: text for key, text in found.items() if text is not None and (not names or key in names)}
+        return ", ".join(f"{key} {text}" for key, text in shown.items())
+
+    def described(prefix: str, fallback: str, *names: str) -> str:
+        inner = arguments(prefix, *names)
+        return f"`{value(prefix + '.class_path') or fallback}`" + (f" ({inner})" if inner else "")
+
+    size = tags.get("parameters")
+    stopped = f"at most {value('trainer.max_epochs')}, patience {value('early_stopping.patience')}"
+    rows = [
+        ("network", described("model.network", tags.get("network", "unknown"))),
+        ("parameters", f"{int(size):,} ({int(tags.get('parameters_trainable', size)):,} trained)" if size else None),
+        ("input", f"{value('data.image_size')} px, mean {value('model.mean')}, std {value('model.std')}"),
+        ("loss", described("model.loss", tags.get("loss", "unknown"))),
+        ("optimiser", described("model.optimizer", "Adam", "lr", "weight_decay", "momentum", "betas")),
+        ("schedule", described("model.lr_scheduler", "constant")),
+        ("batch", value("data.batch_size")),
+        ("augmentation", value("data.augmentation")),
+        ("epochs", stopped),
+        (
+            "kept",
+            f"best `{value('checkpoint.monitor')}`, {tags.get('best.' + str(value('checkpoint.monitor')), 'unknown')}",
+        ),
+        ("threshold", value("model.threshold")),
+        ("precision, device", f"{tags.get('precision', 'unknown')}, {tags.get('device', 'unknown')}"),
+        ("seed", value("seed_everything")),
+    ]
+    return [(title, text) for title, text in rows if text]
+
+
+def _figures(title: str, scores: Mapping[str, float]) -> str:
+    rows = [
+        (f"`{convention}`", *(f"{scores[f'{metric}_{convention}']:.4f}" for metric in METRICS))
+        for convention in CONVENTIONS
+        if all(f"{metric}_{convention}" in scores for metric in METRICS)
+    ]
+    if not rows:
+        return ""
+    further = [(f"`{key}`", text, f"{scores[key]:.4f}") for key, text in FURTHER.items() if key in scores]
+    tables = [f"### {title}", _table(("convention", *METRICS), rows)]
+    if further:
+        tables.append(_table(("figure", "meaning", "value"), further))
+    return "\n\n".join(tables)
+
+
+def _origin(run: Run) -> list[tuple[str, str]]:
+    tags = run.data.tags
+    return [
+        ("run", f"`{run.info.run_id}`"),
+        ("commit", f"`{tags.get('git_commit', 'unknown')}`"),
+        ("versions", tags.get("versions", "unknown")),
+        ("configuration, split", "artifacts `config.yaml`, `split.csv`"),
+    ]
