@@ -127,6 +127,8 @@ def run_file(run_id: str, inner: str) -> Path:
         folder = local_path(run.info.artifact_uri)
         if folder is not None and (folder / inner).is_file():
             return folder / inner
+        if folder is not None:
+            raise FileNotFoundError(f"nothing at {folder / inner}")
         return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{inner}", tracking_uri=uri))
     except (MlflowException, OSError) as error:
         raise UserError(f"run {run_id} has no {inner} in {uri}: {one_line(error)}") from error
