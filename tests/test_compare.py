@@ -442,6 +442,23 @@ def test_pictures_show_the_runs_side_by_side(phantoms: Path, bustseg: Bustseg) -
     assert sorted(path.name for path in Path("other").iterdir()) == ["compare.csv", "compare.html"]
 
 
+@pytest.mark.slow
+def test_from_training_to_comparison(phantoms: Path, bustseg: Bustseg) -> None:
+    pytest.importorskip("bustseg.callbacks.per_image", reason="the test leaves no per-image table yet")
+    for seed in (0, 1):
+        options = ("--data.root", phantoms, "--trainer.max_epochs", 1, "--seed_everything", seed)
+        assert bustseg("fit", "--config", TINY, *options)[0] == 0
+        assert bustseg("test", "--ckpt_path", "latest")[0] == 0
+    code, _, err = bustseg("compare", "--experiment", "tiny", "--out", "out")
+    assert code == 0, err
+    assert sorted(path.name for path in Path("out").iterdir()) == ["compare.csv", "compare.html", "comparison.png"]
+    rows = pd.read_csv("out/compare.csv")
+    for run in finished(mlflow.MlflowClient(tracking_uri()), "tiny")[:2]:
+        own = rows[(rows["run_id"] == run.info.run_id) & (rows["part"] == "all")]
+        for _, row in own.iterrows():
+            assert row["estimate"] == pytest.approx(run.data.metrics[f"test/{row['measure']}"], abs=1e-4)
+
+
 def test_report_is_a_function_too(tmp_path: Path) -> None:
     _two(tmp_path)
     result = report(["a", "b"], metrics=["dice"], out=tmp_path / "out")
