@@ -78,6 +78,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+_DESCRIPTIONS = {
+    "fit": "Train a network. Example: bustseg fit --config configs/paper/model_01.yaml --data.batch_size 8",
+    "validate": "Score a checkpoint on the validation images. Example: bustseg validate --ckpt_path latest",
+    "test": "Score a checkpoint on the test images. Example: bustseg test --ckpt_path latest",
+}
+
+
 class _Parser(LightningArgumentParser):
     """Parser whose errors are exceptions, so that the command line can say them in one line."""
 
@@ -106,6 +113,7 @@ class BustsegCLI(LightningCLI):
             },
             seed_everything_default=0,
             parser_class=_Parser,
+            parser_kwargs={"prog": "bustseg", **{verb: {"description": text} for verb, text in _DESCRIPTIONS.items()}},
             args=args,
             run=run,
             auto_configure_optimizers=False,
@@ -223,6 +231,12 @@ class BustsegCLI(LightningCLI):
         )
         return (run_id, True) if same else (None, False)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if "verbose" in kwargs:
+            kwargs["verbose"] = False  # the scores are printed by convention, see `_report`
+        return kwargs
+
     def _set_seed(self) -> None:
         with _quiet("lightning.fabric.utilities.seed"):
             super()._set_seed()
@@ -273,6 +287,8 @@ def _explain_parse_error(error: Exception, parser: Any = None) -> UserError:
             return download_error("the network's encoder", cause)  # type: ignore[arg-type]
         cause = cause.__cause__ or cause.__context__
     text = str(error)
+    if missing := re.search(r"arguments are required: (?:fit|validate|test)?\.?(\S+)", text):
+        return UserError(f"no {missing[1]}: name a config (--config configs/quickstart.yaml) or give --{missing[1]}")
     unknown = _UNKNOWN_KEY.search(text)
     if unknown:
         key = next(group for group in unknown.groups() if group).lstrip("-").partition("=")[0]
@@ -303,6 +319,8 @@ def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
     """
     _check_configs(args)
     named, rest = _one_value(args, "--ckpt_path")
+    if named is None and verb in ("validate", "test") and not {"--help", "-h", "--print_config"} & set(args):
+        raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id, runs:/ID or latest")
     checkpoint = None
     with tempfile.TemporaryDirectory() as folder:
         if named is not None and verb is not None:
@@ -368,8 +386,6 @@ def train(verb: str, args: list[str]) -> int:
     if not torch.cuda.is_available():
         keep_freed_memory()
     cli = build_cli(verb, args)
-    if verb != "fit" and cli.checkpoint is None:
-        raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id or runs:/RUN_ID")
     # before the run begins, so that data that cannot be used leave no run behind
     cli.datamodule.prepare_data()
     cli.datamodule.setup(verb)
