@@ -26,9 +26,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from bustseg.callbacks import (
     BestCheckpoint,
     EpochLines,
+    ImageTables,
     LastCheckpoint,
     PredictionPanels,
     RunRecorder,
+    TestCurves,
+    TestPasses,
     WatchedProgressBar,
 )
 from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, without_pretrained
@@ -126,6 +129,7 @@ class BustsegCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 10})
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(TestPasses, "report")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -155,7 +159,9 @@ class BustsegCLI(LightningCLI):
         kwargs["logger"] = self._tracker() if user is None or user is True else user
         self.save_config_callback = None
         trainer = super().instantiate_trainer(**kwargs)
-        extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines(), PredictionPanels()]
+        extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines()]
+        if self.subcommand == "test":
+            extra += [ImageTables(), TestCurves(), PredictionPanels()]
         if self.subcommand == "fit":
             extra.append(LastCheckpoint())
         callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
@@ -360,7 +366,9 @@ def _stored_config(checkpoint: dict[str, Any], verb: str) -> dict[str, Any]:
     config = {key: value for key, value in checkpoint[RECORD]["config"].items() if key not in ("config", "ckpt_path")}
     if verb != "fit":
         trainer = config.get("trainer", {})
-        config = {key: config[key] for key in ("seed_everything", "model", "data", "tracking") if key in config}
+        config = {
+            key: config[key] for key in ("seed_everything", "model", "data", "report", "tracking") if key in config
+        }
         if trainer.get("precision"):
             config["trainer"] = {"precision": trainer["precision"]}
     config.pop("weights_only", None)
@@ -381,6 +389,8 @@ def train(verb: str, args: list[str]) -> int:
     # before the run begins, so that data that cannot be used leave no run behind
     cli.datamodule.prepare_data()
     cli.datamodule.setup(verb)
+    if verb != "fit":
+        cli.config_init[verb].verbose = False  # the table below says each number's convention
     LightningCLI._run_subcommand(cli, verb)
     _report(cli, verb)
     return 0
@@ -399,7 +409,7 @@ def _report(cli: BustsegCLI, verb: str) -> None:
     lines = [f"run {tracker.run_id}  experiment {tracker._experiment_name}  store {tracker.uri}"]
     if tracker.artifact_dir is not None:
         if verb == "test":
-            lines.append(f"pictures   {tracker.artifact_dir / 'panels' / 'test.png'}")
+            lines.append(f"pictures, curves and tables in {tracker.artifact_dir}")
         if verb == "fit":
             lines.append(f"checkpoint {tracker.artifact_dir / 'checkpoints' / 'best.ckpt'}")
     if verb == "fit":
@@ -426,6 +436,10 @@ def _print_scores(metrics: dict[str, Any], stage: str) -> None:
         "dice_lesion_malignant",
         "false_positive_rate_normal",
         "missed_lesion_rate",
+        "lesion_detection_rate",
+        "hd95",
+        "assd",
+        "ece",
     ):
         if (value := metrics.get(f"{stage}/{name}")) is not None:
             console.print(f"{name} {float(value):.4f}", highlight=False)
