@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import LABELS
@@ -29,6 +31,39 @@ def draw_panel(
             axes.contour(mask, levels=[0.5], colors=colour, linewidths=1.2)
     axes.set_title(title, fontsize=8)
     axes.set_axis_off()
+
+
+def select_cases(counts: Mapping[str, Tensor], n: int, missed_apart: bool = False) -> dict[str, Tensor]:
+    """Choose the images of a test that are worth a look.
+
+    Args:
+        counts: of :meth:`bustseg.metrics.SegmentationMetrics.per_image`
+        n: images per row, at most
+        missed_apart: give lesions of which no pixel was found a row of their own instead of a place among the worst,
+            and of the normals only those with false positives
+
+    Returns:
+        ``best``, ``median``, ``worst`` (by Dice), then ``normal``, or ``missed`` and ``false positive`` -> positions in
+        ``counts``; rows without images are left out
+    """
+    dice = overlap_scores(counts["tp"], counts["fp"], counts["fn"], counts["tn"])["dice_paper"]
+    lesion = (counts["tp"] + counts["fn"]) > 0
+    missed = lesion & (counts["tp"] == 0)
+    ranked = lesion & ~missed if missed_apart else lesion
+    order = torch.argsort(torch.where(ranked, dice, torch.inf))[: int(ranked.sum())]
+    middle = max(len(order) // 2 - n // 2, 0)
+    normals = torch.nonzero(~lesion).flatten()
+    # the normals with the most false positive pixels: empty ones teach nothing
+    normals = normals[torch.argsort(counts["fp"][normals], descending=True)]
+    rows = {"best": order.flip(0)[:n], "median": order[middle : middle + n], "worst": order[:n]}
+    if missed_apart:
+        lost = torch.nonzero(missed).flatten()
+        # the largest first: a missed speck says less
+        rows["missed"] = lost[torch.argsort(counts["fn"][lost], descending=True)][:n]
+        rows["false positive"] = normals[counts["fp"][normals] > 0][:n]
+    else:
+        rows["normal"] = normals[:n]
+    return {name: positions for name, positions in rows.items() if len(positions)}
 
 
 class PredictionPanels(Callback):
@@ -54,19 +89,8 @@ class PredictionPanels(Callback):
             return
         dice = overlap_scores(counts["tp"], counts["fp"], counts["fn"], counts["tn"])["dice_paper"]
         lesion = (counts["tp"] + counts["fn"]) > 0
-        order = torch.argsort(torch.where(lesion, dice, torch.inf))[: int(lesion.sum())]
         n = self.columns
-        middle = max(len(order) // 2 - n // 2, 0)
-        normals = torch.nonzero(~lesion).flatten()
-        # the normals with the most false positive pixels: empty ones teach nothing
-        normals = normals[torch.argsort(counts["fp"][normals], descending=True)]
-        rows = {
-            "best": order.flip(0)[:n],
-            "median": order[middle : middle + n],
-            "worst": order[:n],
-            "normal": normals[:n],
-        }
-        rows = {name: positions for name, positions in rows.items() if len(positions)}
+        rows = select_cases(counts, n)
         figure = matplotlib.figure.Figure(figsize=(2.3 * n, 2.5 * len(rows) + 0.4), layout="constrained")
         grid = figure.subplots(len(rows), n, squeeze=False)
         for axes_row, (name, positions) in zip(grid, rows.items(), strict=True):
