@@ -191,9 +191,8 @@ def _print_layers(task: SegmentationTask, probe: torch.Tensor) -> None:
         note = "  (default)" if layer.name == chosen else "  (encoder's last stage)" if layer.name in stages else ""
         size = " x ".join(map(str, layer.shape))
         # no table: it would fold names that are meant to be copied
-        console.print(
-            f"{layer.name:{name_width}}  {layer.kind:{kind_width}}  {size}{note}", highlight=False, markup=False
-        )
+        line = f"{layer.name:{name_width}}  {layer.kind:{kind_width}}  {size}{note}"
+        console.print(line, highlight=False, markup=False)
 
 
 def _print_means(rows: Sequence[dict[str, Any]], layers: Sequence[str]) -> None:
