@@ -219,6 +219,12 @@ class BustsegCLI(LightningCLI):
         )
         return (run_id, True) if same else (None, False)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if "verbose" in kwargs:
+            kwargs["verbose"] = False  # the scores are printed by convention, see `_report`
+        return kwargs
+
     def _set_seed(self) -> None:
         with _quiet("lightning.fabric.utilities.seed"):
             super()._set_seed()
