@@ -206,6 +206,5 @@ def _print_means(rows: Sequence[dict[str, Any]], layers: Sequence[str]) -> None:
         cells = (np.mean([row[f"{score} {layer}"] for row in known]) for score in ("energy", "hit"))
         table.add_row(layer, *(f"{100 * cell:.1f} %" for cell in cells))
     console.print(table)
-    console.print(
-        f"heat that is the same everywhere would get {100 * np.mean([r['energy_baseline'] for r in known]):.1f} %"
-    )
+    baseline = 100 * np.mean([row["energy_baseline"] for row in known])
+    console.print(f"heat that is the same everywhere would have {baseline:.1f} % in the lesion", highlight=False)

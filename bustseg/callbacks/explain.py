@@ -36,6 +36,9 @@ from bustseg.tracking import Tracker
 HEAT = "inferno"
 """Colour map of heat: perceptually uniform, dark where there is none."""
 
+BATCH = 8
+"""Images explained at once, at most: their graph takes several times the memory of a prediction."""
+
 
 @dataclass
 class Case:
@@ -222,7 +225,7 @@ class ExplainCallback(Callback):
         dice = overlap_scores(counts["tp"], counts["fp"], counts["fn"], counts["tn"])["dice_paper"]
         table: list[dict[str, Any]] = []
         cases: dict[int, Case] = {}
-        for part in positions.split(datamodule.eval_batch_size):
+        for part in positions.split(min(datamodule.eval_batch_size, BATCH)):
             arrays = [datamodule.arrays(int(counts["index"][position])) for position in part]
             images = np.stack([image for image, _ in arrays])[:, None]
             found = heat_maps(task, images, layers, self.method)
