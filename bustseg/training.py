@@ -26,6 +26,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from bustseg.callbacks import (
     BestCheckpoint,
     EpochLines,
+    ExplainCallback,
     ImageTables,
     LastCheckpoint,
     PredictionPanels,
@@ -130,6 +131,7 @@ class BustsegCLI(LightningCLI):
         parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 10})
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(TestPasses, "report")
+        parser.add_lightning_class_args(ExplainCallback, "explain")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -303,6 +305,7 @@ def _did_you_mean(key: str) -> str:
     parser.add_lightning_class_args(SegmentationTask, "model")
     parser.add_lightning_class_args(BUSIDataModule, "data")
     parser.add_class_arguments(Tracker, "tracking")
+    parser.add_lightning_class_args(ExplainCallback, "explain")
     known = [action.dest for action in parser._actions]
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     return f": did you mean {' or '.join(f'`{name}`' for name in close)}?" if close else ": see `bustseg fit --help`"
@@ -367,7 +370,9 @@ def _stored_config(checkpoint: dict[str, Any], verb: str) -> dict[str, Any]:
     if verb != "fit":
         trainer = config.get("trainer", {})
         config = {
-            key: config[key] for key in ("seed_everything", "model", "data", "report", "tracking") if key in config
+            key: config[key]
+            for key in ("seed_everything", "model", "data", "report", "explain", "tracking")
+            if key in config
         }
         if trainer.get("precision"):
             config["trainer"] = {"precision": trainer["precision"]}

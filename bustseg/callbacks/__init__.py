@@ -2,6 +2,7 @@
 
 from bustseg.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from bustseg.callbacks.curves import TestCurves
+from bustseg.callbacks.explain import ExplainCallback
 from bustseg.callbacks.panels import PredictionPanels
 from bustseg.callbacks.per_image import ImageTables
 from bustseg.callbacks.progress import EpochLines, WatchedProgressBar
@@ -11,6 +12,7 @@ from bustseg.callbacks.subsets import TestPasses
 __all__ = [
     "BestCheckpoint",
     "EpochLines",
+    "ExplainCallback",
     "ImageTables",
     "LastCheckpoint",
     "PredictionPanels",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,39 @@ def draw_panel(axes: Axes, image: np.ndarray, truth: np.ndarray, prediction: np.
             axes.contour(mask, levels=[0.5], colors=colour, linewidths=1.2)
     axes.set_title(title, fontsize=8)
     axes.set_axis_off()
+
+
+def select_cases(counts: Mapping[str, Tensor], n: int, missed_apart: bool = False) -> dict[str, Tensor]:
+    """Choose the images of a test that are worth a look.
+
+    Args:
+        counts: of :meth:`bustseg.metrics.SegmentationMetrics.per_image`
+        n: images per row, at most
+        missed_apart: give lesions of which no pixel was found a row of their own instead of a place among the worst,
+            and of the normals only those with false positives
+
+    Returns:
+        ``best``, ``median``, ``worst`` (by Dice), then ``normal``, or ``missed`` and ``false positive`` -> positions in
+        ``counts``; rows without images are left out
+    """
+    dice = overlap_scores(counts["tp"], counts["fp"], counts["fn"], counts["tn"])["dice_paper"]
+    lesion = (counts["tp"] + counts["fn"]) > 0
+    missed = lesion & (counts["tp"] == 0)
+    ranked = lesion & ~missed if missed_apart else lesion
+    order = torch.argsort(torch.where(ranked, dice, torch.inf))[: int(ranked.sum())]
+    middle = max(len(order) // 2 - n // 2, 0)
+    normals = torch.nonzero(~lesion).flatten()
+    # the normals with the most false positive pixels: empty ones teach nothing
+    normals = normals[torch.argsort(counts["fp"][normals], descending=True)]
+    rows = {"best": order.flip(0)[:n], "median": order[middle : middle + n], "worst": order[:n]}
+    if missed_apart:
+        lost = torch.nonzero(missed).flatten()
+        # the largest first: a missed speck says less
+        rows["missed"] = lost[torch.argsort(counts["fn"][lost], descending=True)][:n]
+        rows["false positive"] = normals[counts["fp"][normals] > 0][:n]
+    else:
+        rows["normal"] = normals[:n]
+    return {name: positions for name, positions in rows.items() if len(positions)}
 
 
 class PredictionPanels(Callback):
@@ -61,24 +95,15 @@ class PredictionPanels(Callback):
             return
         painter = _Painter(trainer, pl_module, datamodule, counts)
         lesion = (counts["tp"] + counts["fn"]) > 0
-        order = torch.argsort(torch.where(lesion, painter.dice, torch.inf))[: int(lesion.sum())]
         n = self.columns
-        middle = max(len(order) // 2 - n // 2, 0)
         normals = torch.nonzero(~lesion).flatten()
-        # the normals with the most false positive pixels: empty ones teach nothing
         normals = normals[torch.argsort(counts["fp"][normals], descending=True)]
         alarms = normals[counts["fp"][normals] > 0]
         missed = torch.nonzero(lesion & (counts["tp"] == 0)).flatten()
         missed = missed[torch.argsort(counts["fn"][missed], descending=True)]
-        rows = {
-            "best": order.flip(0)[:n],
-            "median": order[middle : middle + n],
-            "worst": order[:n],
-            "normal": normals[:n],
-        }
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            painter.draw({name: places for name, places in rows.items() if len(places)}, n, folder / "test.png")
+            painter.draw(select_cases(counts, n), n, folder / "test.png")
             for name, places, title in (
                 ("missed", missed, f"{len(missed)} of {int(lesion.sum())} lesion images missed"),
                 ("false_positives", alarms, f"false alarms on {len(alarms)} of {len(normals)} normals"),
