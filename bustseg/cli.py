@@ -26,6 +26,16 @@ def _phantom(args: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(args: argparse.Namespace) -> int:
+    from bustseg.explain_images import explain_images
+
+    out = Path(args.out) if args.out else None
+    inputs = [Path(path) for path in args.input]
+    return explain_images(
+        inputs, args.model, out, args.method, args.layer, args.size, args.tolerance, only_list=args.list_layers
+    )
+
+
 def _ui(args: argparse.Namespace) -> int:
     from bustseg.tracking import open_store, tracking_uri
 
@@ -116,6 +126,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--groups", metavar="CSV", help="columns image,group: what is resampled together")
     compare.add_argument("--out", metavar="DIR", help="folder for compare.csv, compare.html and comparison.png")
+
+    explain = verb(
+        verbs,
+        "explain",
+        _explain,
+        "show where a trained network looks: Grad-CAM of any images",
+        "bustseg explain images/ --model latest --out explained",
+    )
+    explain.add_argument("input", nargs="*", metavar="INPUT", help="image files, or folders of them")
+    explain.add_argument("--model", required=True, help="checkpoint, MLflow run id, runs:/RUN_ID or latest")
+    explain.add_argument("--out", help="folder for panels, heat maps and explain.csv")
+    explain.add_argument("--method", default="GradCAM", help="GradCAM (default), GradCAMPlusPlus, LayerCAM, ...")
+    explain.add_argument("--layer", help="layer of the network (default: its last decoder block)")
+    explain.add_argument("--list-layers", action="store_true", help="print the layers that can be explained, and stop")
+    explain.add_argument("--size", type=int, nargs="+", help="input size of the network (default: as trained)")
+    explain.add_argument("--tolerance", type=float, default=0, help="pixels by which a hit may miss (default 0)")
 
     ui = verb(verbs, "ui", _ui, "open the MLflow UI on the project's store", "bustseg ui --port 5000")
     ui.add_argument("--uri", help="MLflow store (default: MLFLOW_TRACKING_URI or sqlite:///mlruns/mlflow.db)")

@@ -15,6 +15,7 @@ import pandas as pd
 from bustseg.data.sources import LABELS, natural_key
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS, METRICS, overlap_scores
+from bustseg.metrics.table import SIZES, size_thirds
 from bustseg.progress import error_console
 from bustseg.statistics import Bootstrap, holm, wilcoxon
 
@@ -37,7 +38,6 @@ SHOWN = ("dice", "iou", "precision", "recall", *DISTANCES, *RATES)
 
 LOWER_IS_BETTER = {*DISTANCES, *RATES}
 COUNTS = ("tp", "fp", "fn", "tn")
-THIRDS = ("small", "medium", "large")
 
 _FACTS = {
     "data_digest": "data digests",
@@ -402,13 +402,10 @@ def measures(frame: pd.DataFrame, metrics: Sequence[str] = SHOWN) -> list[Measur
 
 def parts(frame: pd.DataFrame) -> dict[str, np.ndarray]:
     """Images of all, of each class, and of each third of the lesions by area, as bool (n,)."""
-    lesion = (frame["lesion_px"] > 0).to_numpy()
     found = {"all": np.ones(len(frame), dtype=bool)}
     found |= {label: (frame["label"] == label).to_numpy() for label in LABELS}
-    if lesion.sum() >= len(THIRDS):
-        area = frame["lesion_px"].to_numpy(np.float64)
-        third = np.searchsorted(np.quantile(area[lesion], [1 / 3, 2 / 3]), area)
-        found |= {f"{name} lesions": lesion & (third == code) for code, name in enumerate(THIRDS)}
+    third, _ = size_thirds(frame["lesion_px"].to_numpy())
+    found |= {f"{name} lesions": third == name for name in SIZES}
     return {name: own for name, own in found.items() if own.any()}
 
 

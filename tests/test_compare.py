@@ -444,7 +444,6 @@ def test_pictures_show_the_runs_side_by_side(phantoms: Path, bustseg: Bustseg) -
 
 @pytest.mark.slow
 def test_from_training_to_comparison(phantoms: Path, bustseg: Bustseg) -> None:
-    pytest.importorskip("bustseg.callbacks.per_image", reason="the test leaves no per-image table yet")
     for seed in (0, 1):
         options = ("--data.root", phantoms, "--trainer.max_epochs", 1, "--seed_everything", seed)
         assert bustseg("fit", "--config", TINY, *options)[0] == 0
