@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 import torch
 from conftest import TINY
 from mlflow.entities import Run
@@ -400,7 +401,8 @@ def test_an_experiment_is_compared_and_the_comparison_logged(bustseg: Bustseg) -
 
 def table_of(checkpoint: Path) -> pd.DataFrame:
     """The per-image table of a checkpoint's own test images."""
-    from bustseg.checkpoint import load_data, load_task
+    from bustseg.callbacks.style import TRUTH
+from bustseg.checkpoint import load_data, load_task
 
     task, data = load_task(checkpoint), load_data(checkpoint)
     data.prepare_data()
@@ -429,8 +431,8 @@ def test_pictures_show_the_runs_side_by_side(phantoms: Path, bustseg: Bustseg) -
     with Image.open(files[2]) as picture:
         assert picture.width > 800
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
-    green = (np.abs(colours - (0x2E, 0xCC, 0x71)).max(1) < 40).sum()
-    assert green > 100, "the truth is outlined"
+    outline = (np.abs(colours - (np.array(to_rgb(TRUTH)) * 255)).max(1) < 40).sum()
+    assert outline > 100, "the truth is outlined"
     assert "data:image/png;base64," in files[1].read_text()
 
     # where the data are others by now, the figures stand without pictures
