@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
 
+from bustseg.callbacks.style import OUTLINES
 from bustseg.compare import COMPARED, LOWER_IS_BETTER, SHOWN, Comparison, RunTable, compare, load_runs, read_groups
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS, overlap_scores
@@ -271,7 +272,7 @@ def render(result: Comparison, sheet: Path | None = None) -> str:
     if sheet is not None:
         encoded = base64.b64encode(sheet.read_bytes()).decode()
         picture = (
-            "<h2>The same images under every run</h2><p>Outlines: truth green, prediction red.</p>"
+            f"<h2>The same images under every run</h2><p>Outlines: {OUTLINES}.</p>"
             f'<img alt="test images with the outlines of truth and predictions" src="data:image/png;base64,{encoded}">'
         )
     title = f"{len(result.tables)} runs on {len(result.tables[0].frame)} test images"
@@ -387,7 +388,7 @@ def draw_sheet(tables: Sequence[RunTable], path: Path) -> bool:
             f"the pictures' Dice differs from the table's by up to {differs:.2f}: another checkpoint or precision",
             highlight=False,
         )
-    figure.suptitle("truth green, prediction red", fontsize=9)
+    figure.suptitle(OUTLINES, fontsize=9)
     figure.savefig(path, dpi=110)
     return True
 

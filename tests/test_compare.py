@@ -12,13 +12,14 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
 import torch
 from conftest import TINY
+from matplotlib.colors import to_rgb
 from mlflow.entities import Run
 from PIL import Image
 from scipy import stats
 
+from bustseg.callbacks.style import TRUTH
 from bustseg.compare import KNOWN, LOWER_IS_BETTER, RunTable, check_comparable, compare, load_runs, measures, parts
 from bustseg.compare_report import choose_images, describe, p_text, render, report, write_files
 from bustseg.errors import UserError
@@ -401,8 +402,7 @@ def test_an_experiment_is_compared_and_the_comparison_logged(bustseg: Bustseg) -
 
 def table_of(checkpoint: Path) -> pd.DataFrame:
     """The per-image table of a checkpoint's own test images."""
-    from bustseg.callbacks.style import TRUTH
-from bustseg.checkpoint import load_data, load_task
+    from bustseg.checkpoint import load_data, load_task
 
     task, data = load_task(checkpoint), load_data(checkpoint)
     data.prepare_data()

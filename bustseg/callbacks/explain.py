@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bustseg.callbacks.panels import draw_panel, select_cases
+from bustseg.callbacks.style import OUTLINES
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import LABELS
 from bustseg.explain import (
@@ -63,7 +64,7 @@ class Case:
 def draw_heat(axes: matplotlib.axes.Axes, case: Case, heat: np.ndarray, title: str) -> None:
     """Draw a case with its outlines and a heat map (H, W) in 0..1 over the image, opaque where it is hot.
 
-    The prediction is white here: red would drown in the heat.
+    The prediction is white here: its own colour would drown in the heat.
     """
     draw_panel(axes, case.image, case.truth, np.zeros_like(case.truth), title)
     if case.prediction.any():
@@ -92,7 +93,7 @@ def cases_figure(rows: Mapping[str, Sequence[Case]], layer: str, method: str) ->
             draw_panel(axes_row[2 * k], case.image, case.truth, case.prediction, f"{name}: {case.title}")
             title = _heat_title(layer, case).split("\n")[1]
             draw_heat(axes_row[2 * k + 1], case, case.heat[layer], f"{title}\n" if title else "")
-    figure.suptitle(f"{method} of {layer}; truth green, prediction red (dotted white over heat)", fontsize=9)
+    figure.suptitle(f"{method} of {layer}; {OUTLINES} (dotted white over heat)", fontsize=9)
     return figure
 
 
@@ -117,7 +118,7 @@ def details_figure(cases: Sequence[Case], method: str) -> matplotlib.figure.Figu
                 axes.contour(case.truth, levels=[0.5], colors="white", linewidths=0.8)
             axes.set_title(f"{name}\nattention {own.min():.2g} to {own.max():.2g}", fontsize=8)
             axes.set_axis_off()
-    title = f"{method}; truth green, prediction red (dotted white over heat)"
+    title = f"{method}; {OUTLINES} (dotted white over heat)"
     figure.suptitle(title + "; on attention maps truth white" * bool(attentions), fontsize=9)
     return figure
 
