@@ -49,6 +49,21 @@ def _ui(args: argparse.Namespace) -> int:
     os.execv(sys.executable, [sys.executable, *command])
 
 
+def _compare(args: argparse.Namespace) -> int:
+    from bustseg.compare import KNOWN
+    from bustseg.compare_report import report
+    from bustseg.metrics import CONVENTIONS
+
+    for given, known, what in ((args.metric, KNOWN, "metric"), (args.convention, CONVENTIONS, "convention")):
+        for name in given:
+            if name not in known:
+                raise UserError(f"no {what} {name!r}: there are {', '.join(known)}")
+    groups = None if args.groups is None else Path(args.groups)
+    out = None if args.out is None else Path(args.out)
+    report(args.run, args.experiment, args.metric, args.convention, args.baseline, groups, out)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bustseg",
@@ -92,6 +107,25 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("dest", help="folder to create")
     phantom.add_argument("--n", type=int, default=160, help="number of images (default 160)")
     phantom.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
+
+    compare = verb(
+        verbs,
+        "compare",
+        _compare,
+        "runs side by side on the same test images: intervals, paired tests, per class and lesion size, pictures",
+        "bustseg compare --experiment baselines --out comparison",
+    )
+    compare.add_argument(
+        "run", nargs="*", metavar="RUN", help="MLflow run id, runs:/RUN_ID, a folder with tables/test.csv, or a CSV"
+    )
+    compare.add_argument("--experiment", help="compare all tested runs of this MLflow experiment")
+    compare.add_argument("--baseline", metavar="RUN", help="run that the others are compared with (default: the first)")
+    compare.add_argument("--metric", action="append", default=[], help="dice, iou, hd95 ...; may be repeated")
+    compare.add_argument(
+        "--convention", action="append", default=[], help="paper, lesion, empty_one or pooled; may be repeated"
+    )
+    compare.add_argument("--groups", metavar="CSV", help="columns image,group: what is resampled together")
+    compare.add_argument("--out", metavar="DIR", help="folder for compare.csv, compare.html and comparison.png")
 
     explain = verb(
         verbs,

@@ -357,6 +357,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, cache_fold
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("BUSTSEG_CACHE", str(cache_folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow leaves the last store's name there
         options = ["--data.root", phantoms, "--data.image_size", 64, "--trainer.max_epochs", 4]
         assert main(["fit", "--config", str(TINY), *map(str, options)]) == 0
     return next(folder.rglob("best.ckpt"))
