@@ -76,9 +76,12 @@ def _heat_title(layer: str, case: Case) -> str:
     heat = case.heat[layer]
     if not heat.any():
         return f"{layer}\nno evidence here"
-    if not case.truth.any():
-        return f"{layer}\n"
-    return f"{layer}\n{100 * cam_energy(heat, case.truth):.0f} % of the heat in the lesion"
+    # then the whole image is explained, and the hottest spot may be a speck
+    words = "" if case.prediction.any() else "nothing predicted"
+    if case.truth.any():
+        share = f"{100 * cam_energy(heat, case.truth):.0f} % of the heat in the lesion"
+        words = f"{words}; {share.replace(' of the heat', '')}" if words else share
+    return f"{layer}\n{words}"
 
 
 def cases_figure(rows: Mapping[str, Sequence[Case]], layer: str, method: str) -> matplotlib.figure.Figure:
