@@ -445,6 +445,8 @@ def _print_scores(metrics: dict[str, Any], stage: str) -> None:
         "hd95",
         "assd",
         "ece",
+        "cam_energy",
+        "cam_pointing_hit",
     ):
         if (value := metrics.get(f"{stage}/{name}")) is not None:
             console.print(f"{name} {float(value):.4f}", highlight=False)
