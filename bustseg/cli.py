@@ -85,6 +85,12 @@ def _data_split(args: argparse.Namespace) -> int:
     )
 
 
+def _data_fetch(args: argparse.Namespace) -> int:
+    from bustseg.data.fetch import URL, fetch_command
+
+    return fetch_command(Path(args.dest).expanduser(), args.url or URL, _path(args.archive), args.sha256)
+
+
 def _ui(args: argparse.Namespace) -> int:
     from bustseg.tracking import open_store, tracking_uri
 
@@ -142,6 +148,20 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--n", type=int, default=160, help="number of images (default 160)")
     phantom.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
 
+    fetch = verb(
+        data_verbs,
+        "fetch",
+        _data_fetch,
+        "download BUSI from its authors (206 MB; goes on where it stopped), or unpack an archive of it",
+        "bustseg data fetch data",
+    )
+    fetch.add_argument("dest", help="folder for Dataset_BUSI_with_GT")
+    origin = fetch.add_mutually_exclusive_group()
+    origin.add_argument("--url", help="another place of the archive")
+    origin.add_argument("--archive", metavar="ZIP", help="an archive at hand, such as Kaggle's")
+    fetch.add_argument(
+        "--sha256", metavar="HEX", help="the archive's checksum; `none` for no check (default: the authors' with a URL)"
+    )
     check = verb(
         data_verbs,
         "check",
