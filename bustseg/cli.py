@@ -34,6 +34,7 @@ def _source(args: argparse.Namespace) -> tuple[Path, Source]:
     """Reader and folder of ``ROOT`` and ``--source``, which is written as ``data.source`` in a config."""
     from jsonargparse import ArgumentError, ArgumentParser
 
+    from bustseg.data import dicom  # noqa: F401  (so that DICOMFolder is known by its name)
     from bustseg.data.sources import Source
 
     parser = ArgumentParser(exit_on_error=False)
@@ -135,6 +136,18 @@ def _parser() -> argparse.ArgumentParser:
     ):
         verb(verbs, name, None, text, f"bustseg {name} --config configs/paper/model_01.yaml")
 
+    cv = verb(
+        verbs,
+        "cv",
+        None,
+        "cross-validate: fit and test over folds, with mean and spread; takes every option of fit as well",
+        "bustseg cv --config configs/baselines/unet_lite0.yaml --data.split kfold --folds 5",
+    )
+    cv.add_argument("--config", metavar="FILE", help="configuration as for fit")
+    cv.add_argument("--data.split", metavar="SPLIT", help="kfold, a CSV file with folds, grouped, lesion or curated")
+    cv.add_argument("--folds", type=int, help="number of folds (default: data.folds, 5)")
+    cv.add_argument("--resume", action="store_true", help="skip finished folds and continue the interrupted one")
+
     data = verbs.add_parser("data", help="make, check and split data", description="make, check and split data")
     data_verbs = data.add_subparsers(dest="data_verb", metavar="VERB", required=True)
     phantom = verb(
@@ -218,6 +231,10 @@ def run(args: Sequence[str]) -> int:
         if args[0] == "summary":
             return training.summary(list(args[1:]))
         return training.train(args[0], list(args[1:]))
+    if args and args[0] == "cv" and not {"-h", "--help"} & set(args):
+        from bustseg.cross_validation import cross_validate
+
+        return cross_validate(list(args[1:]))
     namespace = _parser().parse_args(list(args))
     return namespace.function(namespace)
 
