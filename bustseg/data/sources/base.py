@@ -125,7 +125,7 @@ def read_native(path: Path, frame: int = 0) -> np.ndarray:
     """Read any PNG, JPEG or TIFF mode (1, L, LA, P, RGB, RGBA, 16 bit) as ``uint8``, (H, W) or for colour (H, W, 3).
 
     Transparency is dropped and 16 bits are scaled to 8. The decoder is Pillow's, because OpenCV's returns what it has
-    of a truncated file without a word.
+    of a truncated file without a word. DICOM files are read by :func:`bustseg.data.dicom.read_frame`.
 
     Args:
         frame: position in a file that holds several images
@@ -133,6 +133,10 @@ def read_native(path: Path, frame: int = 0) -> np.ndarray:
     Raises:
         DataError: the file is missing, truncated or not an image
     """
+    from bustseg.data import dicom  # which builds on this file
+
+    if dicom.is_dicom(path):
+        return dicom.read_frame(path, frame)
     try:
         with Image.open(path) as file:
             if frame:
