@@ -358,6 +358,7 @@ class _Layout:
             for index, cell in zip(unit, own, strict=True):
                 part[index] = choice
                 left[cell][choice] -= 1
+        _fill_empty(part, order, np.sum(list(targets.values()), axis=0))
         return part
 
     def frame(self, subset: np.ndarray) -> pd.DataFrame:
@@ -380,6 +381,15 @@ def _split(
     layout = _Layout(samples, groups or {}, by_size)
     parts = layout.assign(targets, np.random.default_rng(seed))
     return layout.frame(np.array(SUBSETS, dtype=object)[parts])
+
+
+def _fill_empty(part: np.ndarray, units: list[list[int]], places: np.ndarray) -> None:
+    """Give each part that wanted samples and fits no group at least the smallest group of the fullest part."""
+    for empty in np.flatnonzero((places > 0) & ~np.isin(np.arange(len(places)), part)):
+        fullest = int(np.argmax(np.bincount(part, minlength=len(places))))
+        own = [unit for unit in units if part[unit[0]] == fullest]
+        if len(own) > 1:
+            part[min(own, key=len)] = empty
 
 
 def _select(samples: Sequence[Sample], scheme: str, curated_list: Path | None) -> list[Sample]:

@@ -20,8 +20,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-NAME, ID, BIRTH = "Doe^Janetta", "PID4711X", "19610203"
-SECRETS = ("Doe", "Janetta", ID, BIRTH)
+NAME, ID, BIRTH = "Zywicka^Janetta", "PID4711X", "19610203"
+SECRETS = ("Zywicka", "Janetta", ID, BIRTH)
 BANNER = 20  # rows above the region
 LEFT = 12  # columns beside it
 

@@ -178,7 +178,7 @@ def study(root: Path, patients: int = 8) -> Path:
     """Files whose names, folders and headers name patients: two single frames and a short loop of each."""
     for patient in range(patients):
         label = ("benign", "malignant")[patient % 2]
-        folder = root / label / f"Doe_Janetta_{patient}"
+        folder = root / label / f"Zywicka_Janetta_{patient}"
         for view in range(2):
             image, mask = layouts.picture(100 * patient + view, shape=SHAPE)
             data = dicoms.dataset(dicoms.screen(image), regions=[dicoms.region(SHAPE)])
@@ -237,7 +237,7 @@ def test_the_audit_gives_areas_in_mm2(patients: Path) -> None:
 def test_what_does_not_fit_is_told_without_names(patients: Path, tmp_path: Path, grey: np.ndarray) -> None:
     root = tmp_path / "study"
     study(root, 1)
-    folder = root / "benign" / "Doe_Janetta_0"
+    folder = root / "benign" / "Zywicka_Janetta_0"
     (folder / f"{dicoms.ID}_0_mask.png").unlink()
     layouts.save(folder / f"{dicoms.ID}_1_mask.png", np.zeros((9, 9), np.uint8))
     (folder / f"{dicoms.ID}_cut.dcm").write_bytes((folder / f"{dicoms.ID}_0.dcm").read_bytes()[:300])
