@@ -92,6 +92,16 @@ def _data_fetch(args: argparse.Namespace) -> int:
     return fetch_command(Path(args.dest).expanduser(), args.url or URL, _path(args.archive), args.sha256)
 
 
+def _explain(args: argparse.Namespace) -> int:
+    from bustseg.explain_images import explain_images
+
+    out = Path(args.out) if args.out else None
+    inputs = [Path(path) for path in args.input]
+    return explain_images(
+        inputs, args.model, out, args.method, args.layer, args.size, args.tolerance, only_list=args.list_layers
+    )
+
+
 def _ui(args: argparse.Namespace) -> int:
     from bustseg.tracking import open_store, tracking_uri
 
@@ -103,6 +113,21 @@ def _ui(args: argparse.Namespace) -> int:
     console.print(f"MLflow UI: http://{args.host}:{args.port} (store {uri}; Ctrl-C ends it)")
     command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--host", args.host, "--port", str(args.port)]
     os.execv(sys.executable, [sys.executable, *command])
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from bustseg.compare import KNOWN
+    from bustseg.compare_report import report
+    from bustseg.metrics import CONVENTIONS
+
+    for given, known, what in ((args.metric, KNOWN, "metric"), (args.convention, CONVENTIONS, "convention")):
+        for name in given:
+            if name not in known:
+                raise UserError(f"no {what} {name!r}: there are {', '.join(known)}")
+    groups = None if args.groups is None else Path(args.groups)
+    out = None if args.out is None else Path(args.out)
+    report(args.run, args.experiment, args.metric, args.convention, args.baseline, groups, out)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,6 +239,41 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--folds", type=int, default=5, help="folds of kfold (default 5)")
     split.add_argument("--kfold_of", default="grouped", help="scheme that kfold divides (default grouped)")
     split.add_argument("--curated_list", metavar="FILE.csv", help="images that curated keeps (class;id, or image)")
+
+    compare = verb(
+        verbs,
+        "compare",
+        _compare,
+        "runs side by side on the same test images: intervals, paired tests, per class and lesion size, pictures",
+        "bustseg compare --experiment baselines --out comparison",
+    )
+    compare.add_argument(
+        "run", nargs="*", metavar="RUN", help="MLflow run id, runs:/RUN_ID, a folder with tables/test.csv, or a CSV"
+    )
+    compare.add_argument("--experiment", help="compare all tested runs of this MLflow experiment")
+    compare.add_argument("--baseline", metavar="RUN", help="run that the others are compared with (default: the first)")
+    compare.add_argument("--metric", action="append", default=[], help="dice, iou, hd95 ...; may be repeated")
+    compare.add_argument(
+        "--convention", action="append", default=[], help="paper, lesion, empty_one or pooled; may be repeated"
+    )
+    compare.add_argument("--groups", metavar="CSV", help="columns image,group: what is resampled together")
+    compare.add_argument("--out", metavar="DIR", help="folder for compare.csv, compare.html and comparison.png")
+
+    explain = verb(
+        verbs,
+        "explain",
+        _explain,
+        "show where a trained network looks: Grad-CAM of any images",
+        "bustseg explain images/ --model latest --out explained",
+    )
+    explain.add_argument("input", nargs="*", metavar="INPUT", help="image files, or folders of them")
+    explain.add_argument("--model", required=True, help="checkpoint, MLflow run id, runs:/RUN_ID or latest")
+    explain.add_argument("--out", help="folder for panels, heat maps and explain.csv")
+    explain.add_argument("--method", default="GradCAM", help="GradCAM (default), GradCAMPlusPlus, LayerCAM, ...")
+    explain.add_argument("--layer", help="layer of the network (default: its last decoder block)")
+    explain.add_argument("--list-layers", action="store_true", help="print the layers that can be explained, and stop")
+    explain.add_argument("--size", type=int, nargs="+", help="input size of the network (default: as trained)")
+    explain.add_argument("--tolerance", type=float, default=0, help="pixels by which a hit may miss (default 0)")
 
     ui = verb(verbs, "ui", _ui, "open the MLflow UI on the project's store", "bustseg ui --port 5000")
     ui.add_argument("--uri", help="MLflow store (default: MLFLOW_TRACKING_URI or sqlite:///mlruns/mlflow.db)")

@@ -1,8 +1,23 @@
 """What a run leaves behind."""
 
 from bustseg.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from bustseg.callbacks.curves import TestCurves
+from bustseg.callbacks.explain import ExplainCallback
 from bustseg.callbacks.panels import PredictionPanels
+from bustseg.callbacks.per_image import ImageTables
 from bustseg.callbacks.progress import EpochLines, WatchedProgressBar
 from bustseg.callbacks.record import RunRecorder
+from bustseg.callbacks.subsets import TestPasses
 
-__all__ = ["BestCheckpoint", "EpochLines", "LastCheckpoint", "PredictionPanels", "RunRecorder", "WatchedProgressBar"]
+__all__ = [
+    "BestCheckpoint",
+    "EpochLines",
+    "ExplainCallback",
+    "ImageTables",
+    "LastCheckpoint",
+    "PredictionPanels",
+    "RunRecorder",
+    "TestCurves",
+    "TestPasses",
+    "WatchedProgressBar",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -208,6 +209,11 @@ class BUSIDataModule(LightningDataModule):
         """Digest of the split in use."""
         assert self.split is not None, "setup() comes first"
         return split_digest(self.split)
+
+    def subset_digest(self, subset: str) -> str:
+        """Digest of a subset's images, 16 hex digits: equal for the same images of the same data, however split."""
+        ids = sorted(self.samples[index].id for index in self.indices[subset])
+        return hashlib.sha256("\n".join([self.data_digest, *ids]).encode()).hexdigest()[:16]
 
     def prepare_data(self) -> None:
         """Write or fetch what the source can make by itself, and fill the cache (one process per machine)."""
