@@ -10,7 +10,7 @@ import logging
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -181,9 +181,9 @@ class BustsegCLI(LightningCLI):
         section = self.config[self.subcommand] if self.subcommand else self.config
         if section.trainer.fast_dev_run:
             return False
-        options = _as_dict(section.tracking)
+        options = self.tracking_options
         # MLflow's random names repeat, since the training's seed seeds them too
-        options["run_name"] = options["run_name"] or self._default_name()
+        options["run_name"] = options["run_name"] or self.default_name()
         run_id, keep = self._run_to_continue(options.get("uri"))
         tracker = Tracker(**options, run_id=run_id)
         if run_id is not None:
@@ -198,7 +198,14 @@ class BustsegCLI(LightningCLI):
             }
         return tracker
 
-    def _default_name(self) -> str:
+    @property
+    def tracking_options(self) -> dict[str, Any]:
+        """The `tracking` section of the configuration."""
+        section = self.config[self.subcommand] if self.subcommand else self.config
+        return dict(_as_dict(section.tracking))
+
+    def default_name(self) -> str:
+        """Name of a run that the user has not named: of the config or network, and the time."""
         configs = [Path(str(path)).stem for path in self.config[self.subcommand].get("config") or []]
         name = configs[-1] if configs and self.checkpoint is None else type(self.model.network).__name__
         return f"{name} {datetime.now():%Y-%m-%d %H:%M}"
@@ -265,7 +272,7 @@ def _as_namespace(value: Any) -> Any:
     return value
 
 
-def _one_value(args: list[str], option: str) -> tuple[str | None, list[str]]:
+def one_value(args: list[str], option: str) -> tuple[str | None, list[str]]:
     """Value of ``option`` in ``args`` (both ``--x v`` and ``--x=v``) and the arguments without it."""
     rest, value = [], None
     items = iter(args)
@@ -321,7 +328,7 @@ def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
         UserError: a config, key or value that cannot be used
     """
     _check_configs(args)
-    named, rest = _one_value(args, "--ckpt_path")
+    named, rest = one_value(args, "--ckpt_path")
     if named is None and verb in ("validate", "test") and not {"--help", "-h", "--print_config"} & set(args):
         raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id, runs:/ID or latest")
     checkpoint = None
@@ -382,6 +389,16 @@ def _stored_config(checkpoint: dict[str, Any], verb: str) -> dict[str, Any]:
 
 def train(verb: str, args: list[str]) -> int:
     """Run `fit`, `validate` or `test` with command-line arguments; returns the exit code."""
+    run_verb(verb, args)
+    return 0
+
+
+def run_verb(verb: str, args: list[str], tags: Mapping[str, str] | None = None) -> BustsegCLI:
+    """Run `fit`, `validate` or `test` and return what it was run with: trainer (its metrics), model, data.
+
+    Args:
+        tags: further tags of the MLflow run
+    """
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.accelerators.cuda",
@@ -391,6 +408,8 @@ def train(verb: str, args: list[str]) -> int:
     if not torch.cuda.is_available():
         keep_freed_memory()
     cli = build_cli(verb, args)
+    if tags and isinstance(cli.trainer.logger, Tracker):
+        cli.trainer.logger.tags = {**(cli.trainer.logger.tags or {}), **tags}
     # before the run begins, so that data that cannot be used leave no run behind
     cli.datamodule.prepare_data()
     cli.datamodule.setup(verb)
@@ -398,7 +417,7 @@ def train(verb: str, args: list[str]) -> int:
         cli.config_init[verb].verbose = False  # the table below says each number's convention
     LightningCLI._run_subcommand(cli, verb)
     _report(cli, verb)
-    return 0
+    return cli
 
 
 def _report(cli: BustsegCLI, verb: str) -> None:
