@@ -345,7 +345,7 @@ def _groups(tables: Sequence[RunTable], groups: dict[str, str] | None) -> tuple[
             table.frame["group"] for table in tables if "group" in table.frame and table.frame["group"].notna().any()
         )
         column = next(known, pd.Series(np.nan, ids.index))
-        groups = dict(zip(ids[column.notna()], column.dropna(), strict=True))
+        groups = dict(zip(ids[column.notna()], column.dropna().astype(str), strict=True))
     names = np.array([f"group {groups[image]}" if image in groups else f"image {image}" for image in ids], dtype=object)
     count = len(set(names))
     if count == len(names):

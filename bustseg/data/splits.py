@@ -279,7 +279,12 @@ def leakage(split: pd.DataFrame, groups: Mapping[str, str]) -> Leakage:
             if copies:
                 result.leaked[subset] += 1
                 result.cases.append(
-                    {"image": image, "subset": subset, "train": copies, "fold": None if fold is None else int(fold)}
+                    {
+                        "image": image,
+                        "subset": subset,
+                        "train": copies,
+                        "fold": None if fold is None else int(str(fold)),
+                    }
                 )
     result.share = {name: count / max(result.images[name], 1) for name, count in result.leaked.items()}
     return result
