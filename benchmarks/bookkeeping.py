@@ -4,7 +4,7 @@ Both train a copy of the same network in the same process, precision and memory 
 steps, then the validation images. The bare loop does nothing else; bustseg's epoch includes Lightning, the loader, all
 metrics, MLflow (sqlite) and both checkpoints.
 
-    python benchmarks/bookkeeping.py --config configs/paper/model_01.yaml --root $BUSI_ROOT --epochs 3
+    python benchmarks/bookkeeping.py --config configs/baselines/unet_lite0.yaml --data.augmentation none
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     config = os.path.abspath(args.config)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        options = ["--config", config, "--model.network.init_args.weights", "none"]
+        options = ["--config", config]
         options += ["--trainer.max_epochs", str(args.epochs + 2)]
         options += ["--data.root", args.root] if args.root else []
         cli = build_cli("fit", [*options, *rest])

@@ -1,7 +1,8 @@
 """Training throughput of a paper model: bustseg against a plain Lightning script, and what each step gives.
 
 The plain script is what a tutorial would write: PNG files decoded in the Dataset by two workers, NCHW, float32,
-unfused Adam. Each step adds one of bustseg's defaults. Every variant trains the same network on the same images in a
+unfused Adam. Each step adds one of bustseg's defaults; the last (bustseg itself) adds fast depthwise gradients, memory
+that stays, fused Adam and batched gathering. Every variant trains the same network on the same images in a
 process of its own; the variants take turns over several rounds, since machines drift, and the median of the rounds
 counts.
 
@@ -20,13 +21,26 @@ import time
 import warnings
 from pathlib import Path
 
+from torch import nn
+
 VARIANTS = {
     "plain": {},
     "+ cache": {"cache": True},
     "+ channels_last": {"cache": True, "channels_last": True},
     "+ bf16": {"cache": True, "channels_last": True, "bf16": True},
     "bustseg": {"bustseg": True},
+    "bustseg, 1 thread": {"bustseg": True, "one_thread": True},
 }
+
+
+def use_torchs_depthwise(network: nn.Module) -> None:
+    """Undo what FusionUNet does for its encoders, so that the other variants have plain torch layers."""
+    from bustseg.models import depthwise
+
+    plain = {depthwise.FastDepthwiseConv2d: nn.Conv2d, depthwise.FastDepthwiseConv2dSame: depthwise.Conv2dSame}
+    for layer in network.modules():
+        if type(layer) in plain:
+            layer.__class__ = plain[type(layer)]
 
 
 def run_variant(
@@ -41,16 +55,14 @@ def run_variant(
     import torch
     import yaml
     from jsonargparse import ArgumentParser
-    from torch import nn
     from torch.utils.data import DataLoader, Dataset
 
-    from bustseg.checkpoint import without_pretrained
     from bustseg.data.cache import decode
     from bustseg.data.datamodule import BUSIDataModule
     from bustseg.data.sources import BUSI
     from bustseg.data.splits import make_split
     from bustseg.task import IMAGENET_MEAN, IMAGENET_STD, SegmentationTask
-    from bustseg.training import fast_precision
+    from bustseg.training import fast_precision, keep_freed_memory
 
     class Clock(pl.Callback):
         """Wall time from the end of the warm-up to the last step, the loader's time included."""
@@ -63,9 +75,12 @@ def run_variant(
 
     parser = ArgumentParser()
     parser.add_subclass_arguments(nn.Module, "network")
-    network_config = without_pretrained(yaml.safe_load(Path(config).read_text())["model"]["network"])
+    network_config = yaml.safe_load(Path(config).read_text())["model"]["network"]
+    network_config["init_args"]["weights"] = "none"  # speed does not depend on them
     pl.seed_everything(0, verbose=False)
     network = parser.instantiate_classes(parser.parse_object({"network": network_config})).network
+    if not options.get("bustseg"):
+        use_torchs_depthwise(network)
     clock = Clock()
     common = {
         "max_steps": warmup + steps,
@@ -78,7 +93,11 @@ def run_variant(
         "limit_val_batches": 0,
         "callbacks": [clock],
     }
+    if options.get("one_thread"):
+        torch.set_num_threads(1)
     if options.get("bustseg"):
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         data = BUSIDataModule(root=root, batch_size=batch_size, seed=0)
         trainer = pl.Trainer(**common, precision=fast_precision(), use_distributed_sampler=False)
         trainer.fit(SegmentationTask(network), datamodule=data)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bustseg.data.sources import LABELS
 from bustseg.metrics import CONVENTIONS, METRICS
 
 if TYPE_CHECKING:
@@ -188,9 +189,7 @@ def _data(run: Run) -> str:
     for item in run.inputs.dataset_inputs if run.inputs else []:
         subset = item.dataset.name.rpartition("-")[2]
         profiles[subset] = json.loads(item.dataset.profile or "{}")
-    labels = [
-        label for label in ("benign", "malignant", "normal", "unknown") if any(label in p for p in profiles.values())
-    ]
+    labels = [label for label in LABELS if any(label in profile for profile in profiles.values())]
     rows = []
     for subset, title in (("train", "training"), ("val", "validation"), ("test", "test")):
         profile = profiles.get(subset, {})

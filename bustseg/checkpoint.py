@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
+from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.tracking import local_path, one_line, open_store, tracking_uri
@@ -72,6 +73,23 @@ def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTas
     return task.to(device).eval()
 
 
+def load_data(path: Path) -> BUSIDataModule:
+    """The data module that a checkpoint was trained with; not set up yet.
+
+    Raises:
+        UserError: the file is no checkpoint of bustseg, or its data source cannot be made
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(BUSIDataModule, "data", fail_untyped=False)
+    data = read_checkpoint(path)[RECORD]["config"].get("data", {})
+    try:
+        return parser.instantiate_classes(parser.parse_object({"data": data})).data
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot rebuild the data of {path}: {one_line(error)}") from error
+
+
 def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
     """Path of a checkpoint named by file, MLflow run id, ``runs:/RUN_ID[/path]``, or ``latest``.
 
@@ -91,17 +109,27 @@ def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
     run_id, _, inner = model.removeprefix("runs:/").partition("/")
     if not model.startswith("runs:/") and not (len(model) == 32 and set(model) <= set("0123456789abcdef")):
         raise UserError(f"no checkpoint at {model} (give a file, an MLflow run id, runs:/RUN_ID or latest)")
+    return run_file(run_id, inner or f"checkpoints/{prefer}.ckpt")
+
+
+def run_file(run_id: str, inner: str) -> Path:
+    """Path of an artifact of a run: the file itself in a local store, else a downloaded copy.
+
+    Raises:
+        UserError: no such run, or it has no such artifact
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri()
     open_store(uri)
-    inner = inner or f"checkpoints/{prefer}.ckpt"
     try:
         run = mlflow.MlflowClient(uri).get_run(run_id)
         folder = local_path(run.info.artifact_uri)
         if folder is not None and (folder / inner).is_file():
             return folder / inner
+        if folder is not None:
+            raise FileNotFoundError(f"nothing at {folder / inner}")
         return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{inner}", tracking_uri=uri))
     except (MlflowException, OSError) as error:
         raise UserError(f"run {run_id} has no {inner} in {uri}: {one_line(error)}") from error

@@ -8,12 +8,16 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from bustseg import __version__
 from bustseg.errors import UserError
 from bustseg.progress import console, error_console
+
+if TYPE_CHECKING:
+    from bustseg.data.sources import Source
 
 TRAINING_VERBS = ("fit", "validate", "test")
 
@@ -24,6 +28,78 @@ def _phantom(args: argparse.Namespace) -> int:
     dest = write_phantoms(Path(args.dest), n=args.n, seed=args.seed)
     console.print(f"{args.n} phantoms in {dest}; train on them with --data.root {dest}")
     return 0
+
+
+def _source(args: argparse.Namespace) -> tuple[Path, Source]:
+    """Reader and folder of ``ROOT`` and ``--source``, which is written as ``data.source`` in a config."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from bustseg.data import dicom  # noqa: F401  (so that DICOMFolder is known by its name)
+    from bustseg.data.sources import Source
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--source", type=Source)
+    try:
+        source = parser.instantiate_classes(parser.parse_args(["--source", args.source])).source
+    except (ArgumentError, ValueError) as error:
+        raise UserError(
+            f"unknown source {args.source}: use {', '.join(sorted(cls.__name__ for cls in _subclasses(Source)))}, "
+            "or class_path and init_args as in a config"
+        ) from error
+    root = args.root or source.default_root()
+    if root is None:
+        raise UserError("no data folder: name it, or set BUSI_ROOT")
+    return Path(root).expanduser(), source
+
+
+def _subclasses(cls: type) -> list[type]:
+    direct: list[type] = cls.__subclasses__()
+    return direct + [one for sub in direct for one in _subclasses(sub)]
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text).expanduser() if text else None
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    from bustseg.data.commands import check_command
+
+    root, source = _source(args)
+    return check_command(root, source, _path(args.json), _path(args.report), args.threshold)
+
+
+def _data_split(args: argparse.Namespace) -> int:
+    from bustseg.data.commands import split_command
+
+    root, source = _source(args)
+    return split_command(
+        root,
+        source,
+        scheme=args.scheme,
+        seed=args.seed,
+        out=_path(args.out),
+        check=_path(args.check),
+        folds=args.folds,
+        of=args.kfold_of,
+        curated_list=_path(args.curated_list),
+        threshold=args.threshold,
+    )
+
+
+def _data_fetch(args: argparse.Namespace) -> int:
+    from bustseg.data.fetch import URL, fetch_command
+
+    return fetch_command(Path(args.dest).expanduser(), args.url or URL, _path(args.archive), args.sha256)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from bustseg.explain_images import explain_images
+
+    out = Path(args.out) if args.out else None
+    inputs = [Path(path) for path in args.input]
+    return explain_images(
+        inputs, args.model, out, args.method, args.layer, args.size, args.tolerance, only_list=args.list_layers
+    )
 
 
 def _ui(args: argparse.Namespace) -> int:
@@ -39,6 +115,21 @@ def _ui(args: argparse.Namespace) -> int:
     console.print(f"MLflow UI: {page} (store {uri}; Ctrl-C ends it)")
     command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--host", args.host, "--port", str(args.port)]
     os.execv(sys.executable, [sys.executable, *command])
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from bustseg.compare import KNOWN
+    from bustseg.compare_report import report
+    from bustseg.metrics import CONVENTIONS
+
+    for given, known, what in ((args.metric, KNOWN, "metric"), (args.convention, CONVENTIONS, "convention")):
+        for name in given:
+            if name not in known:
+                raise UserError(f"no {what} {name!r}: there are {', '.join(known)}")
+    groups = None if args.groups is None else Path(args.groups)
+    out = None if args.out is None else Path(args.out)
+    report(args.run, args.experiment, args.metric, args.convention, args.baseline, groups, out)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +163,18 @@ def _parser() -> argparse.ArgumentParser:
     ):
         verb(verbs, name, None, text, f"bustseg {name} --config configs/paper/model_01.yaml")
 
+    cv = verb(
+        verbs,
+        "cv",
+        None,
+        "cross-validate: fit and test over folds, with mean and spread; takes every option of fit as well",
+        "bustseg cv --config configs/baselines/unet_lite0.yaml --data.split kfold --folds 5",
+    )
+    cv.add_argument("--config", metavar="FILE", help="configuration as for fit")
+    cv.add_argument("--data.split", metavar="SPLIT", help="kfold, a CSV file with folds, grouped, lesion or curated")
+    cv.add_argument("--folds", type=int, help="number of folds (default: data.folds, 5)")
+    cv.add_argument("--resume", action="store_true", help="skip finished folds and continue the interrupted one")
+
     data = verbs.add_parser("data", help="make, check and split data", description="make, check and split data")
     data_verbs = data.add_subparsers(dest="data_verb", metavar="VERB", required=True)
     phantom = verb(
@@ -84,6 +187,95 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("dest", help="folder to create")
     phantom.add_argument("--n", type=int, default=160, help="number of images (default 160)")
     phantom.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
+
+    fetch = verb(
+        data_verbs,
+        "fetch",
+        _data_fetch,
+        "download BUSI from its authors (206 MB; goes on where it stopped), or unpack an archive of it",
+        "bustseg data fetch data",
+    )
+    fetch.add_argument("dest", help="folder for Dataset_BUSI_with_GT")
+    origin = fetch.add_mutually_exclusive_group()
+    origin.add_argument("--url", help="another place of the archive")
+    origin.add_argument("--archive", metavar="ZIP", help="an archive at hand, such as Kaggle's")
+    fetch.add_argument(
+        "--sha256", metavar="HEX", help="the archive's checksum; `none` for no check (default: the authors' with a URL)"
+    )
+    check = verb(
+        data_verbs,
+        "check",
+        _data_check,
+        "find broken files, wrong masks, duplicates and burned-in marks; exit code 1 when training would be wrong",
+        "bustseg data check Dataset_BUSI_with_GT --report report.html",
+    )
+    split = verb(
+        data_verbs,
+        "split",
+        _data_split,
+        "write a split, or measure how much of one leaks",
+        "bustseg data split Dataset_BUSI_with_GT --scheme grouped --seed 0 --out split.csv",
+    )
+    for sub in (check, split):
+        sub.add_argument("root", nargs="?", help="data folder (default: the source's own, such as BUSI_ROOT)")
+        sub.add_argument(
+            "--source",
+            default="BUSI",
+            help="layout: BUSI, BUSBRA, BUSUCLM, BrEaST, Folders, DICOMFolder, or class_path and init_args as JSON",
+        )
+        sub.add_argument(
+            "--threshold", type=float, default=0.40, help="score from which a pair counts as duplicate (default 0.40)"
+        )
+    check.add_argument("--json", metavar="FILE", help="write everything that was found")
+    check.add_argument("--report", metavar="FILE.html", help="write a report with the pairs side by side")
+    split.add_argument(
+        "--scheme",
+        default="grouped",
+        choices=("paper", "lesion", "grouped", "curated", "kfold"),
+        help="paper: 624/78/78; lesion: without normals, 8:1:1; grouped: as paper, with duplicates and patients kept "
+        "together (default); curated: only listed images; kfold: cross-validation",
+    )
+    split.add_argument("--seed", type=int, default=0, help="the same seed gives the same split (default 0)")
+    split.add_argument("--out", metavar="FILE.csv", help="file to write, for --data.split")
+    split.add_argument("--check", metavar="FILE.csv", help="measure the leakage of this split instead; exit 1 if any")
+    split.add_argument("--folds", type=int, default=5, help="folds of kfold (default 5)")
+    split.add_argument("--kfold_of", default="grouped", help="scheme that kfold divides (default grouped)")
+    split.add_argument("--curated_list", metavar="FILE.csv", help="images that curated keeps (class;id, or image)")
+
+    compare = verb(
+        verbs,
+        "compare",
+        _compare,
+        "runs side by side on the same test images: intervals, paired tests, per class and lesion size, pictures",
+        "bustseg compare --experiment baselines --out comparison",
+    )
+    compare.add_argument(
+        "run", nargs="*", metavar="RUN", help="MLflow run id, runs:/RUN_ID, a folder with tables/test.csv, or a CSV"
+    )
+    compare.add_argument("--experiment", help="compare all tested runs of this MLflow experiment")
+    compare.add_argument("--baseline", metavar="RUN", help="run that the others are compared with (default: the first)")
+    compare.add_argument("--metric", action="append", default=[], help="dice, iou, hd95 ...; may be repeated")
+    compare.add_argument(
+        "--convention", action="append", default=[], help="paper, lesion, empty_one or pooled; may be repeated"
+    )
+    compare.add_argument("--groups", metavar="CSV", help="columns image,group: what is resampled together")
+    compare.add_argument("--out", metavar="DIR", help="folder for compare.csv, compare.html and comparison.png")
+
+    explain = verb(
+        verbs,
+        "explain",
+        _explain,
+        "show where a trained network looks: Grad-CAM of any images",
+        "bustseg explain images/ --model latest --out explained",
+    )
+    explain.add_argument("input", nargs="*", metavar="INPUT", help="image files, or folders of them")
+    explain.add_argument("--model", required=True, help="checkpoint, MLflow run id, runs:/RUN_ID or latest")
+    explain.add_argument("--out", help="folder for panels, heat maps and explain.csv")
+    explain.add_argument("--method", default="GradCAM", help="GradCAM (default), GradCAMPlusPlus, LayerCAM, ...")
+    explain.add_argument("--layer", help="layer of the network (default: its last decoder block)")
+    explain.add_argument("--list-layers", action="store_true", help="print the layers that can be explained, and stop")
+    explain.add_argument("--size", type=int, nargs="+", help="input size of the network (default: as trained)")
+    explain.add_argument("--tolerance", type=float, default=0, help="pixels by which a hit may miss (default 0)")
 
     ui = verb(verbs, "ui", _ui, "open the MLflow UI on the project's store", "bustseg ui --port 5000")
     ui.add_argument("--uri", help="MLflow store (default: MLFLOW_TRACKING_URI or sqlite:///mlruns/mlflow.db)")
@@ -101,6 +293,10 @@ def run(args: Sequence[str]) -> int:
         if args[0] == "summary":
             return training.summary(list(args[1:]))
         return training.train(args[0], list(args[1:]))
+    if args and args[0] == "cv" and not {"-h", "--help"} & set(args):
+        from bustseg.cross_validation import cross_validate
+
+        return cross_validate(list(args[1:]))
     namespace = _parser().parse_args(list(args))
     return namespace.function(namespace)
 

@@ -8,7 +8,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -226,12 +226,28 @@ class Tracker(MLFlowLogger):
         self._send(lambda: self.experiment.log_batch(self.run_id, tags=run_tags), "tags")
 
     @rank_zero_only
+    def log_datasets(self, datasets: Sequence[tuple[Mapping[str, str], str]]) -> None:
+        """Record which data the run used: fields of an MLflow data set, and its context (``training``, ...)."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", context)])
+            for dataset, context in datasets
+        ]
+        self._send(lambda: self.experiment.log_inputs(self.run_id, inputs), "the data sets")
+
+    @rank_zero_only
     def log_file(self, path: Path, folder: str = "") -> None:
         """Put a local file into the run's artifact ``folder``; what lies there already stays."""
         artifacts = self.artifact_dir
         if artifacts is not None and path.resolve() == (artifacts / folder / path.name).resolve():
             return
         self._send(lambda: self.experiment.log_artifact(self.run_id, str(path), folder or None), str(path))
+
+    @rank_zero_only
+    def log_folder(self, path: Path, folder: str) -> None:
+        """Put the files of a local folder into the run's artifact ``folder``."""
+        self._send(lambda: self.experiment.log_artifacts(self.run_id, str(path), folder), f"the files of {folder}")
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:

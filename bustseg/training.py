@@ -10,7 +10,7 @@ import logging
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -26,10 +26,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from bustseg.callbacks import (
     BestCheckpoint,
     EpochLines,
+    ExplainCallback,
+    ImageTables,
     LastCheckpoint,
     ModelRecorder,
     PredictionPanels,
     RunRecorder,
+    TestCurves,
+    TestPasses,
     WatchedProgressBar,
 )
 from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, without_pretrained
@@ -76,6 +80,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+_DESCRIPTIONS = {
+    "fit": "Train a network. Example: bustseg fit --config configs/paper/model_01.yaml --data.batch_size 8",
+    "validate": "Score a checkpoint on the validation images. Example: bustseg validate --ckpt_path latest",
+    "test": "Score a checkpoint on the test images. Example: bustseg test --ckpt_path latest",
+}
+
+
 class _Parser(LightningArgumentParser):
     """Parser whose errors are exceptions, so that the command line can say them in one line."""
 
@@ -104,6 +115,7 @@ class BustsegCLI(LightningCLI):
             },
             seed_everything_default=0,
             parser_class=_Parser,
+            parser_kwargs={"prog": "bustseg", **{verb: {"description": text} for verb, text in _DESCRIPTIONS.items()}},
             args=args,
             run=run,
             auto_configure_optimizers=False,
@@ -119,6 +131,8 @@ class BustsegCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 10})
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(TestPasses, "report")
+        parser.add_lightning_class_args(ExplainCallback, "explain")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -148,7 +162,11 @@ class BustsegCLI(LightningCLI):
         kwargs["logger"] = self._tracker() if user is None or user is True else user
         self.save_config_callback = None
         trainer = super().instantiate_trainer(**kwargs)
-        extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines(), PredictionPanels(), ModelRecorder()]
+        extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines()]
+        if self.subcommand == "test":
+            extra += [ImageTables(), TestCurves(), PredictionPanels()]
+        # after the others, so that the model card has their figures
+        extra.append(ModelRecorder())
         if self.subcommand == "fit":
             extra.append(LastCheckpoint())
         callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
@@ -166,9 +184,9 @@ class BustsegCLI(LightningCLI):
         section = self.config[self.subcommand] if self.subcommand else self.config
         if section.trainer.fast_dev_run:
             return False
-        options = _as_dict(section.tracking)
+        options = self.tracking_options
         # MLflow's random names repeat, since the training's seed seeds them too
-        options["run_name"] = options["run_name"] or self._default_name()
+        options["run_name"] = options["run_name"] or self.default_name()
         run_id, keep = self._run_to_continue(options.get("uri"))
         tracker = Tracker(**options, run_id=run_id)
         if run_id is not None:
@@ -183,7 +201,14 @@ class BustsegCLI(LightningCLI):
             }
         return tracker
 
-    def _default_name(self) -> str:
+    @property
+    def tracking_options(self) -> dict[str, Any]:
+        """The `tracking` section of the configuration."""
+        section = self.config[self.subcommand] if self.subcommand else self.config
+        return dict(_as_dict(section.tracking))
+
+    def default_name(self) -> str:
+        """Name of a run that the user has not named: of the config or network, and the time."""
         configs = [Path(str(path)).stem for path in self.config[self.subcommand].get("config") or []]
         name = configs[-1] if configs and self.checkpoint is None else type(self.model.network).__name__
         return f"{name} {datetime.now():%Y-%m-%d %H:%M}"
@@ -218,6 +243,12 @@ class BustsegCLI(LightningCLI):
         )
         return (run_id, True) if same else (None, False)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if "verbose" in kwargs:
+            kwargs["verbose"] = False  # the scores are printed by convention, see `_report`
+        return kwargs
+
     def _set_seed(self) -> None:
         with _quiet("lightning.fabric.utilities.seed"):
             super()._set_seed()
@@ -244,7 +275,7 @@ def _as_namespace(value: Any) -> Any:
     return value
 
 
-def _one_value(args: list[str], option: str) -> tuple[str | None, list[str]]:
+def one_value(args: list[str], option: str) -> tuple[str | None, list[str]]:
     """Value of ``option`` in ``args`` (both ``--x v`` and ``--x=v``) and the arguments without it."""
     rest, value = [], None
     items = iter(args)
@@ -268,6 +299,8 @@ def _explain_parse_error(error: Exception, parser: Any = None) -> UserError:
             return download_error("the network's encoder", cause)  # type: ignore[arg-type]
         cause = cause.__cause__ or cause.__context__
     text = str(error)
+    if missing := re.search(r"arguments are required: (?:fit|validate|test)?\.?(\S+)", text):
+        return UserError(f"no {missing[1]}: name a config (--config configs/quickstart.yaml) or give --{missing[1]}")
     unknown = _UNKNOWN_KEY.search(text)
     if unknown:
         key = next(group for group in unknown.groups() if group).lstrip("-").partition("=")[0]
@@ -282,6 +315,7 @@ def _did_you_mean(key: str) -> str:
     parser.add_lightning_class_args(SegmentationTask, "model")
     parser.add_lightning_class_args(BUSIDataModule, "data")
     parser.add_class_arguments(Tracker, "tracking")
+    parser.add_lightning_class_args(ExplainCallback, "explain")
     known = [action.dest for action in parser._actions]
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     return f": did you mean {' or '.join(f'`{name}`' for name in close)}?" if close else ": see `bustseg fit --help`"
@@ -297,7 +331,9 @@ def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
         UserError: a config, key or value that cannot be used
     """
     _check_configs(args)
-    named, rest = _one_value(args, "--ckpt_path")
+    named, rest = one_value(args, "--ckpt_path")
+    if named is None and verb in ("validate", "test") and not {"--help", "-h", "--print_config"} & set(args):
+        raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id, runs:/ID or latest")
     checkpoint = None
     with tempfile.TemporaryDirectory() as folder:
         if named is not None and verb is not None:
@@ -343,7 +379,11 @@ def _stored_config(checkpoint: dict[str, Any], verb: str) -> dict[str, Any]:
     config = {key: value for key, value in checkpoint[RECORD]["config"].items() if key not in ("config", "ckpt_path")}
     if verb != "fit":
         trainer = config.get("trainer", {})
-        config = {key: config[key] for key in ("seed_everything", "model", "data", "tracking") if key in config}
+        config = {
+            key: config[key]
+            for key in ("seed_everything", "model", "data", "report", "explain", "tracking")
+            if key in config
+        }
         if trainer.get("precision"):
             config["trainer"] = {"precision": trainer["precision"]}
     config.pop("weights_only", None)
@@ -352,6 +392,16 @@ def _stored_config(checkpoint: dict[str, Any], verb: str) -> dict[str, Any]:
 
 def train(verb: str, args: list[str]) -> int:
     """Run `fit`, `validate` or `test` with command-line arguments; returns the exit code."""
+    run_verb(verb, args)
+    return 0
+
+
+def run_verb(verb: str, args: list[str], tags: Mapping[str, str] | None = None) -> BustsegCLI:
+    """Run `fit`, `validate` or `test` and return what it was run with: trainer (its metrics), model, data.
+
+    Args:
+        tags: further tags of the MLflow run
+    """
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.accelerators.cuda",
@@ -361,14 +411,16 @@ def train(verb: str, args: list[str]) -> int:
     if not torch.cuda.is_available():
         keep_freed_memory()
     cli = build_cli(verb, args)
-    if verb != "fit" and cli.checkpoint is None:
-        raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id or runs:/RUN_ID")
+    if tags and isinstance(cli.trainer.logger, Tracker):
+        cli.trainer.logger.tags = {**(cli.trainer.logger.tags or {}), **tags}
     # before the run begins, so that data that cannot be used leave no run behind
     cli.datamodule.prepare_data()
     cli.datamodule.setup(verb)
+    if verb != "fit":
+        cli.config_init[verb].verbose = False  # the table below says each number's convention
     LightningCLI._run_subcommand(cli, verb)
     _report(cli, verb)
-    return 0
+    return cli
 
 
 def _report(cli: BustsegCLI, verb: str) -> None:
@@ -384,7 +436,7 @@ def _report(cli: BustsegCLI, verb: str) -> None:
     lines = [f"run {tracker.run_id}  experiment {tracker._experiment_name}  store {tracker.uri}"]
     if tracker.artifact_dir is not None:
         if verb == "test":
-            lines.append(f"pictures   {tracker.artifact_dir / 'panels' / 'test.png'}")
+            lines.append(f"pictures, curves and tables in {tracker.artifact_dir}")
         if verb == "fit":
             lines.append(f"checkpoint {tracker.artifact_dir / 'checkpoints' / 'best.ckpt'}")
     if verb == "fit":
@@ -411,6 +463,12 @@ def _print_scores(metrics: dict[str, Any], stage: str) -> None:
         "dice_lesion_malignant",
         "false_positive_rate_normal",
         "missed_lesion_rate",
+        "lesion_detection_rate",
+        "hd95",
+        "assd",
+        "ece",
+        "cam_energy",
+        "cam_pointing_hit",
     ):
         if (value := metrics.get(f"{stage}/{name}")) is not None:
             console.print(f"{name} {float(value):.4f}", highlight=False)

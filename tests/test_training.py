@@ -166,6 +166,7 @@ def test_ctrl_c_ends_the_run_as_killed_and_keeps_the_finished_epochs(phantoms: P
 BAD_INPUT = {
     "no data": (["--config", TINY], "no data folder: set --data.root"),
     "missing folder": (["--config", TINY, "--data.root", "nowhere"], "no data folder at nowhere"),
+    "nothing": ([], "no model.network: name a config"),
     "no config": (["--config", "nowhere.yaml"], "no config file at nowhere.yaml"),
     "unknown key": (
         ["--config", TINY, "--data.bach_size", 4],

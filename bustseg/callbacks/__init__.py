@@ -1,17 +1,25 @@
 """What a run leaves behind."""
 
 from bustseg.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from bustseg.callbacks.curves import TestCurves
+from bustseg.callbacks.explain import ExplainCallback
 from bustseg.callbacks.model import ModelRecorder
 from bustseg.callbacks.panels import PredictionPanels
+from bustseg.callbacks.per_image import ImageTables
 from bustseg.callbacks.progress import EpochLines, WatchedProgressBar
 from bustseg.callbacks.record import RunRecorder
+from bustseg.callbacks.subsets import TestPasses
 
 __all__ = [
     "BestCheckpoint",
     "EpochLines",
+    "ExplainCallback",
+    "ImageTables",
     "LastCheckpoint",
     "ModelRecorder",
     "PredictionPanels",
     "RunRecorder",
+    "TestCurves",
+    "TestPasses",
     "WatchedProgressBar",
 ]

@@ -1,27 +1,29 @@
-"""Pictures of predictions: the best, the median and the worst test images with truth and prediction outlined."""
+"""Pictures of predictions with truth and prediction outlined: a cross-section of the test, and what went wrong."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.figure
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from bustseg.callbacks.style import OUTLINES, PREDICTION, TRUTH, picture_grid, save
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import LABELS
 from bustseg.metrics import overlap_scores
 from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker
 
-TRUTH, PREDICTION = "#2ecc71", "#e74c3c"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-def draw_panel(
-    axes: matplotlib.axes.Axes, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, title: str
-) -> None:
+def draw_panel(axes: Axes, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, title: str) -> None:
     """Draw one image (H, W) with the outlines of truth and prediction, both (H, W) of 0 and 1."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
@@ -31,15 +33,54 @@ def draw_panel(
     axes.set_axis_off()
 
 
+def select_cases(counts: Mapping[str, Tensor], n: int, missed_apart: bool = False) -> dict[str, Tensor]:
+    """Choose the images of a test that are worth a look.
+
+    Args:
+        counts: of :meth:`bustseg.metrics.SegmentationMetrics.per_image`
+        n: images per row, at most
+        missed_apart: give lesions of which no pixel was found a row of their own instead of a place among the worst,
+            and of the normals only those with false positives
+
+    Returns:
+        ``best``, ``median``, ``worst`` (by Dice), then ``normal``, or ``missed`` and ``false positive`` -> positions in
+        ``counts``; rows without images are left out
+    """
+    dice = overlap_scores(counts["tp"], counts["fp"], counts["fn"], counts["tn"])["dice_paper"]
+    lesion = (counts["tp"] + counts["fn"]) > 0
+    missed = lesion & (counts["tp"] == 0)
+    ranked = lesion & ~missed if missed_apart else lesion
+    order = torch.argsort(torch.where(ranked, dice, torch.inf))[: int(ranked.sum())]
+    middle = max(len(order) // 2 - n // 2, 0)
+    normals = torch.nonzero(~lesion).flatten()
+    # the normals with the most false positive pixels: empty ones teach nothing
+    normals = normals[torch.argsort(counts["fp"][normals], descending=True)]
+    rows = {"best": order.flip(0)[:n], "median": order[middle : middle + n], "worst": order[:n]}
+    if missed_apart:
+        lost = torch.nonzero(missed).flatten()
+        # the largest first: a missed speck says less
+        rows["missed"] = lost[torch.argsort(counts["fn"][lost], descending=True)][:n]
+        rows["false positive"] = normals[counts["fp"][normals] > 0][:n]
+    else:
+        rows["normal"] = normals[:n]
+    return {name: positions for name, positions in rows.items() if len(positions)}
+
+
 class PredictionPanels(Callback):
-    """After a test, draws ``panels/test.png``: columns of best, median and worst lesion images, and normals.
+    """After a test, draws ``panels/``.
+
+    ``test.png`` has rows of best, median and worst lesion images, and normals; ``missed.png`` the lesion images of
+    which no lesion pixel was found, the largest lesions first; ``false_positives.png`` the normals on which something
+    was, the largest areas first. The latter two are only there if there is something to show.
 
     Args:
         columns: images per row
+        failures: at most that many images in each of the pictures of failures
     """
 
-    def __init__(self, columns: int = 4) -> None:
+    def __init__(self, columns: int = 4, failures: int = 12) -> None:
         self.columns = columns
+        self.failures = failures
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         tracker, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
@@ -52,36 +93,62 @@ class PredictionPanels(Callback):
         counts = pl_module.overlap("test").per_image()
         if not trainer.is_global_zero:
             return
-        dice = overlap_scores(counts["tp"], counts["fp"], counts["fn"], counts["tn"])["dice_paper"]
+        painter = _Painter(trainer, pl_module, datamodule, counts)
         lesion = (counts["tp"] + counts["fn"]) > 0
-        order = torch.argsort(torch.where(lesion, dice, torch.inf))[: int(lesion.sum())]
         n = self.columns
-        middle = max(len(order) // 2 - n // 2, 0)
         normals = torch.nonzero(~lesion).flatten()
-        # the normals with the most false positive pixels: empty ones teach nothing
         normals = normals[torch.argsort(counts["fp"][normals], descending=True)]
-        rows = {
-            "best": order.flip(0)[:n],
-            "median": order[middle : middle + n],
-            "worst": order[:n],
-            "normal": normals[:n],
-        }
-        rows = {name: positions for name, positions in rows.items() if len(positions)}
-        figure = matplotlib.figure.Figure(figsize=(2.3 * n, 2.5 * len(rows) + 0.4), layout="constrained")
-        grid = figure.subplots(len(rows), n, squeeze=False)
+        alarms = normals[counts["fp"][normals] > 0]
+        missed = torch.nonzero(lesion & (counts["tp"] == 0)).flatten()
+        missed = missed[torch.argsort(counts["fn"][missed], descending=True)]
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            painter.draw(select_cases(counts, n), n, folder / "test.png")
+            for name, places, title in (
+                ("missed", missed, f"{len(missed)} of {int(lesion.sum())} lesion images missed"),
+                ("false_positives", alarms, f"false alarms on {len(alarms)} of {len(normals)} normals"),
+            ):
+                shown = places[: self.failures]
+                if len(shown) < len(places):
+                    title += f", {len(shown)} shown"
+                if len(shown):
+                    width = min(n, max(2, len(shown)))  # room for the title
+                    grid = {str(start): shown[start : start + width] for start in range(0, len(shown), width)}
+                    painter.draw(grid, width, folder / f"{name}.png", title, row_names=False)
+            tracker.log_folder(folder, "panels")
+
+
+class _Painter:
+    """Draws test images, each predicted once however many pictures it is in."""
+
+    def __init__(
+        self, trainer: Trainer, task: SegmentationTask, datamodule: BUSIDataModule, counts: dict[str, Tensor]
+    ) -> None:
+        self.trainer, self.task, self.datamodule, self.counts = trainer, task, datamodule, counts
+        self.dice = overlap_scores(counts["tp"], counts["fp"], counts["fn"], counts["tn"])["dice_paper"]
+        self.predictions: dict[int, np.ndarray] = {}
+
+    def _predict(self, index: int) -> np.ndarray:
+        if index not in self.predictions:
+            with self.trainer.precision_plugin.forward_context():  # as in the test itself
+                self.predictions[index] = self.task.predict_mask(self.datamodule.arrays(index)[0])
+        return self.predictions[index]
+
+    def draw(
+        self, rows: dict[str, Tensor], columns: int, path: Path, title: str | None = None, row_names: bool = True
+    ) -> None:
+        """Draw rows of images, given as positions in the counts."""
+        figure, grid = picture_grid(len(rows), columns, f"{title}; {OUTLINES}" if title else OUTLINES)
         for axes_row, (name, positions) in zip(grid, rows.items(), strict=True):
-            for axes in axes_row:
-                axes.set_axis_off()
             for axes, position in zip(axes_row, positions.tolist(), strict=False):
-                index = int(counts["index"][position])
-                image, truth = datamodule.arrays(index)
-                with trainer.precision_plugin.forward_context():  # as in the test itself
-                    prediction = pl_module.predict_mask(image)
-                label = LABELS[int(counts["label"][position])]
-                score = f"Dice {float(dice[position]):.2f}" if lesion[position] else f"{int(prediction.sum())} px found"
-                draw_panel(axes, image, truth, prediction, f"{name}: {datamodule.samples[index].id}\n{label}, {score}")
-        figure.suptitle("truth green, prediction red", fontsize=9)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "test.png"
-            figure.savefig(path, dpi=110)
-            tracker.log_file(path, "panels")
+                index = int(self.counts["index"][position])
+                image, truth = self.datamodule.arrays(index)
+                prediction = self._predict(index)
+                found = f"{int(prediction.sum())} px predicted"
+                score = f"Dice {float(self.dice[position]):.2f}" if row_names and truth.any() else found
+                sample, label = self.datamodule.samples[index].id, LABELS[int(self.counts["label"][position])]
+                if label not in sample:  # BUSI's ids name the class
+                    score = f"{label}, {score}"
+                heading = f"{name}: {sample}\n{score}" if row_names else f"{sample}\n{score}"
+                draw_panel(axes, image, truth, prediction, heading)
+        save(figure, path)

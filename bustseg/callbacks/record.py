@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from functools import cache
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bustseg.callbacks.checkpoints import best_checkpoint
 from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.sources import LABELS
 from bustseg.data.splits import write_split
 from bustseg.progress import error_console
 from bustseg.task import SegmentationTask
@@ -71,6 +73,44 @@ def network_tags(task: SegmentationTask) -> dict[str, str | None]:
     }
 
 
+CONTEXTS = {
+    "fit": {"train": "training", "val": "validation"},
+    "validate": {"val": "validation"},
+    "test": {"test": "testing"},
+}
+"""What each verb uses the subsets for, in MLflow's words."""
+
+
+def datasets(datamodule: BUSIDataModule, contexts: dict[str, str]) -> list[tuple[dict[str, str], str]]:
+    """The subsets in use as MLflow's data sets: name, digest, origin and counts of each, and its context.
+
+    The origin is the data folder's own name, without the path to it, which may hold a user's name.
+    """
+    found = []
+    for subset, context in contexts.items():
+        indices = datamodule.indices[subset]
+        if not len(indices):
+            continue
+        labels = [datamodule.samples[index].label for index in indices]
+        profile = {
+            "images": len(indices),
+            **{label: labels.count(label) for label in LABELS if label in labels},
+            "image_size": list(datamodule.image_size),
+            "split": Path(datamodule.split_scheme).name,
+            "split_digest": datamodule.split_digest,
+            "data_digest": datamodule.data_digest,
+        }
+        dataset = {
+            "name": f"{datamodule.source.name}-{subset}",
+            "digest": datamodule.subset_digest(subset),
+            "source_type": "local",
+            "source": json.dumps({"uri": datamodule.data_root.name}),
+            "profile": json.dumps(profile),
+        }
+        found.append((dataset, context))
+    return found
+
+
 class RunRecorder(Callback):
     """Writes a run's configuration, origin, split and best checkpoint to MLflow, and makes checkpoints self-contained.
 
@@ -103,6 +143,8 @@ class RunRecorder(Callback):
         if stage == "fit" or tracker.final_status is None:
             self._record_config(tracker, datamodule)
             tracker.set_tags(tags)
+        if isinstance(datamodule, BUSIDataModule):
+            tracker.log_datasets(datasets(datamodule, CONTEXTS.get(stage, {})))
 
     def _record(self, tracker: Any, datamodule: Any) -> dict[str, Any]:
         record: dict[str, Any] = {"config": self.config, "versions": dict(versions()), "git_commit": git_commit()}

@@ -13,12 +13,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from bustseg.data import duplicates
 from bustseg.data.artefacts import find_artefacts
 from bustseg.data.duplicates import SUSPECT, THRESHOLD, Pair
-from bustseg.data.sources import Problem, Sample, Source, read_grey, read_native
+from bustseg.data.sources import Problem, Sample, Source, image_mode, to_grey
 from bustseg.errors import DataError
 from bustseg.progress import track
 
@@ -42,6 +41,7 @@ class Record:
         masks: number of mask files
         mean, deviation: of the grey levels, 0 to 255
         lesion: share of the image that the masks cover
+        lesion_mm2: area of the lesion in mm2, where the size of a pixel is known
         parts: connected parts of the lesion
         overlay, calipers, text: see :class:`bustseg.data.artefacts.Artefacts`; calipers and text are counted
     """
@@ -56,6 +56,7 @@ class Record:
     mean: float | None = None
     deviation: float | None = None
     lesion: float | None = None
+    lesion_mm2: float | None = None
     parts: int | None = None
     overlay: bool = False
     calipers: int = 0
@@ -231,26 +232,27 @@ class _Finding:
     digest: str = ""
 
     def add(self, kind: str, path: Path, message: str, wrong: bool = True) -> None:
-        self.problems.append(Problem(kind, path, message, self.sample.id, wrong))
+        shown = Path(self.sample.id) if self.sample.private else path
+        self.problems.append(Problem(kind, shown, message, self.sample.id, wrong))
 
 
 def _inspect(sample: Sample, root: Path) -> _Finding:
     path = sample.image.relative_to(root) if sample.image.is_relative_to(root) else sample.image
-    record = Record(sample.id, sample.label, path.as_posix(), masks=len(sample.masks))
+    record = Record(sample.id, sample.label, sample.id if sample.private else path.as_posix(), masks=len(sample.masks))
     finding = _Finding(sample, record)
     try:
-        native = read_native(sample.image)
+        native = sample.read_native()
     except DataError as error:
         finding.add("unreadable image", sample.image, str(error))
         return finding
-    with Image.open(sample.image) as file:
-        record.mode = file.mode
-    grey = native if native.ndim == 2 else cv2.cvtColor(native, cv2.COLOR_RGB2GRAY)
+    record.mode = image_mode(sample.image) or ("L" if native.ndim == 2 else "RGB")
+    grey = to_grey(native)
     record.height, record.width = grey.shape
     mean, deviation = cv2.meanStdDev(grey)
     record.mean, record.deviation = round(float(mean.item()), 2), round(float(deviation.item()), 2)
     if record.deviation < 1:
-        finding.add("blank image", sample.image, f"image {sample.image} is blank: remove it with its mask")
+        message = f"image {sample.shown(sample.image)} is blank: remove it with its mask"
+        finding.add("blank image", sample.image, message)
     artefacts = find_artefacts(native)
     record.overlay, record.calipers, record.text = artefacts.overlay, len(artefacts.calipers), len(artefacts.text)
     finding.thumbnail, finding.digest = duplicates.thumbnail(grey), duplicates.pixel_digest(grey)
@@ -268,48 +270,50 @@ def _inspect_masks(finding: _Finding, shape: tuple[int, int]) -> np.ndarray | No
     whole = bool(finding.sample.masks)
     for path in finding.sample.masks:
         try:
-            mask = read_grey(path)
+            mask = finding.sample.read_levels(path)
         except DataError as error:
             finding.add("unreadable mask", path, str(error))
             whole = False
             continue
         if mask.shape != shape:
-            message = (
-                f"mask {path} is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}: "
-                "repair or remove this pair"
-            )
-            finding.add("mask of another size", path, message)
+            finding.add("mask of another size", path, finding.sample.wrong_size(path, mask.shape, shape))
             whole = False
             continue
         _inspect_levels(finding, path, mask)
-        union |= mask > 127
+        union |= mask > finding.sample.lesion_above
     return union if whole else None
 
 
 def _inspect_levels(finding: _Finding, path: Path, mask: np.ndarray) -> None:
+    path_shown, above = finding.sample.shown(path), finding.sample.lesion_above
     levels = np.bincount(mask.ravel(), minlength=256)
     lit = int(levels[1:].sum())
+    if above != 127:  # the source says what the levels mean
+        return
     between = int(levels[1:255].sum())
     if lit and not levels[128:].any():
         most = int(np.flatnonzero(levels)[-1])
-        message = f"mask {path} has no level above {most}, so that it reads as empty: scale its lesion to 255"
+        message = f"mask {path_shown} has no level above {most}, so that it reads as empty: scale its lesion to 255"
         finding.add("mask too dark to count", path, message)
     elif between:
         unclear = between > _GREY_EDGE * lit
-        message = f"mask {path} is not binary: {between} of {lit} lit pixels are grey (read as lesion above 127)"
+        message = f"mask {path_shown} is not binary: {between} of {lit} lit pixels are grey (read as lesion above 127)"
         finding.add("non-binary mask", path, message, wrong=unclear and int(levels[64:192].sum()) > 0.2 * lit)
 
 
 def _inspect_lesion(finding: _Finding, mask: np.ndarray) -> None:
     sample, first = finding.sample, finding.sample.masks[0]
+    shown = sample.shown(first)
+    if sample.spacing is not None:
+        finding.record.lesion_mm2 = round(float(mask.sum()) * sample.spacing[0] * sample.spacing[1], 2)
     count, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     finding.record.parts = count - 1
     dark = any(problem.kind == "mask too dark to count" for problem in finding.problems)
     if sample.label in ("benign", "malignant") and not mask.any() and not dark:
-        message = f"mask {first} is empty but {sample.id} is {sample.label}: draw the lesion or remove the image"
+        message = f"mask {shown} is empty but {sample.id} is {sample.label}: draw the lesion or remove the image"
         finding.add("empty mask of a lesion class", first, message)
     if sample.label == "normal" and mask.any():
-        message = f"mask {first} is not empty but {sample.id} is normal: empty the mask or correct the class"
+        message = f"mask {shown} is not empty but {sample.id} is normal: empty the mask or correct the class"
         finding.add("non-empty mask of a normal", first, message)
     specks = int((stats[1:, cv2.CC_STAT_AREA] < _SPECK * mask.size).sum())
     if specks:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,17 @@ import numpy as np
 import platformdirs
 from filelock import FileLock
 
+from bustseg.data.duplicates import THRESHOLD, duplicate_groups
 from bustseg.data.sources import Sample
 from bustseg.errors import DataError
 from bustseg.progress import track
 
 CACHE_VERSION = 1
 """Raised when the decoding or resizing below changes, so that old caches are rebuilt."""
+
+
+GROUPS_VERSION = 1
+"""Raised when the search for duplicates changes."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,17 @@ def data_digest(samples: Sequence[Sample]) -> str:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
     total = hashlib.sha256()
+    # a file of many frames is read once
+    paths = list(dict.fromkeys(path for sample in samples for path in (sample.image, *sample.masks)))
     with ThreadPoolExecutor() as pool:
-        paths = [path for sample in samples for path in (sample.image, *sample.masks)]
-        digests = iter(list(pool.map(file_digest, paths)))
+        digests = dict(zip(paths, pool.map(file_digest, paths), strict=True))
     for sample in samples:
         total.update(f"{sample.source}/{sample.id}/{sample.label}/{len(sample.masks)}".encode())
-        for _ in range(1 + len(sample.masks)):
-            total.update(next(digests))
+        reading = (sample.frame, sample.box, sample.lesion_above)
+        if reading != (0, None, 127):
+            total.update(repr(reading).encode())
+        for path in (sample.image, *sample.masks):
+            total.update(digests[path])
     return total.hexdigest()[:16]
 
 
@@ -81,6 +90,29 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """``image`` (H, W) stretched to ``size`` (h, w): averaged over areas where it shrinks, else bilinear."""
     shrinks = image.shape[0] >= size[0] and image.shape[1] >= size[1]
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def cached_groups(
+    samples: Sequence[Sample], root: Path, threshold: float = THRESHOLD, digest: str | None = None
+) -> Mapping[str, str]:
+    """:func:`bustseg.data.duplicates.duplicate_groups`, searched once for each content of the data.
+
+    Args:
+        root: folder for caches
+        digest: the data's digest when it is known already
+
+    Raises:
+        DataError: an image cannot be read
+    """
+    path = root / f"groups-v{GROUPS_VERSION}-{digest or data_digest(samples)}-{threshold:g}.json"
+    if not path.is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{path.name}.lock"):
+            if not path.is_file():
+                partial = path.with_suffix(".part")
+                partial.write_text(json.dumps(dict(duplicate_groups(samples, threshold))))
+                partial.replace(path)
+    return json.loads(path.read_text())
 
 
 def decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

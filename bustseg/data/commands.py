@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bustseg.data.audit import AuditReport, audit
-from bustseg.data.duplicates import THRESHOLD, duplicate_groups
+from bustseg.data.cache import cache_root, cached_groups
+from bustseg.data.duplicates import THRESHOLD
 from bustseg.data.report import write_report
 from bustseg.data.sources import BUSI, Source
 from bustseg.data.splits import SUBSETS, Leakage, leakage, make_split, merge_groups, read_split, write_split
@@ -84,7 +85,7 @@ def split_command(
     samples = source.read(root)
     if check is not None:  # a bad file is told at once, not after the search
         split = read_split(check, samples)
-    groups = merge_groups(samples, duplicate_groups(samples, threshold))
+    groups = merge_groups(samples, cached_groups(samples, cache_root(root), threshold))
     if check is None:
         split = make_split(
             samples, scheme, seed, folds=folds, of=of, groups=groups, curated_list=curated_list, all_folds=True

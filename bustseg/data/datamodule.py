@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -15,9 +16,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from bustseg.data.cache import ImageCache, cache_root, load_cache
+from bustseg.data import dicom  # noqa: F401  (so that a config may name DICOMFolder)
+from bustseg.data.cache import ImageCache, cache_root, cached_groups, load_cache
+from bustseg.data.duplicates import THRESHOLD
 from bustseg.data.sources import BUSI, LABELS, Sample, Source
-from bustseg.data.splits import make_split, split_digest
+from bustseg.data.splits import make_split, needs_groups, split_digest
 from bustseg.data.transforms import Augmentation
 from bustseg.errors import DataError
 
@@ -123,10 +126,15 @@ class BUSIDataModule(LightningDataModule):
     Args:
         root: data folder; when not given, the source's own (BUSI: the environment variable ``BUSI_ROOT``)
         source: reader of the folder's layout
-        split: ``paper`` (624/78/78 of all images), ``lesion`` (images with a lesion, 8:1:1), or a CSV file with the
-            columns ``image,subset`` and optionally ``fold``
+        split: ``paper`` (624/78/78 of all images), ``grouped`` (the same with duplicates and patients kept together),
+            ``lesion`` (images with a lesion, 8:1:1), ``curated`` (images of a list), ``kfold``, ``test_all`` (every
+            image tests), or a CSV file with the columns ``image,subset`` and optionally ``fold``
         split_seed: seed of the split, apart from the training's seed
-        fold: fold of a CSV that has several
+        fold: fold that is tested, for ``kfold`` (the first by default) and a CSV that has several
+        folds: number of folds of ``kfold``
+        kfold_of: scheme that ``kfold`` divides: ``grouped``, ``paper``, ``lesion`` or ``curated``
+        curated_list: list of the images that ``curated`` keeps, a CSV file with the columns ``class;id`` or ``image``
+        duplicate_threshold: score from which two images count as duplicates, for ``grouped``
         image_size: height and width of the network's input; one number for a square
         batch_size: images per training step
         eval_batch_size: images per evaluation step; ``batch_size`` when not given
@@ -143,6 +151,10 @@ class BUSIDataModule(LightningDataModule):
         split: str = "paper",
         split_seed: int = 0,
         fold: int | None = None,
+        folds: int = 5,
+        kfold_of: str = "grouped",
+        curated_list: str | None = None,
+        duplicate_threshold: float = THRESHOLD,
         image_size: int | tuple[int, int] = 224,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
@@ -156,6 +168,8 @@ class BUSIDataModule(LightningDataModule):
         self.root = root
         self.source = source if source is not None else BUSI()
         self.split_scheme, self.split_seed, self.fold = split, split_seed, fold
+        self.folds, self.kfold_of, self.duplicate_threshold = folds, kfold_of, duplicate_threshold
+        self.curated_list = Path(curated_list).expanduser() if curated_list else None
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -196,12 +210,24 @@ class BUSIDataModule(LightningDataModule):
         assert self.split is not None, "setup() comes first"
         return split_digest(self.split)
 
+    def subset_digest(self, subset: str) -> str:
+        """Digest of a subset's images, 16 hex digits: equal for the same images of the same data, however split."""
+        ids = sorted(self.samples[index].id for index in self.indices[subset])
+        return hashlib.sha256("\n".join([self.data_digest, *ids]).encode()).hexdigest()[:16]
+
     def prepare_data(self) -> None:
         """Write or fetch what the source can make by itself, and fill the cache (one process per machine)."""
         if self.cache is not None:
             return
         self.source.prepare(self.data_root)
-        load_cache(self.source.read(self.data_root), self.image_size, cache_root(self.data_root))
+        samples = self.source.read(self.data_root)
+        cache = load_cache(samples, self.image_size, cache_root(self.data_root))
+        self._groups(samples, cache.digest)
+
+    def _groups(self, samples: Sequence[Sample], digest: str) -> Mapping[str, str] | None:
+        if not needs_groups(self.split_scheme, self.kfold_of):
+            return None
+        return cached_groups(samples, cache_root(self.data_root), self.duplicate_threshold, digest)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the samples, the split and the cache; safe to call again.
@@ -212,12 +238,22 @@ class BUSIDataModule(LightningDataModule):
         if self.cache is not None:
             return
         self.samples = self.source.read(self.data_root)
-        self.split = make_split(self.samples, self.split_scheme, self.split_seed, fold=self.fold)
+        cache = load_cache(self.samples, self.image_size, cache_root(self.data_root))
+        self.split = make_split(
+            self.samples,
+            self.split_scheme,
+            self.split_seed,
+            fold=self.fold,
+            folds=self.folds,
+            of=self.kfold_of,
+            groups=self._groups(self.samples, cache.digest),
+            curated_list=self.curated_list,
+        )
         position = {sample.id: index for index, sample in enumerate(self.samples)}
         for subset in SUBSETS:
             ids = self.split.loc[self.split["subset"] == subset, "image"]
             self.indices[subset] = np.sort(np.array([position[i] for i in ids], dtype=np.int64))
-        self.cache = load_cache(self.samples, self.image_size, cache_root(self.data_root))
+        self.cache = cache
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and mask of ``samples[index]`` as in a batch: ``uint8`` (H, W), the mask 0 or 1."""

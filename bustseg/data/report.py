@@ -14,7 +14,7 @@ import numpy as np
 from bustseg.data.artefacts import find_artefacts
 from bustseg.data.audit import AuditReport
 from bustseg.data.duplicates import Pair
-from bustseg.data.sources import Problem, Sample, read_native
+from bustseg.data.sources import Problem, Sample
 from bustseg.errors import DataError
 
 _WIDTH = 190  # pixels of a picture
@@ -96,7 +96,7 @@ class _Pictures:
 
     def _encode(self, sample: Sample, marked: bool) -> str:
         try:
-            image = read_native(sample.image)
+            image = sample.read_native()
         except DataError:
             return '<div class="quiet">cannot be read</div>'
         canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ import numpy as np
 import pandas as pd
 
 from bustseg.data.duplicates import duplicate_groups, join
-from bustseg.data.sources import LABELS, Sample, natural_key
+from bustseg.data.sources import LABELS, Sample, natural_key, read_table
 from bustseg.errors import DataError
 
 SUBSETS = ("train", "val", "test")
-SCHEMES = ("paper", "lesion", "grouped", "curated", "kfold")
+SCHEMES = ("paper", "lesion", "grouped", "curated", "kfold", "test_all")
 
 # The paper's 624/78/78 on BUSI. Its degenerate models prove 62 lesions and 16 normals in the test set (recall 62/78
 # when everything is called a lesion); how the 62 divide into benign and malignant is not known, so they divide as BUSI
@@ -133,7 +134,8 @@ def make_split(
     """Split by the name of a scheme or from a CSV file, one row per image.
 
     Args:
-        scheme: one of :data:`SCHEMES`, or the path of a CSV file (see :func:`read_split`)
+        scheme: one of :data:`SCHEMES`, or the path of a CSV file (see :func:`read_split`); ``test_all`` tests every
+            image, for a data set that the model was not trained on
         fold: which fold is tested, for a file with folds and for ``kfold`` (there the first by default)
         folds: number of folds for ``kfold``
         of: scheme that ``kfold`` divides
@@ -153,7 +155,9 @@ def make_split(
         return split
     if scheme not in SCHEMES:
         raise DataError(f"unknown split scheme {scheme!r}: use {', '.join(SCHEMES)} or a CSV file")
-    if groups is None and (scheme == "grouped" or (scheme == "kfold" and of == "grouped")):
+    if scheme == "test_all":
+        return _Layout(samples, merge_groups(samples), by_size=False).frame(np.full(len(samples), "test", dtype=object))
+    if groups is None and needs_groups(scheme, of):
         groups = duplicate_groups(samples)
     if scheme == "kfold":
         fold = fold or 0
@@ -166,6 +170,11 @@ def make_split(
     if scheme == "curated":
         return _split(kept := _select(samples, scheme, curated_list), _paper_targets(kept), seed)
     return paper_split(samples, seed) if scheme == "paper" else lesion_split(samples, seed)
+
+
+def needs_groups(scheme: str, of: str = "grouped") -> bool:
+    """Whether :func:`make_split` has to know the duplicates for a scheme."""
+    return scheme == "grouped" or (scheme == "kfold" and of == "grouped")
 
 
 def read_split(csv: Path, samples: Sequence[Sample], fold: int | None = None) -> pd.DataFrame:
@@ -184,7 +193,7 @@ def read_split(csv: Path, samples: Sequence[Sample], fold: int | None = None) ->
     """
     if not csv.is_file():
         raise DataError(f"there is no split file {csv}: write one with `bustseg data split`")
-    frame = _read_table(csv, "split")
+    frame = read_table(csv, "split")
     if "image" not in frame or not {"subset", "fold"} & set(frame.columns):
         raise DataError(
             f"split {csv} has the columns {', '.join(frame.columns)}: it needs image and subset (or image and fold)"
@@ -270,7 +279,12 @@ def leakage(split: pd.DataFrame, groups: Mapping[str, str]) -> Leakage:
             if copies:
                 result.leaked[subset] += 1
                 result.cases.append(
-                    {"image": image, "subset": subset, "train": copies, "fold": None if fold is None else int(fold)}
+                    {
+                        "image": image,
+                        "subset": subset,
+                        "train": copies,
+                        "fold": None if fold is None else int(str(fold)),
+                    }
                 )
     result.share = {name: count / max(result.images[name], 1) for name, count in result.leaked.items()}
     return result
@@ -293,7 +307,7 @@ def merge_groups(samples: Sequence[Sample], groups: Mapping[str, str] | None = N
 
 def curated_samples(samples: Sequence[Sample], list_csv: Path) -> list[Sample]:
     """Samples that a list of the form ``class;id`` (or ``image``) names; errors as in :func:`curated_split`."""
-    listed = _read_table(list_csv, "curated list")
+    listed = read_table(list_csv, "curated list")
     if {"class", "id"} <= set(listed.columns):
         names = [f"{label} ({number})" for label, number in zip(listed["class"], listed["id"], strict=True)]
     elif "image" in listed:
@@ -349,6 +363,7 @@ class _Layout:
             for index, cell in zip(unit, own, strict=True):
                 part[index] = choice
                 left[cell][choice] -= 1
+        _fill_empty(part, order, np.sum(list(targets.values()), axis=0))
         return part
 
     def frame(self, subset: np.ndarray) -> pd.DataFrame:
@@ -371,6 +386,15 @@ def _split(
     layout = _Layout(samples, groups or {}, by_size)
     parts = layout.assign(targets, np.random.default_rng(seed))
     return layout.frame(np.array(SUBSETS, dtype=object)[parts])
+
+
+def _fill_empty(part: np.ndarray, units: list[list[int]], places: np.ndarray) -> None:
+    """Give each part that wanted samples and fits no group at least the smallest group of the fullest part."""
+    for empty in np.flatnonzero((places > 0) & ~np.isin(np.arange(len(places)), part)):
+        fullest = int(np.argmax(np.bincount(part, minlength=len(places))))
+        own = [unit for unit in units if part[unit[0]] == fullest]
+        if len(own) > 1:
+            part[min(own, key=len)] = empty
 
 
 def _select(samples: Sequence[Sample], scheme: str, curated_list: Path | None) -> list[Sample]:
@@ -437,7 +461,9 @@ def _cell_targets(cells: list[tuple[str, int]], targets: Mapping[str, np.ndarray
 
 def _size_bins(samples: Sequence[Sample]) -> np.ndarray:
     """Tertile (0, 1, 2) of each sample's lesion area as a share of its image, within its class; 0 for normals."""
-    area = np.array([_lesion_share(sample) if sample.label != "normal" else 0.0 for sample in samples])
+    with ThreadPoolExecutor(2) as pool:
+        shares = pool.map(lambda sample: _lesion_share(sample) if sample.label != "normal" else 0.0, samples)
+        area = np.array(list(shares))
     bins = np.zeros(len(samples), dtype=int)
     for label in {sample.label for sample in samples}:
         own = np.flatnonzero([sample.label == label for sample in samples])
@@ -448,21 +474,7 @@ def _size_bins(samples: Sequence[Sample]) -> np.ndarray:
 
 
 def _lesion_share(sample: Sample) -> float:
-    shape = sample.read_image().shape
-    return float(sample.read_mask((shape[0], shape[1])).mean())
-
-
-def _read_table(csv: Path, what: str) -> pd.DataFrame:
-    """CSV file of text, separated by commas, semicolons or tabs, with lower-case column names."""
-    try:
-        with csv.open(encoding="utf-8-sig") as file:
-            header = file.readline()
-        separator = max(",;\t", key=header.count)
-        frame = pd.read_csv(csv, dtype=str, sep=separator, encoding="utf-8-sig", keep_default_na=False)
-    except (OSError, ValueError) as error:  # pandas' own parser errors are ValueErrors
-        raise DataError(f"cannot read {what} {csv} as CSV: {' '.join(str(error).split())}") from error
-    frame.columns = pd.Index([str(column).strip().lower() for column in frame.columns])
-    return frame
+    return float(sample.read_mask().mean())
 
 
 def _match(names: Sequence[str], samples: Sequence[Sample], csv: Path) -> list[Sample]:
@@ -471,7 +483,8 @@ def _match(names: Sequence[str], samples: Sequence[Sample], csv: Path) -> list[S
     for sample in samples:
         parts = sample.image.parts
         paths = {"/".join(parts[-depth:]) for depth in range(1, min(len(parts), 3) + 1)}
-        for key in {sample.id, sample.image.stem, *paths}:
+        # a private file's name may not come up in the suggestions below
+        for key in {sample.id} if sample.private else {sample.id, sample.image.stem, *paths}:
             known[key].append(sample)
     by_id = {sample.id: sample for sample in samples}
     found = []

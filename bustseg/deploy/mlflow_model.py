@@ -56,6 +56,7 @@ REQUIREMENTS = (
     "numpy",
     "opencv-python-headless",
     "pillow",
+    "pydicom",
     "pandas",
     "scipy",
     "matplotlib",
@@ -153,7 +154,10 @@ def _decode(data: str | bytes) -> np.ndarray:
         except (binascii.Error, ValueError) as error:
             raise DataError("a text in the input is not base64 of an image file") from error
     try:
-        return read_native(io.BytesIO(data))  # type: ignore[arg-type] # Pillow reads open files as well
+        with tempfile.TemporaryDirectory() as folder:  # the reader of data sets reads paths
+            path = Path(folder) / "image"
+            path.write_bytes(data)
+            return read_native(path)
     except DataError as error:
         raise DataError("bytes in the input are no readable PNG, JPEG or TIFF image") from error
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch.nn import functional
 
 from bustseg.checkpoint import load_task, resolve_checkpoint
 from bustseg.data.cache import resize_image
+from bustseg.data.sources import to_grey
 from bustseg.errors import DataError, UserError
 from bustseg.task import SegmentationTask
 
@@ -46,7 +46,7 @@ class Prediction:
 def as_grey(image: np.ndarray) -> np.ndarray:
     """An image of any common type as grey ``uint8`` (H, W), as training reads it from a file.
 
-    16 bits are scaled to 8 by their full range, colours are weighted as in :func:`bustseg.data.sources.read_grey`, an
+    16 bits are scaled to 8 by their full range, colours are weighted as in :func:`bustseg.data.sources.to_grey`, an
     alpha channel is dropped.
 
     Args:
@@ -63,7 +63,7 @@ def as_grey(image: np.ndarray) -> np.ndarray:
     pixels = _as_uint8(image)
     if pixels.ndim == 2:
         return pixels
-    return pixels[..., 0] if channels == 1 else cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)
+    return pixels[..., 0] if channels == 1 else to_grey(np.ascontiguousarray(pixels[..., :3]))
 
 
 def _as_uint8(image: np.ndarray) -> np.ndarray:

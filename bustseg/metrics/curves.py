@@ -19,10 +19,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bustseg.metrics.rows import RowMetric, lesion_pixels
+
+SWEEP = torch.arange(1, 100, dtype=torch.float64) / 100
+"""Thresholds on the probability at which sweeps are taken: 0.01, 0.02, ..., 0.99."""
 
 _LIGHT = 8192  # a bin with less than 1 / _LIGHT of the pixels is not split further
 _CELLS = 2**16  # bins added by one round of splitting: a bin that is too heavy gets at least 8 parts
@@ -213,7 +217,7 @@ class PixelCurves(RowMetric):
         """Dice of all pixels together (convention ``pooled``) where ``probability > threshold`` is predicted as lesion.
 
         Args:
-            thresholds: probabilities, shape (n,); None means 0.01, 0.02, ..., 0.99
+            thresholds: probabilities, shape (n,); None means :data:`SWEEP`
 
         Returns:
             thresholds and Dice, float64 of shape (n,) on the CPU
@@ -223,9 +227,7 @@ class PixelCurves(RowMetric):
         """
         values, background, lesion = self._cumulative()
         self._require(background, lesion, both=False)
-        if thresholds is None:
-            thresholds = torch.arange(1, 100, dtype=torch.float64) / 100
-        thresholds = thresholds.double().cpu()
+        thresholds = (SWEEP if thresholds is None else thresholds).double().cpu()
         above = torch.searchsorted(-values, -torch.logit(thresholds))  # how many of the values lie above, strictly
         zero = torch.zeros(1, dtype=torch.int64)
         tp, fp = torch.cat([zero, lesion])[above], torch.cat([zero, background])[above]
@@ -251,6 +253,24 @@ class PixelCurves(RowMetric):
         frequency = positive.double() / pixels
         ece = ((mean - frequency).abs() * pixels).nansum() / pixels.sum()
         return Calibration(edges, pixels, mean, frequency, ece)
+
+
+def thin(x: np.ndarray, y: np.ndarray, points: int = 500) -> np.ndarray:
+    """Positions of at most ``points`` vertices that keep a curve's shape, in order, both ends among them.
+
+    Half as many marks as points are laid at equal distances along the curve, and the two vertices around each are
+    kept: where the curve is dense they lie together, and of a long straight piece (a tie) both ends stay, so that a
+    straight line between the points stays on the curve.
+
+    Args:
+        x, y: vertices in order, shape (n,); both should span about 1
+    """
+    if len(x) <= points:
+        return np.arange(len(x))
+    length = np.concatenate([[0.0], np.hypot(np.diff(x), np.diff(y)).cumsum()])
+    after = np.searchsorted(length, np.linspace(0, length[-1], points // 2))
+    after[0], after[-1] = 0, len(x) - 1
+    return np.unique(np.concatenate([after, np.maximum(after[:-1] - 1, 0)]))
 
 
 def _rate(cumulative: Tensor) -> Tensor:

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from bustseg.data.sources import LABELS
-from bustseg.errors import UserError
-from bustseg.metrics.rows import RowMetric, lesion_pixels
+from bustseg.metrics.rows import RowMetric, lesion_pixels, logit_threshold
 
 METRICS = ("precision", "recall", "f1", "iou", "dice")
 """Overlap metrics, as they stand in a metric's name before the convention."""
@@ -137,13 +136,8 @@ class SegmentationMetrics(RowMetric):
 
     def __init__(self, threshold: float = 0.5, **kwargs: Any) -> None:
         super().__init__(columns=6, **kwargs)
-        if not 0 <= threshold <= 1:
-            raise UserError(f"threshold must be a probability between 0 and 1, not {threshold}")
         self.threshold = threshold
-        if threshold in (0, 1):
-            self.logit_threshold = -math.inf if threshold == 0 else math.inf
-        else:
-            self.logit_threshold = math.log(threshold) - math.log1p(-threshold)
+        self.logit_threshold = logit_threshold(threshold)
 
     def update(self, logits: Tensor, mask: Tensor, label: Tensor, index: Tensor) -> None:
         """Count one batch. Nothing here waits for a GPU.
@@ -179,11 +173,7 @@ class SegmentationMetrics(RowMetric):
         Returns:
             ``index``, ``label``, ``tp``, ``fp``, ``fn``, ``tn`` -> int64 of shape (n,) on the CPU
         """
-        rows = self.merged_rows()
-        rows = rows[rows[:, 0].argsort(stable=True)]
-        first = torch.ones(len(rows), dtype=torch.bool)
-        first[1:] = rows[1:, 0] != rows[:-1, 0]
-        return dict(zip(("index", "label", "tp", "fp", "fn", "tn"), rows[first].unbind(1), strict=True))
+        return dict(zip(("index", "label", "tp", "fp", "fn", "tn"), self.merged_images().unbind(1), strict=True))
 
     def compute(self) -> dict[str, Tensor]:
         """Scalars of :func:`aggregate` over all images seen, on the metric's device; empty if there were none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
+
+from bustseg.errors import UserError
 
 
 def _gather_rows(rows: Tensor, group: Any = None, *, columns: int) -> list[Tensor]:
@@ -22,6 +25,19 @@ def lesion_pixels(mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return mask
     return mask > 0.5 if mask.is_floating_point() else mask != 0
+
+
+def logit_threshold(threshold: float) -> float:
+    """Logit above which a pixel is predicted as lesion, for a threshold on the probability.
+
+    Raises:
+        UserError: the threshold is no probability
+    """
+    if not 0 <= threshold <= 1:
+        raise UserError(f"threshold must be a probability between 0 and 1, not {threshold}")
+    if threshold in (0, 1):
+        return -math.inf if threshold == 0 else math.inf
+    return math.log(threshold) - math.log1p(-threshold)
 
 
 class RowMetric(Metric):
@@ -51,6 +67,14 @@ class RowMetric(Metric):
                 return torch.zeros(0, self.columns, dtype=torch.int64)
             # to the CPU in one copy: what follows are many tiny operations, dear on a GPU
             return dim_zero_cat(self.rows).cpu()
+
+    def merged_images(self) -> Tensor:
+        """The same for a table whose first column is an image's index: one row per image, sorted by it."""
+        rows = self.merged_rows()
+        rows = rows[rows[:, 0].argsort(stable=True)]
+        first = torch.ones(len(rows), dtype=torch.bool)
+        first[1:] = rows[1:, 0] != rows[:-1, 0]
+        return rows[first]
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Take another metric's rows in addition to the own."""

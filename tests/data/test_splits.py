@@ -110,6 +110,14 @@ def test_a_group_too_large_for_its_share_still_stays_whole(no_masks):
     assert len(set(split.loc[split["label"] == "benign", "subset"])) == 1
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_few_large_groups_still_reach_every_subset(no_masks, seed):
+    samples = [Sample(f"benign ({n})", Path(f"{n}.png"), (), "benign", group=str(n // 4)) for n in range(20)]
+    for split in (grouped_split(samples, seed=seed), make_split(samples, "kfold", seed, folds=5, fold=1, groups={})):
+        assert set(split["subset"]) == {"train", "val", "test"}
+        assert not any(leakage(split, merge_groups(samples)).leaked.values())
+
+
 def test_merge_groups_joins_patients_and_duplicates():
     samples = [
         Sample(str(n), Path("x.png"), (), "benign", group) for n, group in enumerate(["p", "p", None, "q", None])

@@ -1,0 +1,88 @@
+"""The per-image table of a test, and its summaries per class and lesion size."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from bustseg.callbacks.subsets import SubsetCallback, log_subset
+from bustseg.data.datamodule import Batch, BUSIDataModule
+from bustseg.metrics import ImageShapes, SegmentationMetrics, image_table, summarise
+from bustseg.metrics.table import COLUMNS, summary_metrics
+from bustseg.task import SegmentationTask
+from bustseg.tracking import Tracker
+
+_SUBSETS = ("val", "test")
+
+
+class ImageTables(SubsetCallback):
+    """After a test, leaves ``tables/test.csv`` (and ``val.csv``), one row per image.
+
+    Beside each stands a JSON that says what it is a table of (digests, size, threshold), what the columns mean, and
+    the summaries. Keeps some hundred bytes per image; outlines are measured as predictions arrive.
+    """
+
+    def __init__(self) -> None:
+        self._overlap: dict[str, SegmentationMetrics] = {}
+        self._shapes: dict[str, ImageShapes] = {}
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, SegmentationTask):
+            return
+        threshold, device = pl_module.threshold, pl_module.device
+        # all of them on every process, or one would wait for another that has seen no batch of a subset
+        self._overlap = {"val": SegmentationMetrics(threshold).to(device), "test": pl_module.overlap("test")}
+        self._shapes = {subset: ImageShapes(threshold).to(device) for subset in _SUBSETS}
+
+    def on_subset_batch(self, task: SegmentationTask, subset: str, logits: Tensor, batch: Batch) -> None:
+        if subset not in self._shapes:
+            return
+        self._shapes[subset].update(logits, batch["mask"], batch["index"])
+        if subset != "test":  # the task has counted the test itself
+            self._overlap[subset].update(logits, batch["mask"], batch["label"], batch["index"])
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if not (isinstance(pl_module, SegmentationTask) and isinstance(datamodule, BUSIDataModule)):
+            return
+        groups = _groups(datamodule)
+        with tempfile.TemporaryDirectory() as folder:
+            for subset in _SUBSETS:
+                counts, shapes = self._overlap[subset].per_image(), self._shapes[subset].per_image()
+                if not len(counts["index"]):
+                    continue
+                table = image_table(counts, shapes, datamodule.samples, groups)
+                summary = summarise(table)
+                log_subset(trainer, subset, summary_metrics(summary))
+                table.to_csv(Path(folder) / f"{subset}.csv", index=False, float_format="%.9g")
+                about = {**describe(datamodule, pl_module, subset), "summary": summary, "columns": COLUMNS}
+                (Path(folder) / f"{subset}.json").write_text(json.dumps(about, indent=1))
+            self._overlap, self._shapes = {}, {}
+            if isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
+                trainer.logger.log_folder(Path(folder), "tables")
+
+
+def describe(datamodule: BUSIDataModule, task: SegmentationTask, subset: str) -> dict[str, Any]:
+    """What two tables must have in common to be compared row by row, as plain types."""
+    return {
+        "subset": subset,
+        "subset_digest": datamodule.subset_digest(subset),
+        "data_digest": datamodule.data_digest,
+        "split_digest": datamodule.split_digest,
+        "split": datamodule.split_scheme,
+        "source": datamodule.source.name,
+        "image_size": list(datamodule.image_size),
+        "threshold": task.threshold,
+    }
+
+
+def _groups(datamodule: BUSIDataModule) -> dict[str, str]:
+    split = datamodule.split
+    if split is None or "group" not in split:
+        return {}
+    return {str(image): str(group) for image, group in zip(split["image"], split["group"], strict=True)}

@@ -1,0 +1,138 @@
+"""What a test learns of the other subsets: one more pass over train and val with the tested weights."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from bustseg.checkpoint import read_checkpoint
+from bustseg.data.datamodule import Batch, BUSIDataModule
+from bustseg.progress import console, track
+from bustseg.task import SegmentationTask
+from bustseg.tracking import Tracker
+
+
+class SubsetCallback(Callback):
+    """A callback that looks at the logits of the tested images, and of the other subsets where they are passed over."""
+
+    def on_subset_batch(self, task: SegmentationTask, subset: str, logits: Tensor, batch: Batch) -> None:
+        """Take one batch.
+
+        Args:
+            task: the tested task
+            subset: ``train``, ``val`` or ``test``
+            logits: (B, 1, H, W) float32
+            batch: on the same device
+        """
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if isinstance(pl_module, SegmentationTask):
+            self.on_subset_batch(pl_module, "test", outputs, batch)
+
+
+def log_subset(trainer: Trainer, subset: str, metrics: dict[str, float]) -> None:
+    """Log metrics of a test as ``subset/name``; those of other subsets at the epoch that the tested weights are from.
+
+    So they stand in their place in the history that a training has left. Every process must call it.
+    """
+    values = {f"{subset}/{name}": value for name, value in metrics.items()}
+    if subset == "test":
+        # the metrics have been reduced over ranks already
+        trainer.lightning_module.log_dict(values, rank_zero_only=False)
+    elif isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
+        trainer.logger.log_metrics({**values, "epoch": _epoch(trainer)})
+
+
+def _epoch(trainer: Trainer) -> int:
+    path = trainer.ckpt_path
+    return int(read_checkpoint(path)["epoch"]) if path else trainer.current_epoch  # type: ignore[arg-type]
+
+
+class TestPasses(Callback):
+    """At the end of a test, passes over other subsets without augmentation, and says where the test's time went.
+
+    Args:
+        subsets: subsets beside ``test`` that are passed over once for their AUC, curves and tables (paper, table 2);
+            ``[]`` for none
+    """
+
+    __test__ = False  # no test class, whatever pytest reads into the name
+
+    def __init__(self, subsets: list[Literal["train", "val"]] = ["train", "val"]) -> None:  # noqa: B006 (a YAML default)
+        self.subsets = list(subsets)
+        self._seconds = {"forward": 0.0, "other_subsets": 0.0}
+        self._images = 0
+        self._started = self._batch_started = 0.0
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seconds = {"forward": 0.0, "other_subsets": 0.0}
+        self._images = 0
+        self._started = time.perf_counter()
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._batch_started = time.perf_counter()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._seconds["forward"] += time.perf_counter() - self._batch_started
+        self._images += len(batch["index"])
+
+    @torch.inference_mode()
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Runs before the callbacks that listen draw: it stands before them in the trainer's list."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        listeners = [callback for callback in trainer.callbacks if isinstance(callback, SubsetCallback)]  # type: ignore[attr-defined]
+        if not (listeners and isinstance(pl_module, SegmentationTask) and isinstance(datamodule, BUSIDataModule)):
+            return
+        started = time.perf_counter()
+        for subset in [] if trainer.fast_dev_run else self.subsets:  # type: ignore[attr-defined]
+            if not len(datamodule.indices[subset]):
+                continue
+            loader = datamodule.loader(subset)
+            for batch in track(loader, f"scoring {subset}", total=len(loader)):
+                batch = trainer.strategy.batch_to_device(batch, pl_module.device)
+                with trainer.precision_plugin.forward_context():
+                    logits = pl_module(batch["image"])
+                for listener in listeners:
+                    listener.on_subset_batch(pl_module, subset, logits.float(), batch)
+        self._seconds["other_subsets"] = time.perf_counter() - started
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        total = time.perf_counter() - self._started
+        forward, other = self._seconds["forward"], self._seconds["other_subsets"]
+        beyond = total - forward - other
+        if isinstance(trainer.logger, Tracker):
+            seconds = {"seconds": total, "seconds_forward": forward, "seconds_other_subsets": other}
+            seconds["seconds_report"] = beyond
+            trainer.logger.log_metrics({f"test/{name}": value for name, value in seconds.items()})
+        console.print(
+            f"test: {self._images} images in {total:.1f} s: scored in {forward:.1f} s, "
+            f"{' and '.join(self.subsets) or 'no other subsets'} in {other:.1f} s, "
+            f"tables and pictures in {beyond:.1f} s",
+            highlight=False,
+        )

@@ -1,0 +1,534 @@
+"""`bustseg compare`: the scores of several runs on the same test images, with intervals and paired tests."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from bustseg.data.sources import LABELS, natural_key
+from bustseg.errors import UserError
+from bustseg.metrics import CONVENTIONS, METRICS, overlap_scores
+from bustseg.metrics.table import SIZES, size_thirds
+from bustseg.progress import error_console
+from bustseg.statistics import Bootstrap, holm, wilcoxon
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+TABLE = "tables/test.csv"
+"""Artifact with one row per test image, beside a ``.json`` that says how it came about."""
+
+COMPARED = "compared_runs"
+"""Tag of a run that holds a comparison: the runs compared."""
+
+DISTANCES = ("hd95", "assd")
+"""Distances between outlines in pixels, of the images that have a lesion."""
+
+RATES = ("missed_lesion_rate", "false_positive_rate_normal")
+KNOWN = (*METRICS, *DISTANCES, *RATES)
+SHOWN = ("dice", "iou", "precision", "recall", *DISTANCES, *RATES)
+"""Metrics compared when none is named; F1 equals Dice."""
+
+LOWER_IS_BETTER = {*DISTANCES, *RATES}
+COUNTS = ("tp", "fp", "fn", "tn")
+
+_FACTS = {
+    "data_digest": "data digests",
+    "image_size": "image sizes",
+    "threshold": "thresholds",
+}
+"""What must be equal before scores can be compared, and how to call it."""
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """The per-image results of one run.
+
+    Attributes:
+        name: what the run is called in the comparison
+        frame: one row per image, sorted by ``image``: ``label``, counts, ``lesion_px``, scores, and where the table has
+            them ``group`` and distances
+        facts: ``data_digest``, ``image_size``, ``threshold``, ``split_digest`` as text, as far as they are known
+        run_id: MLflow run, if it is one
+        experiment: its experiment
+        checkpoint: best checkpoint, where it is at hand
+    """
+
+    name: str
+    frame: pd.DataFrame
+    facts: dict[str, str] = field(default_factory=dict)
+    run_id: str | None = None
+    experiment: str | None = None
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score that is a ratio of two sums over images, or a mean over images.
+
+    Attributes:
+        name: as in MLflow, such as ``dice_lesion``
+        metric: ``dice``
+        convention: ``lesion``; empty for rates that have none
+        terms: numerator and denominator per image, both (n,)
+        scores: (n,) score per image, nan for an image that does not count; None for pooled scores
+    """
+
+    name: str
+    metric: str
+    convention: str
+    terms: tuple[np.ndarray, np.ndarray]
+    scores: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result of :func:`compare`.
+
+    Attributes:
+        tables: the runs, the baseline first
+        rows: one row per part, measure and run: ``part``, ``images``, ``groups``, ``measure``, ``metric``,
+            ``convention``, ``run``, ``run_id``, ``estimate``, ``low``, ``high`` (95 % interval), and for every run but
+            the baseline ``difference``, ``difference_low``, ``difference_high``, ``p``, ``p_holm``
+        notes: what a reader must know, one sentence each
+    """
+
+    tables: list[RunTable]
+    rows: pd.DataFrame
+    notes: list[str]
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def load_runs(runs: Sequence[str], experiment: str | None = None) -> list[RunTable]:
+    """Per-image tables of the named runs, and of all tested runs of an experiment, with names that differ.
+
+    Args:
+        runs: MLflow run ids, ``runs:/RUN_ID``, folders of artifacts, or CSV files
+        experiment: name of an MLflow experiment
+
+    Raises:
+        UserError: a run, experiment or table that is missing or cannot be read
+    """
+    tables = [_load(run) for run in runs]
+    if experiment is not None:
+        tables += _experiment_tables(experiment, {table.run_id for table in tables})
+    if len(tables) < 2:
+        found = f"{len(tables)} tested run" + f" in the experiment {experiment}" * (experiment is not None)
+        raise UserError(f"a comparison needs at least two runs, not {found}: `bustseg test --ckpt_path RUN` tests one")
+    for run_id in {table.run_id for table in tables if table.run_id}:
+        if sum(table.run_id == run_id for table in tables) > 1:
+            raise UserError(f"run {run_id} is named twice")
+    names = [table.name for table in tables]
+    unique = [
+        name if names.count(name) == 1 else f"{name} ({(table.run_id or str(position + 1))[:6]})"
+        for position, (name, table) in enumerate(zip(names, tables, strict=True))
+    ]
+    return [RunTable(**{**vars(table), "name": name}) for table, name in zip(tables, unique, strict=True)]
+
+
+def _load(run: str) -> RunTable:
+    path = Path(run)
+    if path.is_dir():
+        found = [path / place for place in (TABLE, Path(TABLE).name, f"artifacts/{TABLE}") if (path / place).is_file()]
+        if not found:
+            raise UserError(f"{path} has no {TABLE}: `bustseg test --ckpt_path RUN` writes it")
+        return _from_file(found[0], path.resolve().name)
+    if path.is_file():
+        return _from_file(path, path.stem)
+    run_id = run.removeprefix("runs:/").partition("/")[0]
+    if not re.fullmatch("[0-9a-f]{32}", run_id):
+        raise UserError(f"no run at {run} (give an MLflow run id, runs:/RUN_ID, a folder with {TABLE}, or a CSV file)")
+    return _from_run(_get_run(run_id))
+
+
+def _from_file(path: Path, name: str) -> RunTable:
+    folder = path.resolve().parent
+    checkpoint = (folder.parent if folder.name == Path(TABLE).parent.name else folder) / "checkpoints" / "best.ckpt"
+    return RunTable(name, _read_table(path), _facts(path), checkpoint=checkpoint if checkpoint.is_file() else None)
+
+
+def _get_run(run_id: str) -> Run:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from bustseg.tracking import one_line, open_store, tracking_uri
+
+    uri = tracking_uri()
+    open_store(uri)
+    try:
+        return mlflow.MlflowClient(uri).get_run(run_id)
+    except MlflowException as error:
+        raise UserError(f"no run {run_id} in {uri}: {one_line(error)}") from error
+
+
+def _from_run(run: Run) -> RunTable:
+    import mlflow
+
+    from bustseg.checkpoint import run_file
+    from bustseg.tracking import tracking_uri
+
+    run_id = run.info.run_id
+    try:
+        path = run_file(run_id, TABLE)
+    except UserError as error:
+        raise UserError(f"run {run_id} has no {TABLE}: `bustseg test --ckpt_path {run_id}` writes it") from error
+    if not path.with_suffix(".json").is_file():  # a store on a server: one download per file
+        try:
+            facts_path = run_file(run_id, str(Path(TABLE).with_suffix(".json")))
+        except UserError:
+            facts_path = path
+    else:
+        facts_path = path
+    tags, params = run.data.tags, run.data.params
+    known = {
+        "data_digest": tags.get("data_digest"),
+        "split_digest": tags.get("split_digest"),
+        "image_size": params.get("data.image_size"),
+        "threshold": params.get("model.threshold"),
+    }
+    facts = _normal({key: value for key, value in known.items() if value is not None}) | _facts(facts_path)
+    try:
+        # a run of its own for scores on other data names the run that was trained
+        checkpoint = run_file(tags.get("checkpoint_of_run", run_id), "checkpoints/best.ckpt")
+    except UserError:
+        checkpoint = None
+    experiment = mlflow.MlflowClient(tracking_uri()).get_experiment(run.info.experiment_id).name
+    return RunTable(run.info.run_name or run_id[:8], _read_table(path), facts, run_id, experiment, checkpoint)
+
+
+def _experiment_tables(name: str, known: set[str | None]) -> list[RunTable]:
+    import mlflow
+
+    from bustseg.tracking import open_store, tracking_uri
+
+    uri = tracking_uri()
+    open_store(uri)
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        names = ", ".join(found.name for found in client.search_experiments())
+        raise UserError(f"no experiment {name} in {uri}: there are {names or 'none'}")
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    tables, untested = [], 0
+    for run in runs:
+        if COMPARED in run.data.tags or run.info.run_id in known:
+            continue
+        if any(file.path == TABLE for file in client.list_artifacts(run.info.run_id, str(Path(TABLE).parent))):
+            tables.append(_from_run(run))
+        else:
+            untested += 1
+    if untested:
+        error_console.print(f"{untested} runs of {name} have no {TABLE} and are left out", highlight=False)
+    return tables
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path, dtype={"image": str, "label": str, "group": str})
+    except (OSError, ValueError) as error:  # pandas' own parser errors are ValueErrors
+        raise UserError(f"cannot read {path} as CSV: {' '.join(str(error).split())}") from error
+    missing = [name for name in ("image", "label", *COUNTS) if name not in frame]
+    if missing:
+        raise UserError(f"{path} is no per-image table of a test: it lacks the columns {', '.join(missing)}")
+    if frame.empty:
+        raise UserError(f"{path} has no images")
+    twice = frame["image"][frame["image"].duplicated()]
+    if len(twice):
+        raise UserError(f"{path} names {twice.iloc[0]!r} twice")
+    unknown = sorted(set(frame["label"].fillna("")) - set(LABELS))
+    if unknown:
+        raise UserError(f"{path} has the class {unknown[0]!r}: the classes are {', '.join(LABELS)}")
+    for name in (*COUNTS, *(name for name in DISTANCES if name in frame)):
+        if not pd.api.types.is_numeric_dtype(frame[name]) or (name in COUNTS and frame[name].isna().any()):
+            raise UserError(f"{path} has entries in the column {name} that are no numbers")
+    counts = (frame[name].to_numpy(np.int64, copy=True) for name in COUNTS)
+    # from the counts, not from the file: one definition of every score, and no rounding
+    frame = frame.assign(**{name: score.numpy() for name, score in overlap_scores(*counts).items()})
+    frame["lesion_px"] = frame["tp"] + frame["fn"]
+    order = sorted(range(len(frame)), key=lambda row: natural_key(frame["image"].iloc[row]))
+    return frame.iloc[order].reset_index(drop=True)
+
+
+def _facts(table: Path) -> dict[str, str]:
+    path = table.with_suffix(".json")
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    names = (*_FACTS, "split_digest")
+    return _normal({name: content[name] for name in names if content.get(name) is not None})
+
+
+def _normal(facts: dict[str, Any]) -> dict[str, str]:
+    """Facts as text that is equal when they are: 224, [224, 224] and "(224, 224)" are one size."""
+    facts = dict(facts)
+    if "image_size" in facts:
+        numbers = re.findall(r"\d+", str(facts["image_size"]))
+        facts["image_size"] = " x ".join(numbers * 2 if len(numbers) == 1 else numbers)
+    if "threshold" in facts:
+        facts["threshold"] = f"{float(facts['threshold']):g}"
+    return {name: str(value) for name, value in facts.items()}
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """Group by image id, from a CSV with the columns ``image`` and ``group``, such as a grouped split.
+
+    Raises:
+        UserError: no such file or columns
+    """
+    try:
+        frame = pd.read_csv(path, dtype=str)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} as CSV: {' '.join(str(error).split())}") from error
+    if not {"image", "group"} <= set(frame):
+        raise UserError(f"{path} needs the columns image and group (`bustseg data split --scheme grouped` writes them)")
+    known = frame.dropna(subset=["image", "group"])
+    return dict(zip(known["image"], known["group"], strict=True))
+
+
+# --------------------------------------------------------------------------------------------------------- checking
+
+
+def check_comparable(tables: Sequence[RunTable]) -> list[str]:
+    """Check that all runs were tested on the same images in the same way.
+
+    Returns:
+        notes on what differs but does not forbid a comparison
+
+    Raises:
+        UserError: the tests differ in images, classes, masks, data, image size or threshold
+    """
+    first = tables[0]
+    for other in tables[1:]:
+        pair = f"{other.name} cannot be compared with {first.name}"
+        ours, theirs = set(first.frame["image"]), set(other.frame["image"])
+        if ours != theirs:
+            odd = sorted(ours ^ theirs, key=natural_key)
+            raise UserError(
+                f"{pair}: they were tested on different images ({len(theirs)} and {len(ours)}, {len(ours & theirs)} in "
+                f"common; {odd[0]!r} is in one only): test both on the same split"
+            )
+        for name, what in _FACTS.items():
+            if name in first.facts and name in other.facts and first.facts[name] != other.facts[name]:
+                raise UserError(f"{pair}: their {what} differ ({other.facts[name]} and {first.facts[name]})")
+        for column, what in (("label", "class"), ("lesion_px", "mask")):
+            differs = (first.frame[column] != other.frame[column]).to_numpy()
+            if differs.any():
+                image = first.frame["image"].iloc[int(differs.argmax())]
+                raise UserError(f"{pair}: {int(differs.sum())} images differ in their {what}, such as {image!r}")
+    notes = []
+    if len({table.facts["split_digest"] for table in tables if "split_digest" in table.facts}) > 1:
+        notes.append("The test images are the same, but the splits of the others differ: so may the training images.")
+    for name, what in _FACTS.items():
+        unknown = [table.name for table in tables if name not in table.facts]
+        if unknown and len(unknown) < len(tables):
+            notes.append(f"The {what} of {', '.join(unknown)} are not known and could not be checked.")
+    return notes
+
+
+def _groups(tables: Sequence[RunTable], groups: dict[str, str] | None) -> tuple[np.ndarray | None, str]:
+    """Group of each image or None, and a sentence that says which."""
+    ids = tables[0].frame["image"]
+    if groups is None:
+        known = (
+            table.frame["group"] for table in tables if "group" in table.frame and table.frame["group"].notna().any()
+        )
+        column = next(known, pd.Series(np.nan, ids.index))
+        groups = dict(zip(ids[column.notna()], column.dropna().astype(str), strict=True))
+    names = np.array([f"group {groups[image]}" if image in groups else f"image {image}" for image in ids], dtype=object)
+    count = len(set(names))
+    if count == len(names):
+        known_text = "no two of them are known to be copies or of one patient" if groups else "no groups are known"
+        return None, f"Images are resampled one by one within their class: {known_text}."
+    return names, (
+        f"The {len(names)} images form {count} groups (copies, or one patient); groups are resampled, within classes."
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- computing
+
+Counts = dict[str, np.ndarray]
+POOLED: dict[str, Callable[[Counts], tuple[np.ndarray, np.ndarray]]] = {
+    "precision": lambda c: (c["tp"], c["tp"] + c["fp"]),
+    "recall": lambda c: (c["tp"], c["tp"] + c["fn"]),
+    "iou": lambda c: (c["tp"], c["tp"] + c["fp"] + c["fn"]),
+    "dice": lambda c: (2 * c["tp"], 2 * c["tp"] + c["fp"] + c["fn"]),
+}
+POOLED["f1"] = POOLED["dice"]
+"""Per image the terms whose sums make up a score of all pixels together."""
+
+
+def measures(frame: pd.DataFrame, metrics: Sequence[str] = SHOWN) -> list[Measure]:
+    """The scores that a table of images can give, in the order of ``metrics`` and the conventions."""
+    lesion = (frame["lesion_px"] > 0).to_numpy()
+    found: list[Measure] = []
+
+    def mean(name: str, metric: str, convention: str, values: np.ndarray) -> None:
+        counted = ~np.isnan(values)
+        found.append(Measure(name, metric, convention, (np.where(counted, values, 0), counted.astype(float)), values))
+
+    def column(name: str) -> np.ndarray:
+        return frame[name].to_numpy(np.float64)
+
+    for metric in metrics:
+        if metric in DISTANCES and metric in frame:
+            mean(metric, metric, "lesion", np.where(lesion, column(metric), np.nan))
+        elif metric == "missed_lesion_rate":
+            mean(metric, metric, "lesion", np.where(lesion, column("tp") == 0, np.nan))
+        elif metric == "false_positive_rate_normal":
+            mean(metric, metric, "", np.where(lesion, np.nan, column("fp") > 0))
+        for convention in CONVENTIONS if metric in METRICS else ():
+            name = f"{metric}_{convention}"
+            if convention != "pooled":
+                mean(name, metric, convention, column(name))
+            elif lesion.any():
+                terms = POOLED[metric]({count: column(count) for count in COUNTS})
+                # where nothing is predicted at all, a precision of 0 and not 0 / 0
+                terms = terms if terms[1].any() else (terms[0], np.ones(len(frame)))
+                found.append(Measure(name, metric, convention, terms, None))
+    return found
+
+
+def parts(frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Images of all, of each class, and of each third of the lesions by area, as bool (n,)."""
+    found = {"all": np.ones(len(frame), dtype=bool)}
+    found |= {label: (frame["label"] == label).to_numpy() for label in LABELS}
+    third, _ = size_thirds(frame["lesion_px"].to_numpy())
+    found |= {f"{name} lesions": third == name for name in SIZES}
+    return {name: own for name, own in found.items() if own.any()}
+
+
+def _worth(part: str, own: np.ndarray, lesion: np.ndarray, measure: Measure) -> bool:
+    """Whether a measure says something on a part that the others do not."""
+    if part == "all":
+        return True
+    if lesion[own].all():  # there the three means over images are one
+        return measure.convention in ("lesion", "pooled")
+    if not lesion[own].any():
+        return measure.metric == "false_positive_rate_normal"
+    return measure.convention != ""
+
+
+def compare(
+    tables: Sequence[RunTable],
+    metrics: Sequence[str] = SHOWN,
+    conventions: Sequence[str] = CONVENTIONS,
+    groups: dict[str, str] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare runs on their common test images; the first is the baseline.
+
+    Intervals are 95 % BCa bootstrap intervals over groups of images within classes, differences are paired (run minus
+    baseline, the same resamples), p values come from Wilcoxon's signed-rank test. ``p_holm`` is adjusted for all runs
+    and measures on all images, and apart from those for all runs, measures and parts; measures with the same
+    differences (Dice under ``paper`` and ``lesion``) count as one test.
+
+    Args:
+        tables: from :func:`load_runs`
+        metrics: of :data:`KNOWN`
+        conventions: of :data:`bustseg.metrics.CONVENTIONS`
+        groups: group by image id; the tables' own when not given
+
+    Raises:
+        UserError: the runs were not tested alike, or have none of the scores in common
+    """
+    notes = check_comparable(tables)
+    names, sentence = _groups(tables, groups)
+    notes.append(sentence)
+    frame = tables[0].frame
+    label = frame["label"].to_numpy()
+    lesion = (frame["lesion_px"] > 0).to_numpy()
+    scores = _common(tables, metrics, conventions)
+    rows: list[dict[str, Any]] = []
+    tests: dict[str, dict[bytes, float]] = {"all": {}, "part": {}}
+    keys: list[tuple[str, bytes] | None] = []
+    for part, own in parts(frame).items():
+        chosen = [position for position, score in enumerate(scores[0]) if _worth(part, own, lesion, score)]
+        if not chosen:
+            continue
+        units = int(own.sum()) if names is None else names[own]
+        boot = Bootstrap(units, strata=label[own], resamples=resamples, seed=seed)
+        drawn = [
+            boot.ratio(*(np.stack([run[i].terms[k][own] for i in chosen], axis=1) for k in (0, 1))) for run in scores
+        ]
+        for number, (table, distribution) in enumerate(zip(tables, drawn, strict=True)):
+            interval = distribution.interval()
+            difference = (distribution - drawn[0]).interval() if number else None
+            for place, i in enumerate(chosen):
+                measure = scores[number][i]
+                # a pooled score counts every image, also one without any pixel of it
+                counted = own[own] if measure.scores is None else measure.terms[1][own] > 0
+                row = {
+                    "part": part,
+                    "images": int(counted.sum()),
+                    "groups": len(np.unique(boot.unit[counted])),
+                    "measure": measure.name,
+                    "metric": measure.metric,
+                    "convention": measure.convention,
+                    "run": table.name,
+                    "run_id": table.run_id or "",
+                    "estimate": interval.estimate[place],
+                    "low": interval.low[place],
+                    "high": interval.high[place],
+                }
+                key = None
+                if difference is not None:
+                    row |= {
+                        "difference": difference.estimate[place],
+                        "difference_low": difference.low[place],
+                        "difference_high": difference.high[place],
+                    }
+                    baseline = scores[0][i].scores
+                    if measure.scores is not None and baseline is not None:
+                        gap = (measure.scores - baseline)[own]
+                        row["p"] = wilcoxon(gap, None if names is None else names[own])
+                        moved = np.round(np.nan_to_num(gap), 12) + 0.0  # no -0
+                        key = ("all" if part == "all" else "part", f"{part} {number} ".encode() + moved.tobytes())
+                        tests[key[0]][key[1]] = row["p"]
+                rows.append(row)
+                keys.append(key)
+    adjusted = {family: dict(zip(p, holm(list(p.values())), strict=True)) for family, p in tests.items()}
+    result = pd.DataFrame(rows)
+    result["p_holm"] = [np.nan if key is None else adjusted[key[0]][key[1]] for key in keys]
+    # one value in all images tells nothing of its spread: no interval is better than one of width 0
+    certain = result["low"] == result["high"]
+    result.loc[certain, ["low", "high"]] = np.nan
+    order = {measure.name: position for position, measure in enumerate(scores[0])}
+    part_order = {part: position for position, part in enumerate(parts(frame))}
+    result = result.assign(
+        _part=result["part"].map(part_order), _measure=result["measure"].map(order), _run=range(len(result))
+    )
+    result = result.sort_values(["_part", "_measure", "_run"]).drop(columns=["_part", "_measure", "_run"])
+    return Comparison(list(tables), result.dropna(subset=["estimate"]).reset_index(drop=True), notes)
+
+
+def _common(tables: Sequence[RunTable], metrics: Sequence[str], conventions: Sequence[str]) -> list[list[Measure]]:
+    """The measures that every run has, in one order."""
+    scores = [
+        [
+            measure
+            for measure in measures(table.frame, metrics)
+            if not measure.convention or measure.convention in conventions
+        ]
+        for table in tables
+    ]
+    shared = set.intersection(*({measure.name for measure in found} for found in scores))
+    if not shared:
+        has = "; ".join(
+            f"{table.name} has {', '.join(measure.name for measure in measures(table.frame)) or 'none'}"
+            for table in tables
+        )
+        raise UserError(f"the runs have no score in common under the conventions asked for ({has})")
+    return [[measure for measure in found if measure.name in shared] for found in scores]

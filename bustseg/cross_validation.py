@@ -1,0 +1,219 @@
+"""Cross-validation: fit and test over folds, as one MLflow run with a run per fold under it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bustseg.checkpoint import resolve_checkpoint
+from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.splits import read_split
+from bustseg.errors import UserError
+from bustseg.progress import console
+from bustseg.tracking import Tracker
+from bustseg.training import BustsegCLI, build_cli, one_value, run_verb
+
+PARENT, FOLD, KEY = "mlflow.parentRunId", "cv.fold", "cv.key"
+_SHOWN = (
+    "dice_lesion",
+    "dice_paper",
+    "dice_empty_one",
+    "dice_pooled",
+    "iou_lesion",
+    "precision_lesion",
+    "recall_lesion",
+    "auc_pixel",
+    "false_positive_rate_normal",
+    "missed_lesion_rate",
+)
+
+Scores = dict[str, float]
+
+
+def cross_validate(args: list[str]) -> int:
+    """`bustseg cv`: the arguments of `fit`, ``--folds N`` and ``--resume``.
+
+    The folds are those of the split: ``kfold``, a CSV file with folds, or the k-fold version of ``grouped``, ``lesion``
+    or ``curated``. The scheme ``paper`` leaks, so that it is divided as ``grouped`` unless ``--data.kfold_of paper``
+    is given with ``--data.split kfold``.
+
+    Raises:
+        UserError: arguments, data or a split that cannot be used
+    """
+    resume = "--resume" in args
+    folds, rest = one_value([item for item in args if item != "--resume"], "--folds")
+    if folds is not None:
+        if not folds.isdigit() or int(folds) < 2:
+            raise UserError(f"--folds is {folds}: give a whole number of at least 2")
+        rest = [*rest, "--data.folds", folds]
+    if any(item.partition("=")[0] == "--ckpt_path" for item in rest):
+        raise UserError(
+            "cv trains a model for each fold, so it takes no --ckpt_path; --resume goes on with what is there"
+        )
+    plan = build_cli("fit", rest)
+    if not isinstance(plan.trainer.logger, Tracker):
+        raise UserError("cv keeps its folds in MLflow: leave trainer.logger and trainer.fast_dev_run as they are")
+    numbers, options = _folds(plan.datamodule)
+    key = _key(plan)
+    parent, known = _parent(plan, key, numbers, resume)
+    results: dict[int, Scores] = {}
+    try:
+        for fold in numbers:
+            console.rule(f"fold {fold} ({numbers.index(fold) + 1} of {len(numbers)})")
+            own = [*rest, *options, "--data.fold", str(fold)]
+            tags = {PARENT: str(parent.run_id), FOLD: str(fold), "cv.split": plan.datamodule.split_scheme}
+            results[fold] = _one_fold(own, tags, known.get(fold))
+    except BaseException as error:
+        parent.killed = isinstance(error, KeyboardInterrupt)
+        parent.finalize("failed")
+        console.print(f"{len(results)} of {len(numbers)} folds are done; the same command with --resume goes on")
+        raise
+    _record(parent, results)
+    parent.finalize("success")
+    _print(results)
+    console.print(f"run {parent.run_id}  experiment {parent.name}  store {parent.uri}", highlight=False)
+    return 0
+
+
+def _folds(data: BUSIDataModule) -> tuple[list[int], list[str]]:
+    """Numbers of the folds, and the arguments that select their split."""
+    scheme = data.split_scheme
+    if scheme.endswith(".csv"):
+        data.source.prepare(data.data_root)
+        split = read_split(Path(scheme), data.source.read(data.data_root))
+        if "fold" not in split:
+            raise UserError(f"split {scheme} has no folds: `bustseg data split --scheme kfold` writes some")
+        return sorted(int(fold) for fold in split["fold"].unique()), []
+    if scheme == "test_all":
+        raise UserError("the split test_all trains nothing: cross-validate over kfold")
+    of = scheme if scheme in ("lesion", "grouped", "curated") else data.kfold_of
+    if scheme == "paper":
+        console.print(f"the split paper is divided into {data.folds} folds as {of} (data.kfold_of)")
+    return list(range(data.folds)), ["--data.split", "kfold", "--data.kfold_of", of]
+
+
+def _key(plan: BustsegCLI) -> str:
+    """Digest of everything that decides the results, by which ``--resume`` knows its run."""
+    plan.datamodule.prepare_data()
+    config = {
+        key: plan.config_dump.get(key) for key in ("seed_everything", "model", "data", "trainer", "early_stopping")
+    }
+    config["data"] = {key: value for key, value in config["data"].items() if key != "fold"}
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _parent(plan: BustsegCLI, key: str, folds: list[int], resume: bool) -> tuple[Tracker, dict[int, Any]]:
+    """The run over all folds, new or the newest of this key, and the runs of its folds that are there."""
+    options: dict[str, Any] = dict(plan.tracking_options)
+    name = options.pop("run_name", None) or plan.default_name()
+    if resume:
+        tracker = Tracker(**options, run_name=name)
+        client = tracker._mlflow_client
+        experiment = client.get_experiment_by_name(options["experiment"])
+        found = (
+            client.search_runs(
+                [experiment.experiment_id],
+                filter_string=f"tags.`{KEY}` = '{key}'",
+                order_by=["attributes.start_time DESC"],
+                max_results=1,
+            )
+            if experiment
+            else []
+        )
+        if experiment and found:
+            run_id = found[0].info.run_id
+            children = client.search_runs(
+                [experiment.experiment_id],
+                filter_string=f"tags.`{PARENT}` = '{run_id}'",
+                order_by=["attributes.start_time ASC"],
+            )
+            parent = Tracker(**options, run_name=name, run_id=run_id)
+            parent.reopen()
+            return parent, {int(run.data.tags[FOLD]): run for run in children if FOLD in run.data.tags}
+        console.print("there is no cross-validation of this configuration to resume: starting anew")
+    tags = {**(options.pop("tags", None) or {}), KEY: key, "cv.folds": str(len(folds))}
+    parent = Tracker(**options, run_name=f"{name} ({len(folds)} folds)", tags=tags)
+    parent.log_config(plan.config_dump)
+    return parent, {}
+
+
+def _one_fold(args: list[str], tags: Mapping[str, str], known: Any) -> Scores:
+    """Scores of one fold's test, from its run if that is finished."""
+    run_id = None
+    if known is not None:
+        scores = {name: value for name, value in known.data.metrics.items() if name.startswith("test/")}
+        if known.info.status == "FINISHED" and scores:
+            console.print(f"done already (run {known.info.run_id})", highlight=False)
+            return scores
+        run_id = known.info.run_id
+        if known.info.status != "FINISHED":
+            run_id = _go_on(known)
+    if run_id is None:
+        run_id = run_verb("fit", args, tags).trainer.logger.run_id  # type: ignore[union-attr]
+    tested = run_verb("test", ["--ckpt_path", str(run_id), *_machine(args)])
+    return {name: float(value) for name, value in tested.trainer.callback_metrics.items() if name.startswith("test/")}
+
+
+def _go_on(run: Any) -> str | None:
+    """Continue an interrupted fit after its last finished epoch; None when it finished none."""
+    try:
+        resolve_checkpoint(run.info.run_id, prefer="last")
+    except UserError:
+        return None
+    run_verb("fit", ["--ckpt_path", run.info.run_id])
+    return run.info.run_id
+
+
+def _machine(args: list[str]) -> list[str]:
+    """The options that say where to run, which a checkpoint does not carry."""
+    kept = []
+    for option in ("--trainer.accelerator", "--trainer.devices", "--tracking.uri"):
+        value, _ = one_value(args, option)
+        kept += [option, value] if value is not None else []
+    return kept
+
+
+def mean_and_spread(results: Mapping[int, Scores]) -> dict[str, tuple[float, float]]:
+    """Mean and sample standard deviation over folds of every metric; over the folds that have a number for it."""
+    names = dict.fromkeys(name for scores in results.values() for name in scores)
+    table = {}
+    for name in names:
+        values = [value for scores in results.values() if math.isfinite(value := scores.get(name, math.nan))]
+        if values:
+            table[name] = (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+    return table
+
+
+def _record(parent: Tracker, results: Mapping[int, Scores]) -> None:
+    import pandas as pd
+
+    table = mean_and_spread(results)
+    metrics = {f"{name}_mean": mean for name, (mean, _) in table.items()}
+    parent.log_metrics({**metrics, **{f"{name}_std": spread for name, (_, spread) in table.items()}})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "folds.csv"
+        pd.DataFrame([{"fold": fold, **scores} for fold, scores in results.items()]).to_csv(path, index=False)
+        parent.log_file(path)
+
+
+def _print(results: Mapping[int, Scores]) -> None:
+    table = Table(title="test, by fold; mean and standard deviation over folds")
+    table.add_column("")
+    for fold in results:
+        table.add_column(f"fold {fold}", justify="right")
+    table.add_column("mean", justify="right")
+    table.add_column("std", justify="right")
+    summary = mean_and_spread(results)
+    for name in (f"test/{short}" for short in _SHOWN):
+        if name in summary:
+            cells = [f"{scores[name]:.4f}" if name in scores else "-" for scores in results.values()]
+            table.add_row(name.removeprefix("test/"), *cells, *(f"{value:.4f}" for value in summary[name]))
+    console.print(table)

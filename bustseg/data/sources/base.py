@@ -1,0 +1,286 @@
+"""What every data-set layout shares: :class:`Sample`, :class:`Problem`, :class:`Source`, and how files are decoded."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+from rich.markup import escape
+
+from bustseg.errors import DataError
+from bustseg.progress import error_console
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+LABELS = ("benign", "malignant", "normal", "unknown")
+"""Classes in the order of their integer codes in a batch."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One ultrasound image and what is known of it.
+
+    Attributes:
+        id: name that is unique in its source, and by which split files refer to it (BUSI: ``benign (1)``)
+        image: path of the image
+        masks: paths of its mask files; several are OR-ed, none means an empty mask
+        label: one of :data:`LABELS`
+        group: samples of one patient (or of one set of duplicates) share it; None when unknown
+        source: name of the data set
+        frame: position of the image in a file that holds several
+        box: part of the file's picture that is the image, as (top, left, height, width); None for all of it
+        spacing: size of a pixel in mm as (row, column); None when unknown
+        lesion_above: level of a mask's pixels above which they belong to the lesion
+        private: file names may tell who the patient is, so that only ``id`` may be shown
+    """
+
+    id: str
+    image: Path
+    masks: tuple[Path, ...]
+    label: str
+    group: str | None = None
+    source: str = "busi"
+    frame: int = 0
+    box: tuple[int, int, int, int] | None = None
+    spacing: tuple[float, float] | None = None
+    lesion_above: int = 127
+    private: bool = False
+
+    def shown(self, path: Path) -> str:
+        """A file of the sample as messages and reports may name it."""
+        return f"of {self.id}" if self.private else str(path)
+
+    def read_native(self) -> np.ndarray:
+        """Image as ``uint8``, (H, W) or for colour (H, W, 3); errors as in :func:`read_native`."""
+        return self._cut(self._read(self.image, self.frame))
+
+    def read_image(self) -> np.ndarray:
+        """Image as grey ``uint8`` of shape (H, W)."""
+        return to_grey(self.read_native())
+
+    def read_levels(self, path: Path) -> np.ndarray:
+        """One of the masks as ``uint8`` (H, W): for a colour mask the brightest channel, so that every colour counts.
+
+        A mask may be drawn on the whole picture or on its ``box`` alone.
+        """
+        mask = self._read(path)
+        mask = mask if mask.ndim == 2 else mask.max(axis=2)
+        return mask if self.box is not None and mask.shape == self.box[2:] else self._cut(mask)
+
+    def read_mask(self, shape: tuple[int, int] | None = None) -> np.ndarray:
+        """Union of the masks as ``bool`` of ``shape`` (H, W); without ``shape``, of the masks' own.
+
+        Raises:
+            DataError: a mask has another size than the image
+        """
+        if shape is None and not self.masks:
+            image = self.read_image()
+            shape = (image.shape[0], image.shape[1])
+        union = None if shape is None else np.zeros(shape, dtype=bool)
+        for path in self.masks:
+            mask = self.read_levels(path)
+            if union is None:
+                union = np.zeros(mask.shape, dtype=bool)
+            if mask.shape != union.shape:
+                raise DataError(self.wrong_size(path, mask.shape, union.shape))
+            union |= mask > self.lesion_above
+        assert union is not None
+        return union
+
+    def wrong_size(self, path: Path, mask: tuple[int, ...], image: tuple[int, ...]) -> str:
+        """Message for a mask whose shape (H, W) is not the image's."""
+        return (
+            f"mask {self.shown(path)} is {mask[1]}x{mask[0]} but its image is {image[1]}x{image[0]}: "
+            "repair or remove this pair"
+        )
+
+    def _read(self, path: Path, frame: int = 0) -> np.ndarray:
+        try:
+            return read_native(path, frame)
+        except DataError:
+            if self.private:
+                raise DataError(f"a file of {self.id} cannot be read (missing, corrupt or truncated)") from None
+            raise
+
+    def _cut(self, picture: np.ndarray) -> np.ndarray:
+        if self.box is None:
+            return picture
+        top, left, height, width = self.box
+        return picture[top : top + height, left : left + width]
+
+
+def read_native(path: Path, frame: int = 0) -> np.ndarray:
+    """Read any PNG, JPEG or TIFF mode (1, L, LA, P, RGB, RGBA, 16 bit) as ``uint8``, (H, W) or for colour (H, W, 3).
+
+    Transparency is dropped and 16 bits are scaled to 8. The decoder is Pillow's, because OpenCV's returns what it has
+    of a truncated file without a word. DICOM files are read by :func:`bustseg.data.dicom.read_frame`.
+
+    Args:
+        frame: position in a file that holds several images
+
+    Raises:
+        DataError: the file is missing, truncated or not an image
+    """
+    from bustseg.data import dicom  # which builds on this file
+
+    if dicom.is_dicom(path):
+        return dicom.read_frame(path, frame)
+    try:
+        with Image.open(path) as file:
+            if frame:
+                file.seek(frame)
+            file.load()
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):
+                return (np.asarray(image) >> 8).astype(np.uint8)
+            return np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L"))
+    except FileNotFoundError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except _DECODER_ERRORS as error:
+        raise DataError(f"{path} is not a readable image (corrupt or truncated): replace or remove it") from error
+
+
+def read_grey(path: Path, frame: int = 0) -> np.ndarray:
+    """The same as grey ``uint8`` of shape (H, W); errors as in :func:`read_native`."""
+    return to_grey(read_native(path, frame))
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """``uint8`` (H, W) of an image (H, W) or (H, W, 3) in RGB."""
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def image_mode(path: Path) -> str | None:
+    """Colour mode of an image file as Pillow names it; None for what Pillow does not read."""
+    try:
+        with Image.open(path) as file:
+            return file.mode
+    except _DECODER_ERRORS:
+        return None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, from its header.
+
+    Raises:
+        DataError: the file is missing or not an image
+    """
+    try:
+        with Image.open(path) as file:
+            return file.height, file.width
+    except FileNotFoundError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except _DECODER_ERRORS as error:
+        raise DataError(f"{path} is not a readable image (corrupt or truncated): replace or remove it") from error
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a file of a data set.
+
+    Attributes:
+        kind: short name by which problems are counted, such as ``image without mask``
+        path: the file
+        message: what is wrong and what to do, in one line
+        image: id of the sample that it belongs to, if any
+        wrong: training on it would be wrong; otherwise only worth knowing
+    """
+
+    kind: str
+    path: Path
+    message: str
+    image: str | None = None
+    wrong: bool = True
+
+
+class Source(ABC):
+    """A data-set layout. A subclass reads one folder; its ``init_args`` in YAML are its options."""
+
+    name: str = "source"
+
+    def default_root(self) -> Path | None:
+        """Folder to use when none is named, if the source has one."""
+        return None
+
+    def prepare(self, root: Path) -> None:
+        """Make the data available under ``root`` (once per machine). The default only checks that the folder exists.
+
+        Raises:
+            DataError: ``root`` is no folder
+        """
+        if not root.is_dir():
+            raise DataError(
+                f"no data folder at {root}: set --data.root or BUSI_ROOT (`bustseg data phantom DEST` makes one)"
+            )
+
+    @abstractmethod
+    def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
+        """List the samples under ``root``, sorted naturally by id, and the files that do not fit, without decoding any.
+
+        Raises:
+            DataError: the folder does not hold this layout at all
+        """
+
+    def read(self, root: Path) -> list[Sample]:
+        """List the samples under ``root``, sorted naturally by id, without decoding any image.
+
+        Images that a source leaves out on purpose are told once on standard error.
+
+        Raises:
+            DataError: the folder does not hold this layout, or a file in it does not fit
+        """
+        samples, problems = self.scan(root)
+        for problem in problems:
+            if problem.wrong:
+                raise DataError(problem.message)
+        if problems:
+            _tell_once(f"{self.name}: {problems[0].message}", len(problems) - 1)
+        return samples
+
+
+@cache
+def _tell_once(message: str, more: int) -> None:
+    rest = f" (and {more} more: `bustseg data check` lists all)" if more else ""
+    error_console.print(f"[yellow]note:[/] {escape(message)}{rest}", highlight=False)
+
+
+def natural_key(text: str) -> list[object]:
+    """Sort key that puts ``benign (2)`` before ``benign (10)``."""
+    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", text)]
+
+
+def read_table(csv: Path, what: str) -> pd.DataFrame:
+    """CSV file (commas, semicolons or tabs) or first sheet of an .xlsx file as text, with lower-case column names.
+
+    Raises:
+        DataError: the file cannot be read; ``what`` names it in the message
+    """
+    import pandas as pd
+
+    try:
+        if csv.suffix.lower() == ".xlsx":
+            frame = pd.read_excel(csv, dtype=str, keep_default_na=False)
+            frame.columns = pd.Index([str(column).strip().lower() for column in frame.columns])
+            return frame
+        with csv.open(encoding="utf-8-sig") as file:
+            header = file.readline()
+        separator = max(",;\t", key=header.count)
+        frame = pd.read_csv(csv, dtype=str, sep=separator, encoding="utf-8-sig", keep_default_na=False)
+    except ImportError as error:
+        raise DataError(f"reading {csv} needs openpyxl: pip install openpyxl, or save the table as CSV") from error
+    except (OSError, ValueError) as error:  # pandas' own parser errors are ValueErrors
+        raise DataError(f"cannot read {what} {csv} as CSV: {' '.join(str(error).split())}") from error
+    frame.columns = pd.Index([str(column).strip().lower() for column in frame.columns])
+    return frame

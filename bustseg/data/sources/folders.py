@@ -1,0 +1,175 @@
+"""Data of one's own: plain folders, and several sources as one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bustseg.data.sources.base import LABELS, Problem, Sample, Source, natural_key, read_table
+from bustseg.errors import DataError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+class Folders(Source):
+    """Images in one folder and masks of the same names in another.
+
+    Args:
+        images: folder of the images, in the data folder
+        masks: folder of the masks
+        mask_suffix: what a mask's name has more than its image's, such as ``_mask``
+        labels: CSV file in the data folder with the column ``image`` and, as far as they are known, ``label`` (benign,
+            malignant, normal) and ``patient``; images of a patient stay together in splits. An image that it calls
+            normal needs no mask.
+        lesion_above: level of a mask's pixels above which they are lesion; 0 for masks of 0 and 1
+    """
+
+    name = "folders"
+
+    def __init__(
+        self,
+        images: str = "images",
+        masks: str = "masks",
+        mask_suffix: str = "",
+        labels: str | None = None,
+        lesion_above: int = 127,
+    ) -> None:
+        self.images, self.masks, self.mask_suffix = images, masks, mask_suffix
+        self.labels = labels
+        self.lesion_above = lesion_above
+
+    def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
+        for folder in (self.images, self.masks):
+            if not (root / folder).is_dir():
+                raise DataError(f"{root} holds no folder {folder}: name it in the source's init_args")
+        labels, patients = self._read_labels(root)
+        problems: list[Problem] = []
+        masks = self._files(root / self.masks, problems)
+        suffix = self.mask_suffix
+        samples = []
+        for stem, image in self._files(root / self.images, problems).items():
+            if self.images == self.masks and suffix and stem.endswith(suffix):
+                continue
+            mask = masks.pop(stem + suffix, None)
+            label = labels.get(stem, "unknown")
+            if mask is None and label != "normal":
+                message = f"image {image} has no mask ({self.masks}/{stem}{suffix}.png): add it or remove the image"
+                problems.append(Problem("image without mask", image, message, stem))
+            samples.append(
+                Sample(
+                    stem,
+                    image,
+                    (mask,) if mask else (),
+                    label,
+                    patients.get(stem),
+                    self.name,
+                    lesion_above=self.lesion_above,
+                )
+            )
+        if not samples:
+            raise DataError(f"{root / self.images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        if self.images != self.masks:
+            for path in masks.values():
+                message = f"mask {path} has no image: add the image or remove the mask"
+                problems.append(Problem("mask without image", path, message))
+        return samples, problems
+
+    @staticmethod
+    def _files(folder: Path, problems: list[Problem]) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
+            if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+                continue
+            if path.stem in found:
+                message = f"{path} and {found[path.stem].name} have one name: rename one of them"
+                problems.append(Problem("two files of one name", path, message, path.stem))
+                continue
+            found[path.stem] = path
+        return found
+
+    def _read_labels(self, root: Path) -> tuple[dict[str, str], dict[str, str]]:
+        if self.labels is None:
+            return {}, {}
+        table = read_table(root / self.labels, "the labels")
+        if "image" not in table or not {"label", "patient"} & set(table.columns):
+            raise DataError(f"{root / self.labels} needs the column image and one of label, patient")
+        names = [Path(name.strip()) for name in table["image"]]
+        stems = [path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name for path in names]
+        labels = {}
+        if "label" in table:
+            for stem, label in zip(stems, (text.strip().lower() or "unknown" for text in table["label"]), strict=True):
+                if label not in LABELS:
+                    raise DataError(f"{root / self.labels} calls {stem} {label!r}: use {', '.join(LABELS)}")
+                labels[stem] = label
+        patients = {}
+        if "patient" in table:
+            patients = {stem: name.strip() for stem, name in zip(stems, table["patient"], strict=True) if name.strip()}
+        return labels, patients
+
+
+@dataclass
+class Part:
+    """One of several sources.
+
+    Attributes:
+        source: its layout
+        root: its folder; the source's own default when not given
+        name: what its ids begin with; the source's name when not given
+    """
+
+    source: Source
+    root: str | None = None
+    name: str | None = None
+
+
+class Combined(Source):
+    """Several sources as one. Ids become ``<name>/<id>``; patients of different sources stay different.
+
+    Every part names its own folder, so ``data.root`` is not needed. A split CSV decides what a part is used for:
+    images that it does not name are left out, so a part may serve for training or for testing alone.
+
+    Args:
+        parts: the sources with their folders
+
+    Raises:
+        DataError: no parts, or two of one name
+    """
+
+    name = "combined"
+
+    def __init__(self, parts: list[Part]) -> None:
+        names = [part.name or part.source.name for part in parts]
+        if not parts:
+            raise DataError("Combined needs at least one part: a list of source and root")
+        for name in names:
+            if names.count(name) > 1:
+                raise DataError(f"two parts of Combined are called {name!r}: give each a name of its own")
+        self.parts = dict(zip(names, parts, strict=True))
+        self.name = "+".join(names)
+
+    def _folder(self, name: str) -> Path:
+        part = self.parts[name]
+        root = part.root or part.source.default_root()
+        if root is None:
+            raise DataError(f"part {name!r} of Combined has no root: name its folder")
+        return Path(root).expanduser()
+
+    def default_root(self) -> Path:
+        """Folder that contains all parts; the cache goes beside it."""
+        return Path(os.path.commonpath([self._folder(name).resolve() for name in self.parts]))
+
+    def prepare(self, root: Path) -> None:
+        for name, part in self.parts.items():
+            part.source.prepare(self._folder(name))
+
+    def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
+        samples: list[Sample] = []
+        problems: list[Problem] = []
+        for name, part in self.parts.items():
+            own, wrong = part.source.scan(self._folder(name))
+            for sample in own:
+                group = f"{name}/{sample.group}" if sample.group else None
+                samples.append(replace(sample, id=f"{name}/{sample.id}", group=group, source=name))
+            problems += [replace(one, image=f"{name}/{one.image}" if one.image else None) for one in wrong]
+        return sorted(samples, key=lambda sample: natural_key(sample.id)), problems

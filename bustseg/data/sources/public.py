@@ -1,0 +1,177 @@
+"""Public breast-ultrasound data sets beside BUSI, each in the layout that its archive unpacks to."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bustseg.data.sources.base import LABELS, Problem, Sample, Source, image_size, natural_key, read_table
+from bustseg.errors import DataError
+
+
+def _inner(root: Path, marks: tuple[str, ...], what: str) -> Path:
+    """``root``, or the one folder in it that holds all of ``marks``."""
+    for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
+        if all((folder / mark).exists() for mark in marks):
+            return folder
+    raise DataError(f"{root} does not hold {', '.join(marks)}: is it the unpacked {what}?")
+
+
+def _orphans(masks: dict[str, Path]) -> list[Problem]:
+    return [
+        Problem("mask without image", path, f"mask {path} has no image: add the image or remove the mask")
+        for _, path in sorted(masks.items(), key=lambda item: natural_key(item[0]))
+    ]
+
+
+def _without_mask(path: Path, expected: str) -> Problem:
+    message = f"image {path} has no mask ({expected}): add the mask or remove the image"
+    return Problem("image without mask", path, message, path.stem)
+
+
+class BUSBRA(Source):
+    """BUS-BRA (Gomez-Flores et al. 2024, doi:10.5281/zenodo.7730709): 1875 images of 1064 patients.
+
+    ``root/bus_data.csv``, ``root/Images/bus_0001-l.png``, ``root/Masks/mask_0001-l.png``. The column ``Case`` is the
+    patient, ``Pathology`` the class.
+    """
+
+    name = "bus-bra"
+
+    def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
+        root = _inner(root, ("bus_data.csv", "Images", "Masks"), "BUS-BRA")
+        table = read_table(root / "bus_data.csv", "the table of BUS-BRA")
+        if not {"id", "case", "pathology"} <= set(table.columns):
+            raise DataError(f"{root / 'bus_data.csv'} lacks one of the columns ID, Case, Pathology")
+        images = {path.stem: path for path in (root / "Images").glob("*.png")}
+        masks = {path.stem: path for path in (root / "Masks").glob("*.png")}
+        samples, problems = [], []
+        for name, patient, pathology in zip(table["id"], table["case"], table["pathology"], strict=True):
+            image = images.pop(name, None)
+            mask = masks.pop(name.replace("bus_", "mask_", 1), None)
+            if image is None:
+                path = root / "Images" / f"{name}.png"
+                problems.append(
+                    Problem("entry without image", path, f"{path} is in bus_data.csv but not on disk: unpack it again")
+                )
+                continue
+            if mask is None:
+                problems.append(_without_mask(image, f"Masks/{name.replace('bus_', 'mask_', 1)}.png"))
+            label = pathology.strip().lower()
+            samples.append(
+                Sample(
+                    name,
+                    image,
+                    (mask,) if mask else (),
+                    label if label in LABELS else "unknown",
+                    group=f"patient {patient.strip()}",
+                    source=self.name,
+                )
+            )
+        for path in sorted(images.values()):
+            message = f"image {path} is not in bus_data.csv: add its line or remove it"
+            problems.append(Problem("image without entry", path, message, path.stem))
+        return sorted(samples, key=lambda sample: natural_key(sample.id)), problems + _orphans(masks)
+
+
+class BUSUCLM(Source):
+    """BUS-UCLM (Vallez et al. 2025, doi:10.1038/s41597-025-04562-3): 683 images of 38 patients.
+
+    ``root/INFO.csv``, ``root/images/ALWI_000.png``, ``root/masks/ALWI_000.png``. The start of the name is the patient.
+    Masks are coloured: green is benign, red malignant, black nothing; both colours are lesion. An image whose mask has
+    another size is left out and reported.
+    """
+
+    name = "bus-uclm"
+
+    def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
+        root = _inner(root, ("INFO.csv", "images", "masks"), "BUS-UCLM")
+        table = read_table(root / "INFO.csv", "the table of BUS-UCLM")
+        if not {"image", "label"} <= set(table.columns):
+            raise DataError(f"{root / 'INFO.csv'} lacks one of the columns Image, Label")
+        labels = dict(zip(table["image"], (label.strip().lower() for label in table["label"]), strict=True))
+        masks = {path.name: path for path in (root / "masks").glob("*.png")}
+        samples, problems = [], []
+        for image in sorted((root / "images").glob("*.png"), key=lambda path: natural_key(path.stem)):
+            mask = masks.pop(image.name, None)
+            label = labels.get(image.name)
+            if label is None:
+                message = f"image {image} is not in INFO.csv: add its line or remove it"
+                problems.append(Problem("image without entry", image, message, image.stem))
+                continue
+            if mask is None:
+                problems.append(_without_mask(image, f"masks/{image.name}"))
+                continue
+            if problem := _unequal(image, mask):
+                problems.append(problem)
+                continue
+            samples.append(
+                Sample(
+                    image.stem,
+                    image,
+                    (mask,),
+                    label if label in LABELS else "unknown",
+                    group=image.stem.partition("_")[0],
+                    source=self.name,
+                )
+            )
+        return samples, problems + _orphans(masks)
+
+
+def _unequal(image: Path, mask: Path) -> Problem | None:
+    try:
+        (height, width), (mask_height, mask_width) = image_size(image), image_size(mask)
+    except DataError:
+        return None  # reading it will say so
+    if (height, width) == (mask_height, mask_width):
+        return None
+    message = f"image {image.name} is left out: it is {width}x{height} but its mask is {mask_width}x{mask_height}"
+    return Problem("left out: mask of another size", image, message, image.stem, wrong=False)
+
+
+class BrEaST(Source):
+    """BrEaST-Lesions-USG (Pawlowska et al. 2024, doi:10.7937/9wkk-q141): 256 images, one of each patient.
+
+    ``root/case001.png`` (RGBA) and ``root/case001_tumor.png``. Masks named ``_other`` show other findings and are no
+    tumour; a case without a tumour mask is normal. The class stands in the annotation table (.xlsx, .csv; columns
+    ``Image_filename`` and ``Classification``) where it lies beside the images, else it is ``unknown``.
+    """
+
+    name = "breast"
+    _IMAGE = re.compile(r"^case\d+$")
+    _MASK = re.compile(r"^(?P<case>case\d+)_tumou?r\d*$")
+
+    def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
+        folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+        folder = next((path for path in folders if any(path.glob("case*.png"))), None)
+        if folder is None:
+            raise DataError(f"{root} holds no case001.png, ...: is it the unpacked BrEaST-Lesions-USG?")
+        labels = self._labels(root, folder)
+        masks: dict[str, list[Path]] = {}
+        images = []
+        for path in sorted(folder.glob("*.png"), key=lambda path: natural_key(path.stem)):
+            if match := self._MASK.match(path.stem):
+                masks.setdefault(match["case"], []).append(path)
+            elif self._IMAGE.match(path.stem):
+                images.append(path)
+        samples, problems = [], []
+        for path in images:
+            own = tuple(masks.pop(path.stem, ()))
+            label = labels.get(path.stem, "unknown" if own else "normal")
+            if not own and label in ("benign", "malignant"):
+                problems.append(_without_mask(path, f"{path.stem}_tumor.png"))
+            samples.append(Sample(path.stem, path, own, label, group=path.stem, source=self.name))
+        return samples, problems + _orphans({mask.stem: mask for left in masks.values() for mask in left})
+
+    @staticmethod
+    def _labels(*folders: Path) -> dict[str, str]:
+        tables = [path for folder in folders for path in sorted(folder.glob("*.csv")) + sorted(folder.glob("*.xlsx"))]
+        for path in tables:
+            table = read_table(path, "the annotation table of BrEaST")
+            if {"image_filename", "classification"} <= set(table.columns):
+                found = {}
+                for image, label in zip(table["image_filename"], table["classification"], strict=True):
+                    label = str(label).strip().lower()
+                    found[Path(str(image).strip()).stem] = label if label in LABELS else "unknown"
+                return found
+        return {}

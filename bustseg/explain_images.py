@@ -1,0 +1,210 @@
+"""``bustseg explain``: heat maps, panels and numbers for any images."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.table import Table
+
+from bustseg.callbacks.explain import Case, details_figure, heat_scores
+from bustseg.checkpoint import load_task, read_checkpoint, resolve_checkpoint
+from bustseg.data.cache import decode
+from bustseg.data.sources import LABELS, Sample, natural_key
+from bustseg.errors import UserError
+from bustseg.explain import (
+    attention_maps,
+    default_layer,
+    encoder_stages,
+    find_layer,
+    find_method,
+    heat_maps,
+    list_layers,
+)
+from bustseg.metrics import overlap_scores
+from bustseg.progress import console, track
+from bustseg.task import RECORD, SegmentationTask
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_MASK = re.compile(r"_mask(_\d+)?$")  # BUSI's own names of masks, beside their images
+
+
+def find_images(inputs: Iterable[Path]) -> list[Sample]:
+    """Image files, and those in folders and their subfolders, with the masks that lie beside them as in BUSI.
+
+    Raises:
+        UserError: an input does not exist, or a folder holds no image
+    """
+    found: dict[Path, Sample] = {}
+    for given in inputs:
+        if not given.exists():
+            raise UserError(f"no image or folder at {given}")
+        paths = [given]
+        if given.is_dir():
+            files = sorted(given.rglob("*"), key=lambda path: natural_key(str(path)))
+            paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not _MASK.search(path.stem)]
+            if not paths:
+                raise UserError(f"{given} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        for path in paths:
+            masks = [mask for mask in path.parent.glob("*.png") if _MASK.sub("", mask.stem) == path.stem != mask.stem]
+            label = path.parent.name if path.parent.name in LABELS else "unknown"
+            found[path] = Sample(path.stem, path, tuple(sorted(masks)), label, source="files")
+    return list(found.values())
+
+
+def explain_images(
+    inputs: Sequence[Path],
+    model: str,
+    out: Path | None,
+    method: str = "GradCAM",
+    layer: str | None = None,
+    size: Sequence[int] | None = None,
+    tolerance: float = 0,
+    only_list: bool = False,
+) -> int:
+    """Explain a trained network's predictions of image files.
+
+    Writes for each image ``NAME_heat.png`` (16 bit grey, the layer's heat at the image's own size, 65535 its maximum)
+    and ``NAME_panel.png``, and for all of them ``explain.csv``.
+
+    Args:
+        inputs: image files and folders
+        model: a checkpoint, an MLflow run id, ``runs:/RUN_ID`` or ``latest``
+        out: folder to write to
+        method: of :func:`bustseg.explain.methods`
+        layer: dotted name in the network; the last decoder block when not given
+        size: (H, W) of the network's input, or one number for a square; as trained when not given
+        tolerance: pixels by which the hottest pixel may miss the lesion and still hit
+        only_list: print the layers that can be explained and stop
+
+    Returns:
+        exit code 0
+
+    Raises:
+        UserError: an input, the model, the method, the layer or the size cannot be used
+    """
+    path = resolve_checkpoint(model)
+    task = load_task(path)
+    stored = read_checkpoint(path)[RECORD]["config"].get("data", {}).get("image_size", 224)
+    shape = _shape(size or stored)
+    probe = torch.zeros(1, 1, *shape, dtype=torch.uint8)
+    if only_list:
+        _print_layers(task, probe)
+        return 0
+    if not inputs or out is None:
+        raise UserError("name images or folders, and with --out a folder to write to")
+    find_method(method)
+    if layer is not None:
+        find_layer(task, layer)
+    samples = find_images(inputs)
+    layers = list(dict.fromkeys([layer or default_layer(task, probe), *encoder_stages(task, probe)]))
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name, sample in track(_unique_names(samples), "explaining", total=len(samples)):
+        case, row = _explain_one(task, sample, shape, layers, method, tolerance)
+        heat = np.round(case.heat[layers[0]] * 65535).astype(np.uint16)
+        cv2.imwrite(str(out / f"{name}_heat.png"), heat)
+        details_figure([case], method).savefig(out / f"{name}_panel.png", dpi=110)
+        rows.append({"name": name, **row})
+    with (out / "explain.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    _print_means(rows, layers)
+    console.print(f"panels, heat maps (16 bit PNG) and explain.csv of {len(rows)} images in {out}", highlight=False)
+    return 0
+
+
+def _shape(size: Any) -> tuple[int, int]:
+    values = [int(value) for value in (size if isinstance(size, Sequence) else [size])]
+    if len(values) > 2 or min(values) < 16:
+        raise UserError(
+            f"size {' '.join(map(str, values))} cannot be used: give one number or height and width, from 16"
+        )
+    return values[0], values[-1]
+
+
+def _unique_names(samples: Sequence[Sample]) -> Iterable[tuple[str, Sample]]:
+    """Names of output files: the image's own, numbered from the second of the same name on."""
+    seen: dict[str, int] = {}
+    for sample in samples:
+        seen[sample.id] = seen.get(sample.id, 0) + 1
+        yield sample.id + (f"-{seen[sample.id]}" if seen[sample.id] > 1 else ""), sample
+
+
+def _explain_one(
+    task: SegmentationTask,
+    sample: Sample,
+    shape: tuple[int, int],
+    layers: Sequence[str],
+    method: str,
+    tolerance: float,
+) -> tuple[Case, dict[str, Any]]:
+    """Everything at the image's own size; heat and probabilities come from the network's size by interpolation."""
+    small, _ = decode(sample, shape)
+    image = sample.read_image()
+    truth = sample.read_mask((image.shape[0], image.shape[1])).astype(np.uint8)
+    batch = small[None, None]
+    found = heat_maps(task, batch, layers, method)
+
+    def enlarge(values: np.ndarray) -> np.ndarray:
+        return cv2.resize(values, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
+
+    prediction = (enlarge(found.probability[0]) > task.threshold).astype(np.uint8)
+    heat = {name: np.clip(enlarge(maps[0]), 0, 1) for name, maps in found.heat.items()}
+    attention = {name: maps[0] for name, maps in attention_maps(task, batch).items()}
+    row: dict[str, Any] = {
+        "image": sample.image,
+        "label": sample.label,
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "lesion_predicted_px": int(prediction.sum()),
+        "lesion_px": "",
+        "dice": "",
+    }
+    scores: dict[str, Any] = heat_scores(heat, truth, tolerance)
+    words = f"{int(prediction.sum())} px found"
+    if truth.any():
+        tp, fp, fn = ((a & b).sum() for a, b in ((truth, prediction), (1 - truth, prediction), (truth, 1 - prediction)))
+        tp, fp, fn = (torch.tensor([int(count)]) for count in (tp, fp, fn))
+        dice = float(overlap_scores(tp, fp, fn, torch.zeros_like(tp))["dice_lesion"])
+        row |= {"lesion_px": int(truth.sum()), "dice": round(dice, 4)}
+        words = f"Dice {dice:.2f}"
+    else:
+        row["lesion_px"] = 0 if sample.masks else ""
+        scores = dict.fromkeys(scores, "")
+    title = f"{sample.id}\n{sample.label + ', ' if sample.label != 'unknown' else ''}{words}"
+    return Case(image, truth, prediction, title, heat, attention), row | scores
+
+
+def _print_layers(task: SegmentationTask, probe: torch.Tensor) -> None:
+    chosen, stages = default_layer(task, probe), encoder_stages(task, probe)
+    layers = list_layers(task, probe)
+    name_width, kind_width = (max(len(getattr(layer, part)) for layer in layers) for part in ("name", "kind"))
+    for layer in layers:
+        note = "  (default)" if layer.name == chosen else "  (encoder's last stage)" if layer.name in stages else ""
+        size = " x ".join(map(str, layer.shape))
+        # no table: it would fold names that are meant to be copied
+        line = f"{layer.name:{name_width}}  {layer.kind:{kind_width}}  {size}{note}"
+        console.print(line, highlight=False, markup=False)
+
+
+def _print_means(rows: Sequence[dict[str, Any]], layers: Sequence[str]) -> None:
+    known = [row for row in rows if row["lesion_px"]]
+    if not known:
+        return
+    table = Table(title=f"means over {len(known)} images with a known lesion", title_justify="left", box=None)
+    for column in ("layer", "heat in the lesion", "hottest pixel in it"):
+        table.add_column(column, overflow="fold")
+    for layer in layers:
+        cells = (np.mean([row[f"{score} {layer}"] for row in known]) for score in ("energy", "hit"))
+        table.add_row(layer, *(f"{100 * cell:.1f} %" for cell in cells))
+    console.print(table)
+    baseline = 100 * np.mean([row["energy_baseline"] for row in known])
+    console.print(f"heat that is the same everywhere would have {baseline:.1f} % in the lesion", highlight=False)

@@ -1,0 +1,332 @@
+"""DICOM files: pixels in every interpretation and compression, regions, spacing, and no word of the patient."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import mlflow
+import numpy as np
+import pydicom
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import dicoms
+import layouts
+from conftest import TINY
+from pydicom.data import get_testdata_file
+from pydicom.uid import JPEG2000Lossless, RLELossless
+
+from bustseg.data import dicom
+from bustseg.data.audit import audit
+from bustseg.data.dicom import DICOMFolder, is_dicom, pseudonym, read_frame, read_header
+from bustseg.data.sources import BUSBRA, Combined, Part, read_grey
+from bustseg.errors import DataError
+from bustseg.tracking import tracking_uri
+
+SHAPE = (64, 80)
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUSTSEG_SALT", "of this test")
+
+
+@pytest.fixture(scope="module")
+def grey() -> np.ndarray:
+    return layouts.picture(3, shape=SHAPE)[0]
+
+
+@pytest.fixture(scope="module")
+def colour(grey: np.ndarray) -> np.ndarray:
+    smooth = cv2.GaussianBlur(grey, (0, 0), 3)
+    return np.dstack([smooth, smooth // 2, 255 - smooth])
+
+
+def to_ybr(rgb: np.ndarray) -> np.ndarray:
+    """DICOM's YBR_FULL by its formula (PS3.3, C.7.6.3.1.2)."""
+    matrix = np.array([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]])
+    return np.clip(np.rint(rgb @ matrix.T + [0, 128, 128]), 0, 255).astype(np.uint8)
+
+
+def test_photometric_interpretations(grey: np.ndarray, colour: np.ndarray, tmp_path: Path) -> None:
+    def read(data: pydicom.Dataset) -> np.ndarray:
+        return read_frame(dicoms.write(data, tmp_path / "one.dcm"))
+
+    assert np.array_equal(read(dicoms.dataset(grey)), grey)
+    assert np.array_equal(read(dicoms.dataset(255 - grey, "MONOCHROME1")), grey)
+    assert np.array_equal(read(dicoms.dataset(colour, "RGB")), colour)
+    ybr = to_ybr(colour)
+    assert np.abs(read(dicoms.dataset(ybr, "YBR_FULL")).astype(int) - colour).max() <= 2
+    halved = np.dstack([ybr[:, 0::2, 0], ybr[:, 1::2, 0], ybr[:, 0::2, 1], ybr[:, 0::2, 2]])
+    data = dicoms.dataset(ybr, "YBR_FULL_422")
+    data.PixelData = halved.tobytes()
+    assert np.abs(read(data).astype(int) - colour).mean() < 2
+
+    palette = dicoms.dataset(grey, "PALETTE COLOR")
+    table = np.arange(256, dtype=np.uint16) * 257
+    for name, values in (("Red", table), ("Green", table[::-1].copy()), ("Blue", table)):
+        setattr(palette, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(palette, f"{name}PaletteColorLookupTableData", values.tobytes())
+    assert np.array_equal(read(palette), np.dstack([grey, 255 - grey, grey]))
+
+
+def test_more_than_eight_bits_are_rescaled(tmp_path: Path) -> None:
+    def read(data: pydicom.Dataset) -> np.ndarray:
+        return read_frame(dicoms.write(data, tmp_path / "one.dcm"))
+
+    ramp = np.linspace(0, 4095, 64 * 80).reshape(SHAPE).astype(np.uint16)
+    data = dicoms.dataset(ramp)
+    data.BitsStored, data.HighBit = 12, 11
+    assert np.abs(read(data).astype(float) - ramp / 4095 * 255).max() <= 0.51
+    data.WindowCenter, data.WindowWidth = 1000, 500
+    shown = read(data)
+    assert shown[ramp < 740].max() == 0
+    assert shown[ramp > 1260].min() == 255
+    assert np.abs(shown[np.abs(ramp.astype(int) - 1000) < 5].astype(int) - 128).max() < 5
+    signed = (ramp.astype(int) - 2048).astype(np.int16)
+    data = dicoms.dataset(signed)
+    data.BitsStored, data.HighBit = 12, 11
+    assert np.abs(read(data).astype(float) - ramp / 4095 * 255).max() <= 0.51
+
+
+def test_compressed_transfer_syntaxes(grey: np.ndarray, colour: np.ndarray, tmp_path: Path) -> None:
+    for syntax in (RLELossless, JPEG2000Lossless):
+        for pixels, kind in ((grey, "MONOCHROME2"), (colour, "RGB")):
+            data = dicoms.dataset(pixels, kind)
+            data.compress(syntax, generate_instance_uid=False)
+            assert np.array_equal(read_frame(dicoms.write(data, tmp_path / "one.dcm")), pixels), syntax.name
+    for pixels, kind in ((cv2.GaussianBlur(grey, (0, 0), 3), "MONOCHROME2"), (colour, "RGB")):
+        data = dicoms.as_jpeg(dicoms.dataset(pixels, kind), pixels)
+        read = read_frame(dicoms.write(data, tmp_path / "one.dcm"))
+        assert read.shape == pixels.shape
+        assert np.abs(read.astype(int) - pixels).mean() < 2
+
+
+def test_jpeg_ls_and_published_files() -> None:
+    def bundled(name: str) -> Path:
+        path = get_testdata_file(name, download=False)
+        if path is None:
+            pytest.skip(f"this pydicom comes without {name}")
+        return Path(path)
+
+    # the same image in two compressions
+    lossless, plain = bundled("MR_small_jpeg_ls_lossless.dcm"), bundled("MR_small_RLE.dcm")
+    assert np.array_equal(read_frame(lossless), read_frame(plain))
+    assert read_frame(lossless).dtype == np.uint8
+    video = bundled("examples_ybr_color.dcm")  # an echocardiogram of 30 frames
+    header = read_header(video)
+    assert header.frames == 30
+    first, last = read_frame(video, 0), read_frame(video, 29)
+    assert first.shape == (*header.shape, 3)
+    assert not np.array_equal(first, last)
+    with pytest.raises(DataError):
+        read_frame(video, 30)
+
+
+def test_region_and_spacing(grey: np.ndarray, tmp_path: Path) -> None:
+    flow = dicoms.region((64, 80), RegionDataType=2)
+    small = dicoms.region((20, 20))
+    ruler = dicoms.region((3, 80))
+    tissue = dicoms.region(SHAPE, spacing_cm=(-0.008, 0.01))  # deltas may point upwards
+    curve = dicoms.region((64, 80), RegionSpatialFormat=3)
+    data = dicoms.dataset(dicoms.screen(grey), regions=[flow, small, ruler, tissue, curve])
+    data.PixelSpacing = [9, 9]
+    header = read_header(dicoms.write(data, tmp_path / "one.dcm"))
+    assert header.box == (dicoms.BANNER, dicoms.LEFT, *SHAPE)
+    assert header.spacing == pytest.approx((0.08, 0.1))
+
+    def of(**changes: object) -> dicom.Header:
+        data.SequenceOfUltrasoundRegions = [dicoms.region(SHAPE, **changes)]
+        return read_header(dicoms.write(data, tmp_path / "one.dcm"))
+
+    assert of(PhysicalUnitsXDirection=4, PhysicalUnitsYDirection=4).spacing == (9, 9), "seconds are no centimetres"
+    assert of(RegionLocationMaxX1=5000).box == (dicoms.BANNER, dicoms.LEFT, SHAPE[0], SHAPE[1] + 8), "clamped"
+    del data.SequenceOfUltrasoundRegions
+    assert read_header(dicoms.write(data, tmp_path / "one.dcm")).box is None
+
+
+def test_what_is_dicom(grey: np.ndarray, tmp_path: Path) -> None:
+    path = dicoms.write(dicoms.dataset(grey), tmp_path / "1.2.840.7")
+    assert is_dicom(path)
+    assert np.array_equal(read_grey(path), grey)
+    layouts.save(tmp_path / "picture.png", grey)
+    (tmp_path / "README").write_text("no image " * 50)
+    assert not is_dicom(tmp_path / "picture.png")
+    assert not is_dicom(tmp_path / "README")
+
+
+def test_pseudonyms_need_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = pseudonym(dicoms.ID)
+    assert first == pseudonym(dicoms.ID)
+    monkeypatch.setenv("BUSTSEG_SALT", "another")
+    assert pseudonym(dicoms.ID) != first
+    monkeypatch.delenv("BUSTSEG_SALT")
+    monkeypatch.setattr("platformdirs.user_config_dir", lambda name: str(tmp_path / name))
+    own = pseudonym(dicoms.ID)
+    assert own not in (first, "")
+    key = tmp_path / "bustseg" / "dicom_salt"
+    assert key.stat().st_mode & 0o777 == 0o600
+    dicom._own_key.cache_clear()  # as in another process
+    assert pseudonym(dicoms.ID) == own
+
+
+def study(root: Path, patients: int = 8) -> Path:
+    """Files whose names, folders and headers name patients: two single frames and a short loop of each."""
+    for patient in range(patients):
+        label = ("benign", "malignant")[patient % 2]
+        folder = root / label / f"Zywicka_Janetta_{patient}"
+        for view in range(2):
+            image, mask = layouts.picture(100 * patient + view, shape=SHAPE)
+            data = dicoms.dataset(dicoms.screen(image), regions=[dicoms.region(SHAPE)])
+            data.PatientID = f"{dicoms.ID}-{patient}"
+            dicoms.write(data, folder / f"{dicoms.ID}_{view}.dcm")
+            # one mask on the whole screen, the other on the region
+            drawn = np.where(mask, 255, 0).astype(np.uint8)
+            whole = np.zeros(dicoms.screen(image).shape, np.uint8)
+            whole[dicoms.BANNER : dicoms.BANNER + SHAPE[0], dicoms.LEFT : dicoms.LEFT + SHAPE[1]] = drawn
+            layouts.save(folder / f"{dicoms.ID}_{view}_mask.png", drawn if view else whole)
+        loop = [layouts.picture(100 * patient + 50 + frame, shape=SHAPE) for frame in range(3)]
+        data = dicoms.dataset(np.stack([dicoms.screen(image) for image, _ in loop]), frames=3)
+        data.SequenceOfUltrasoundRegions = [dicoms.region(SHAPE)]
+        data.PatientID = f"{dicoms.ID}-{patient}"
+        dicoms.write(data, folder / f"{dicoms.ID}_loop.dcm")
+        layouts.save(folder / f"{dicoms.ID}_loop_frame1_mask.png", np.where(loop[1][1], 255, 0).astype(np.uint8))
+    return root
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return study(tmp_path_factory.mktemp("dicom") / "study")
+
+
+def test_a_folder_of_files(patients: Path) -> None:
+    samples = DICOMFolder().read(patients)
+    assert len(samples) == 24
+    assert sum(sample.label == "malignant" for sample in samples) == 12
+    assert len({sample.id for sample in samples}) == 24
+    groups = {}
+    for sample in samples:
+        groups.setdefault(sample.group, []).append(sample)
+    assert [len(own) for own in groups.values()] == [3] * 8
+    expected = {}
+    for seed in (100 * patient + view for patient in range(8) for view in (0, 1, 51)):
+        image, mask = layouts.picture(seed, shape=SHAPE)
+        expected[image.tobytes()] = mask
+    for sample in samples:
+        image = sample.read_image()
+        assert image.shape == SHAPE, "the banner is cut away"
+        assert np.array_equal(sample.read_mask(image.shape), expected.pop(image.tobytes()))
+    assert expected == {}
+    assert sum("frame 1" in sample.id for sample in samples) == 8
+
+
+def test_the_audit_gives_areas_in_mm2(patients: Path) -> None:
+    found = audit(DICOMFolder(), patients)
+    assert found.wrong == []
+    by_id = {sample.id: sample for sample in found.samples}
+    for record in found.records:
+        pixels = by_id[record.image].read_mask().sum()
+        assert record.lesion_mm2 == pytest.approx(pixels * 0.08 * 0.1, abs=0.01)
+        assert record.path == record.image
+
+
+def test_what_does_not_fit_is_told_without_names(patients: Path, tmp_path: Path, grey: np.ndarray) -> None:
+    root = tmp_path / "study"
+    study(root, 1)
+    folder = root / "benign" / "Zywicka_Janetta_0"
+    (folder / f"{dicoms.ID}_0_mask.png").unlink()
+    layouts.save(folder / f"{dicoms.ID}_1_mask.png", np.zeros((9, 9), np.uint8))
+    (folder / f"{dicoms.ID}_cut.dcm").write_bytes((folder / f"{dicoms.ID}_0.dcm").read_bytes()[:300])
+    (folder / f"{dicoms.ID}_copy.dcm").write_bytes((folder / f"{dicoms.ID}_1.dcm").read_bytes())
+    burned = dicoms.dataset(dicoms.screen(grey))
+    burned.BurnedInAnnotation = "YES"
+    dicoms.write(burned, folder / f"{dicoms.ID}_burned.dcm")
+    found = audit(DICOMFolder(), root)
+    assert sorted((problem.kind, problem.wrong) for problem in found.problems) == [
+        ("image without mask", True),
+        ("left out: burned-in text", False),
+        ("left out: same file again", False),
+        ("mask of another size", True),
+        ("unreadable image", True),
+    ]
+    text = str(found.to_json())
+    assert not [secret for secret in dicoms.SECRETS if secret in text]
+    with pytest.raises(DataError) as caught:
+        DICOMFolder().read(root)
+    assert not [secret for secret in dicoms.SECRETS if secret in str(caught.value)]
+    (folder / "plain.dcm").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="a DICOM file cannot be read"):
+        read_frame(folder / "plain.dcm")
+
+
+def test_labels_and_combination(patients: Path, tmp_path: Path) -> None:
+    samples = DICOMFolder(label="benign").read(patients)
+    assert {sample.label for sample in samples} == {"benign"}
+    both = Combined([Part(DICOMFolder(), str(patients)), Part(BUSBRA(), str(layouts.busbra(tmp_path / "bra")))])
+    mixed = both.read(both.default_root())
+    assert len(mixed) == 36
+    assert all(sample.private == (sample.source == "dicom") for sample in mixed)
+
+
+def test_without_pydicom_one_line_says_what_to_install(patients: Path) -> None:
+    code = (
+        "import sys; sys.modules['pydicom'] = None\n"
+        "from bustseg.cli import main\n"
+        f"sys.exit(main(['data', 'check', {str(patients)!r}, '--source', 'DICOMFolder']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        "error: reading DICOM files needs pydicom: pip install 'bustseg[dicom]'"
+    ]
+
+
+def spelled(secret: str) -> list[bytes]:
+    return [secret.lower().encode(), secret.lower().encode("utf-16-le")]
+
+
+@pytest.mark.slow
+def test_no_patient_appears_in_anything_that_a_run_writes(
+    bustseg: Callable[..., tuple[int, str, str]],
+    patients: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fit, test, check and split on files whose names, folders, headers and pixels name patients."""
+    monkeypatch.setenv("BUSTSEG_CACHE", str(tmp_path / "cache"))
+    said = ""
+    source = ("--data.source", "DICOMFolder", "--data.root", patients)
+    for args in (
+        ("data", "check", patients, "--source", "DICOMFolder", "--json", "check.json", "--report", "check.html"),
+        ("data", "split", patients, "--source", "DICOMFolder", "--out", "split.csv"),
+        ("fit", "--config", TINY, *source, "--data.split", "split.csv", "--trainer.max_epochs", 1),
+        ("test", "--ckpt_path", "latest"),
+        ("test", "--ckpt_path", "latest", "--data.split", "test_all"),
+        ("fit", "--config", TINY, *source, "--data.split", f"{patients}/none.csv"),
+    ):
+        code, out, err = bustseg(*args)
+        assert code == (2 if "none.csv" in str(args[-1]) else 0), err
+        said += out + err
+    client = mlflow.MlflowClient(tracking_uri())
+    assert len(client.search_runs([client.get_experiment_by_name("tiny").experiment_id])) == 2
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name == "test.png" for path in written)
+    assert any(path.suffix == ".ckpt" for path in written)
+    for secret in dicoms.SECRETS:
+        assert secret.lower() not in said.lower()
+        for path in written:
+            assert secret.lower() not in str(path.relative_to(tmp_path)).lower()
+            content = path.read_bytes().lower()
+            assert not any(form in content for form in spelled(secret)), path
+    # nor in a picture: the banner's white letters are in no cached image
+    for path in (tmp_path / "cache").rglob("images.npy"):
+        expected = {
+            cv2.resize(layouts.picture(100 * p + v, shape=SHAPE)[0], (32, 32), interpolation=cv2.INTER_AREA).tobytes()
+            for p in range(8)
+            for v in (0, 1, 51)
+        }
+        assert {image.tobytes() for image in np.load(path)} == expected

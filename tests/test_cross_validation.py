@@ -1,0 +1,132 @@
+"""`bustseg cv` as a user calls it: folds, their parent run, mean and spread, resuming."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from conftest import TINY
+from mlflow.entities import Run
+
+from bustseg import cross_validation
+from bustseg.cross_validation import mean_and_spread
+from bustseg.tracking import tracking_uri
+
+Bustseg = Callable[..., tuple[int, str, str]]
+
+
+def runs() -> tuple[list[Run], dict[int, Run]]:
+    """Parents, and the folds' runs by fold."""
+    client = mlflow.MlflowClient(tracking_uri())
+    experiment = client.get_experiment_by_name("tiny")
+    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"]) if experiment else []
+    folds = {int(run.data.tags["cv.fold"]): run for run in found if "cv.fold" in run.data.tags}
+    return [run for run in found if "cv.key" in run.data.tags], folds
+
+
+def cv(bustseg: Bustseg, phantoms: Path, *options: object) -> tuple[int, str, str]:
+    return bustseg("cv", "--config", TINY, "--data.root", phantoms, "--trainer.max_epochs", 1, *options)
+
+
+def test_mean_and_spread_by_hand() -> None:
+    table = mean_and_spread({0: {"a": 1.0, "b": 0.5}, 1: {"a": 3.0, "b": float("nan")}})
+    assert table["a"] == (2.0, pytest.approx(2**0.5))
+    assert table["b"] == (0.5, 0.0)
+
+
+@pytest.mark.slow
+def test_folds_hang_under_one_run_and_an_interrupted_one_resumes(
+    bustseg: Bustseg, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--data.split", "kfold", "--data.kfold_of", "paper", "--folds", 3)
+    verbs: list[str] = []
+    run_verb = cross_validation.run_verb
+
+    def stops_in_the_third_fit(verb: str, *args: object) -> object:
+        verbs.append(verb)
+        if verbs.count("fit") == 3:
+            raise KeyboardInterrupt
+        return run_verb(verb, *args)
+
+    monkeypatch.setattr(cross_validation, "run_verb", stops_in_the_third_fit)
+    code, out, _ = cv(bustseg, phantoms, *options)
+    assert code == 130
+    assert "2 of 3 folds are done" in out
+    ((parent,), folds) = runs()
+    assert parent.info.status == "KILLED"
+    assert set(folds) == {0, 1}
+
+    # as if the first fold's fit had been stopped as well
+    mlflow.MlflowClient(tracking_uri()).set_terminated(folds[0].info.run_id, "KILLED")
+    verbs.clear()
+    monkeypatch.setattr(cross_validation, "run_verb", lambda verb, *args: verbs.append(verb) or run_verb(verb, *args))
+    code, out, err = cv(bustseg, phantoms, *options, "--resume")
+    assert code == 0, err
+    assert verbs == ["fit", "test", "fit", "test"], "finished folds are skipped"
+    assert folds[0].info.run_id == runs()[1][0].info.run_id, "an interrupted fit goes on in its run"
+    ((parent,), folds) = runs()
+    assert parent.info.status == "FINISHED"
+    assert {run.data.tags["mlflow.parentRunId"] for run in folds.values()} == {parent.info.run_id}
+    assert {run.info.status for run in folds.values()} == {"FINISHED"}
+    assert len({run.data.tags["split_digest"] for run in folds.values()}) == 3
+    assert sum(int(run.data.tags["images_test"]) for run in folds.values()) == 30, "each image is tested once"
+    for name in ("test/dice_lesion", "test/auc_pixel", "test/loss"):
+        values = [folds[fold].data.metrics[name] for fold in range(3)]
+        assert parent.data.metrics[f"{name}_mean"] == pytest.approx(statistics.mean(values))
+        assert parent.data.metrics[f"{name}_std"] == pytest.approx(statistics.stdev(values))
+    assert f"{parent.data.metrics['test/dice_lesion_mean']:.4f}" in out
+    table = pd.read_csv(Path("mlruns/artifacts") / parent.info.run_id / "artifacts" / "folds.csv")
+    assert table["fold"].tolist() == [0, 1, 2]
+
+    # another configuration is another cross-validation
+    monkeypatch.setattr(cross_validation, "_one_fold", lambda *args: {"test/dice_lesion": 0.5})
+    code, out, err = cv(bustseg, phantoms, *options, "--resume", "--data.batch_size", 4)
+    assert code == 0, err
+    assert "starting anew" in out
+    assert len(runs()[0]) == 2
+
+
+def test_folds_of_a_csv_and_of_a_scheme(bustseg: Bustseg, phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(
+        cross_validation, "_one_fold", lambda args, tags, known: calls.append(args) or {"test/dice_lesion": 0.5}
+    )
+    names = [path.stem for path in sorted(phantoms.glob("*/*).png"))]
+    Path("folds.csv").write_text("image,fold\n" + "\n".join(f"{name},{i % 4 + 1}" for i, name in enumerate(names)))
+    assert cv(bustseg, phantoms, "--data.split", "folds.csv")[0] == 0
+    assert [args[-2:] for args in calls] == [["--data.fold", str(fold)] for fold in (1, 2, 3, 4)]
+    calls.clear()
+    assert cv(bustseg, phantoms, "--data.split", "lesion", "--folds", 2)[0] == 0
+    assert len(calls) == 2
+    assert calls[0][-6:] == ["--data.split", "kfold", "--data.kfold_of", "lesion", "--data.fold", "0"]
+
+
+BAD = {
+    "too few": (["--folds", "1"], "--folds is 1"),
+    "checkpoint": (["--ckpt_path", "x"], "takes no --ckpt_path"),
+    "no folds": (["--data.split", "plain.csv"], "has no folds"),
+    "test only": (["--data.split", "test_all"], "trains nothing"),
+    "no tracking": (["--trainer.logger", "false"], "keeps its folds in MLflow"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_line(case: str, bustseg: Bustseg, phantoms: Path) -> None:
+    names = [path.stem for path in sorted(phantoms.glob("*/*).png"))]
+    Path("plain.csv").write_text("image,subset\n" + "\n".join(f"{name},train" for name in names))
+    args, message = BAD[case]
+    code, _, err = cv(bustseg, phantoms, *args)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert message in err
+    assert runs() == ([], {})
+
+
+def test_help_has_an_example(bustseg: Bustseg) -> None:
+    code, out, _ = bustseg("cv", "--help")
+    assert code == 0
+    assert "example: bustseg cv --config" in out
