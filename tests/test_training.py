@@ -148,6 +148,8 @@ def test_ctrl_c_ends_the_run_as_killed_and_keeps_the_finished_epochs(phantoms: P
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        # a shell's background jobs ignore Ctrl-C, and what they start inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:
