@@ -82,7 +82,7 @@ CHOOSE_COLUMNS = """for (const key of Object.keys(localStorage)) if (key.include
 LIMIT = 300_000
 """Bytes that a picture in the documentation may have."""
 
-PICTURES = ("panels/test.png", "curves/roc.png", "explain/test.png", "model_card.md")
+PICTURES = ("panels/test.png", "curves/roc.png", "explain/cases.png", "model_card.md")
 """Artifacts worth a page of their own, where the run has them."""
 
 

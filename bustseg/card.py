@@ -38,6 +38,7 @@ FURTHER = {
     "lesion_detection_rate": "share of lesions found",
     "hd95": "95 % Hausdorff distance in px, a miss counts the image's diagonal",
     "assd": "average symmetric surface distance in px, a miss counts the image's diagonal",
+    "cam_energy": "share of the Grad-CAM heat that lies in the lesion",
     "ece": "expected calibration error of pixel probabilities",
 }
 """Further figures that a card shows where the run has them."""

@@ -261,7 +261,9 @@ class Tracker(MLFlowLogger):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(self._unsent, indent=1))
             error_console.print(f"[yellow]warning:[/] metrics that MLflow did not take are in {path}", highlight=False)
-        ended = self.final_status or ("KILLED" if self.killed else "FAILED" if status == "failed" else "FINISHED")
+        if self.final_status is not None:  # ending it again would count the time until now as the training's
+            return
+        ended = "KILLED" if self.killed else "FAILED" if status == "failed" else "FINISHED"
         self._send(lambda: self.experiment.set_terminated(self.run_id, ended), f"the run's end ({ended})")
 
     @property

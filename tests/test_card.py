@@ -135,7 +135,10 @@ def test_fit_writes_the_card_and_test_renews_it(bustseg: Bustseg, phantoms: Path
     assert described.data.tags["mlflow.note.content"] == "mine"
     for run in (plain, described):
         assert bustseg("test", "--ckpt_path", run.info.run_id)[0] == 0
+    ended = plain.info.end_time
     plain, described = (client.get_run(run.info.run_id) for run in (plain, described))
+    assert plain.info.end_time == ended, "a test does not add to the training's duration"
+    assert plain.info.status == "FINISHED"
     score = f"{plain.data.metrics['test/dice_pooled']:.4f}"
     assert score in section(path.read_text(), "Test")
     assert f"test: Dice `paper` {plain.data.metrics['test/dice_paper']:.4f}" in plain.data.tags["mlflow.note.content"]
