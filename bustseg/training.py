@@ -160,7 +160,6 @@ class BustsegCLI(LightningCLI):
         section = self.config_init[self.subcommand] if self.subcommand else self.config_init
         user = section.trainer.logger
         kwargs["logger"] = self._tracker() if user is None or user is True else user
-        self.save_config_callback = None
         trainer = super().instantiate_trainer(**kwargs)
         extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines()]
         if self.subcommand == "test":
@@ -289,7 +288,7 @@ def one_value(args: list[str], option: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def _explain_parse_error(error: Exception, parser: Any = None) -> UserError:
+def _explain_parse_error(error: Exception) -> UserError:
     """One line for what jsonargparse says in several."""
     cause: BaseException | None = error
     while cause is not None:

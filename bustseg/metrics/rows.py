@@ -80,3 +80,16 @@ class RowMetric(Metric):
         """Take another metric's rows in addition to the own."""
         super().merge_state(incoming_state)
         self._computed = None  # torchmetrics keeps the result from before
+
+
+def check_shapes(logits: Tensor, mask: Tensor, index: Tensor) -> None:
+    """Check a batch: logits and mask (B, 1, H, W), index (B,).
+
+    Raises:
+        ValueError: the shapes do not fit together
+    """
+    if logits.shape != mask.shape or len(logits) != len(index):
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and mask {tuple(mask.shape)} must have the same shape (B, 1, H, W), "
+            f"index {tuple(index.shape)} the shape (B,)"
+        )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bustseg.metrics.curves import SWEEP
-from bustseg.metrics.rows import RowMetric, lesion_pixels
+from bustseg.metrics.rows import RowMetric, check_shapes, lesion_pixels
 
 
 class DiceSweep(RowMetric):
@@ -37,11 +37,7 @@ class DiceSweep(RowMetric):
         Raises:
             ValueError: the shapes do not fit together
         """
-        if logits.shape != mask.shape or len(logits) != len(index):
-            raise ValueError(
-                f"logits {tuple(logits.shape)} and mask {tuple(mask.shape)} must have the same shape (B, 1, H, W), "
-                f"index {tuple(index.shape)} the shape (B,)"
-            )
+        check_shapes(logits, mask, index)
         assert isinstance(self.rows, list)
         if not len(logits):
             return

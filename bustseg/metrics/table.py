@@ -13,7 +13,7 @@ from torch import Tensor
 from bustseg.data.sources import LABELS, Sample
 from bustseg.metrics.components import match_components
 from bustseg.metrics.overlap import overlap_scores
-from bustseg.metrics.rows import RowMetric, lesion_pixels, logit_threshold
+from bustseg.metrics.rows import RowMetric, check_shapes, lesion_pixels, logit_threshold
 from bustseg.metrics.surface import surface_distances
 
 COLUMNS = {
@@ -79,11 +79,7 @@ class ImageShapes(RowMetric):
         Raises:
             ValueError: the shapes do not fit together
         """
-        if logits.shape != mask.shape or len(logits) != len(index):
-            raise ValueError(
-                f"logits {tuple(logits.shape)} and mask {tuple(mask.shape)} must have the same shape (B, 1, H, W), "
-                f"index {tuple(index.shape)} the shape (B,)"
-            )
+        check_shapes(logits, mask, index)
         values = torch.nan_to_num(logits.detach().float(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         predicted = (values > self.logit_threshold)[:, 0].cpu().numpy()
         probability = values.sigmoid()[:, 0].cpu().numpy()
