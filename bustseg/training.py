@@ -87,6 +87,15 @@ _DESCRIPTIONS = {
 }
 
 
+CALLBACKS: dict[type[pl.Callback], str] = {
+    EarlyStopping: "early_stopping",
+    BestCheckpoint: "checkpoint",
+    TestPasses: "report",
+    ExplainCallback: "explain",
+}
+"""Callbacks with a section of their own in a configuration."""
+
+
 class _Parser(LightningArgumentParser):
     """Parser whose errors are exceptions, so that the command line can say them in one line."""
 
@@ -128,11 +137,9 @@ class BustsegCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Tracker, "tracking", skip={"run_id"}, instantiate=False)
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        for callback, key in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 10})
-        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(TestPasses, "report")
-        parser.add_lightning_class_args(ExplainCallback, "explain")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -146,7 +153,7 @@ class BustsegCLI(LightningCLI):
         if self.checkpoint is not None:
             # the checkpoint brings its weights; what is recorded still says what they were trained from
             self.config = copy.deepcopy(config)
-            section = self.config[self.subcommand] if self.subcommand else self.config
+            section = self._section(self.config)
             section.model.network = _as_namespace(without_pretrained(_as_dict(section.model.network)))
         use_packaged_weights()
         with fail_fast():
@@ -157,7 +164,7 @@ class BustsegCLI(LightningCLI):
         self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        section = self.config_init[self.subcommand] if self.subcommand else self.config_init
+        section = self._section(self.config_init)
         user = section.trainer.logger
         kwargs["logger"] = self._tracker() if user is None or user is True else user
         trainer = super().instantiate_trainer(**kwargs)
@@ -179,8 +186,12 @@ class BustsegCLI(LightningCLI):
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
         return trainer
 
+    def _section(self, config: Namespace) -> Namespace:
+        """The verb's part of a configuration; all of it when there is no verb."""
+        return config[self.subcommand] if self.subcommand else config
+
     def _tracker(self) -> Tracker | bool:
-        section = self.config[self.subcommand] if self.subcommand else self.config
+        section = self._section(self.config)
         if section.trainer.fast_dev_run:
             return False
         options = self.tracking_options
@@ -203,7 +214,7 @@ class BustsegCLI(LightningCLI):
     @property
     def tracking_options(self) -> dict[str, Any]:
         """The `tracking` section of the configuration."""
-        section = self.config[self.subcommand] if self.subcommand else self.config
+        section = self._section(self.config)
         return dict(_as_dict(section.tracking))
 
     def default_name(self) -> str:
@@ -314,7 +325,8 @@ def _did_you_mean(key: str) -> str:
     parser.add_lightning_class_args(SegmentationTask, "model")
     parser.add_lightning_class_args(BUSIDataModule, "data")
     parser.add_class_arguments(Tracker, "tracking")
-    parser.add_lightning_class_args(ExplainCallback, "explain")
+    for callback, section in CALLBACKS.items():
+        parser.add_lightning_class_args(callback, section)
     known = [action.dest for action in parser._actions]
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     return f": did you mean {' or '.join(f'`{name}`' for name in close)}?" if close else ": see `bustseg fit --help`"

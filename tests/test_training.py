@@ -178,6 +178,10 @@ BAD_INPUT = {
         ["--config", "typo.yaml"],
         "unknown config key `trainer.max_epoch`: did you mean `trainer.max_epochs`",
     ),
+    "unknown key of a callback": (
+        ["--config", TINY, "--early_stopping.patiense", 3],
+        "unknown config key `early_stopping.patiense`: did you mean `early_stopping.patience`",
+    ),
     "no YAML": (["--config", "broken.yaml"], "broken.yaml"),
     "unknown encoder": (
         ["--config", TINY, "--model.network.init_args.encoders", "[resnet19]"],

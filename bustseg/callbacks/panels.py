@@ -33,6 +33,22 @@ def draw_panel(axes: Axes, image: np.ndarray, truth: np.ndarray, prediction: np.
     axes.set_axis_off()
 
 
+def failures(counts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Positions of the missed lesion images, the largest first (a missed speck says less), and of the normals, those
+    with the most false positive pixels first.
+
+    Args:
+        counts: of :meth:`bustseg.metrics.SegmentationMetrics.per_image`
+    """
+    lesion = (counts["tp"] + counts["fn"]) > 0
+    missed = torch.nonzero(lesion & (counts["tp"] == 0)).flatten()
+    normals = torch.nonzero(~lesion).flatten()
+    return (
+        missed[torch.argsort(counts["fn"][missed], descending=True)],
+        normals[torch.argsort(counts["fp"][normals], descending=True)],
+    )
+
+
 def select_cases(counts: Mapping[str, Tensor], n: int, missed_apart: bool = False) -> dict[str, Tensor]:
     """Choose the images of a test that are worth a look.
 
@@ -52,14 +68,11 @@ def select_cases(counts: Mapping[str, Tensor], n: int, missed_apart: bool = Fals
     ranked = lesion & ~missed if missed_apart else lesion
     order = torch.argsort(torch.where(ranked, dice, torch.inf))[: int(ranked.sum())]
     middle = max(len(order) // 2 - n // 2, 0)
-    normals = torch.nonzero(~lesion).flatten()
-    # the normals with the most false positive pixels: empty ones teach nothing
-    normals = normals[torch.argsort(counts["fp"][normals], descending=True)]
+    lost, normals = failures(counts)
     rows = {"best": order.flip(0)[:n], "median": order[middle : middle + n], "worst": order[:n]}
     if missed_apart:
-        lost = torch.nonzero(missed).flatten()
-        # the largest first: a missed speck says less
-        rows["missed"] = lost[torch.argsort(counts["fn"][lost], descending=True)][:n]
+        rows["missed"] = lost[:n]
+        # empty ones teach nothing
         rows["false positive"] = normals[counts["fp"][normals] > 0][:n]
     else:
         rows["normal"] = normals[:n]
@@ -96,11 +109,8 @@ class PredictionPanels(Callback):
         painter = _Painter(trainer, pl_module, datamodule, counts)
         lesion = (counts["tp"] + counts["fn"]) > 0
         n = self.columns
-        normals = torch.nonzero(~lesion).flatten()
-        normals = normals[torch.argsort(counts["fp"][normals], descending=True)]
+        missed, normals = failures(counts)
         alarms = normals[counts["fp"][normals] > 0]
-        missed = torch.nonzero(lesion & (counts["tp"] == 0)).flatten()
-        missed = missed[torch.argsort(counts["fn"][missed], descending=True)]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             painter.draw(select_cases(counts, n), n, folder / "test.png")
