@@ -138,7 +138,7 @@ class BUSIDataModule(LightningDataModule):
         image_size: height and width of the network's input; one number for a square
         batch_size: images per training step
         eval_batch_size: images per evaluation step; ``batch_size`` when not given
-        augmentation: ``none``, ``ultrasound``, or a list of albumentations transforms
+        augmentation: ``none``, ``ultrasound``, ``ultrasound_strong``, or a list of albumentations transforms
         num_workers: loader processes; ``auto`` takes none without a GPU (the cache leaves them nothing to do, and
             they would take cores from the training) and up to 8 with one
         seed: seed of order and augmentation; ``seed_everything``'s when not given
@@ -158,7 +158,7 @@ class BUSIDataModule(LightningDataModule):
         image_size: int | tuple[int, int] = 224,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
-        augmentation: Literal["none", "ultrasound"] | list[A.BasicTransform] = "none",
+        augmentation: Literal["none", "ultrasound", "ultrasound_strong"] | list[A.BasicTransform] = "none",
         num_workers: int | Literal["auto"] = "auto",
         seed: int | None = None,
     ) -> None:

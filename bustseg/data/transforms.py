@@ -39,7 +39,43 @@ def ultrasound() -> list[A.BasicTransform | A.BaseCompose]:
     ]
 
 
-PRESETS = {"ultrasound": ultrasound, "none": list}
+def ultrasound_strong() -> list[A.BasicTransform | A.BaseCompose]:
+    """For long trainings: as :func:`ultrasound`, wider and more often, with acoustic shadows and lost resolution."""
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.Affine(
+            scale=(0.7, 1.35),
+            translate_percent=(-0.12, 0.12),
+            rotate=(-20, 20),
+            shear=(-8, 8),
+            border_mode=cv2.BORDER_REFLECT_101,
+            p=0.85,
+        ),
+        A.OneOf(
+            [
+                A.ElasticTransform(alpha=50, sigma=7, border_mode=cv2.BORDER_REFLECT_101),
+                A.GridDistortion(num_steps=5, distort_limit=0.2, border_mode=cv2.BORDER_REFLECT_101),
+            ],
+            p=0.3,
+        ),
+        A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.7),
+        A.RandomGamma(gamma_limit=(60, 160), p=0.4),
+        A.OneOf(
+            [
+                A.MultiplicativeNoise(multiplier=(0.75, 1.25), elementwise=True),
+                A.GaussianBlur(blur_limit=(3, 7)),
+                A.Downscale(scale_range=(0.4, 0.8)),
+            ],
+            p=0.4,
+        ),
+        # vertical bands that darken, as behind a rib or an attenuating lesion; the mask stays
+        A.CoarseDropout(
+            num_holes_range=(1, 2), hole_height_range=(0.3, 0.9), hole_width_range=(0.03, 0.1), fill=12, p=0.15
+        ),
+    ]
+
+
+PRESETS = {"ultrasound": ultrasound, "ultrasound_strong": ultrasound_strong, "none": list}
 """Named pipelines; anything else is a list of albumentations transforms."""
 
 

@@ -40,6 +40,37 @@ def resize(x: torch.Tensor, size: Sequence[int], mode: str = "bilinear") -> torc
     return F.interpolate(x, size=tuple(size), mode=mode, align_corners=align)
 
 
+class PresenceGate(nn.Module):
+    """Estimates from the bottleneck whether an image shows a lesion: (B, C, H, W) -> logits (B, 1, 1, 1).
+
+    A pixel then belongs to a lesion with probability sigmoid(pixel) * sigmoid(presence). The masks alone train it: on
+    an image without a lesion every pixel pulls the one gate down, where else each had to be silenced by itself. That a
+    classification branch keeps normals empty is the finding of Aumente-Maestro et al. 2025 (multi-task on BUSI).
+
+    Args:
+        channels: C
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, 1)
+        # open to begin with, so that the pixels learn as they would without it
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, 2.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.mean((2, 3)))[:, :, None, None]
+
+
+def gated(pixel: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
+    """Logits of the product of two probabilities, from their logits (shapes that broadcast); exact and stable.
+
+    1 / p - 1 of p = sigmoid(a) sigmoid(b) is exp(-a) + exp(-b) + exp(-a - b).
+    """
+    pixel, presence = pixel.float(), presence.float()
+    return -torch.logaddexp(torch.logaddexp(-pixel, -presence), -pixel - presence)
+
+
 class DSCDecoder(nn.Module):
     """Fused features at the coarsest stride -> logits at image size.
 
@@ -79,13 +110,20 @@ class DSCDecoder(nn.Module):
             in_channels = out_channels
         self.head = nn.Conv2d(in_channels, classes, 1)
 
-    def forward(self, x: torch.Tensor, skips: Sequence[torch.Tensor | None], size: Sequence[int]) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        skips: Sequence[torch.Tensor | None],
+        size: Sequence[int],
+        presence: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits (B, classes, H, W).
 
         Args:
             x: fused features at the coarsest stride
             skips: skip maps, one for each of ``skip_channels``, None where that is 0
             size: (H, W) of the logits
+            presence: logits (B, 1, 1, 1) that the image shows a lesion, which gate the pixels
         """
         sizes = [_coarser(size, level) for level in range(5)][::-1]  # strides 16, 8, 4, 2, 1
         for level, (block, attention) in enumerate(zip(self.blocks, self.attentions, strict=True)):
@@ -98,6 +136,8 @@ class DSCDecoder(nn.Module):
         # a 1 x 1 convolution and an interpolation commute (its weights sum to one): the head's one channel is upsampled
         # instead of the last block's 64, which gives the same logits in a fraction of the time
         x = self.head(x)
+        if presence is not None:
+            x = gated(x, presence)
         for finer in sizes[len(self.blocks) - 1 :]:
             x = resize(x, finer, self.upsample)
         return x

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bustseg.errors import UserError
-from bustseg.models.decoder import DSCDecoder, resize
+from bustseg.models.decoder import DSCDecoder, PresenceGate, resize
 from bustseg.models.encoders import Encoder, build_encoder
 
 
@@ -39,6 +39,8 @@ class FusionUNet(nn.Module):
         in_channels: channels of the images
         decoder_channels: output channels of the decoder's blocks
         upsample: how the decoder doubles its maps
+        presence: also estimate whether the image shows a lesion at all, from the fused bottleneck, and let that gate
+            every pixel, see :class:`PresenceGate` (the paper's networks do not)
 
     Raises:
         UserError: there is no such encoder or attention
@@ -61,6 +63,7 @@ class FusionUNet(nn.Module):
         in_channels: int = 3,
         decoder_channels: list[int] | tuple[int, ...] = (512, 256, 128, 64),
         upsample: Literal["bilinear", "nearest"] = "bilinear",
+        presence: bool = False,
     ) -> None:
         super().__init__()
         each = [weights] * len(encoders) if isinstance(weights, str) else list(weights)
@@ -86,6 +89,7 @@ class FusionUNet(nn.Module):
             attention=attention,
             upsample=upsample,
         )
+        self.presence = PresenceGate(sum(encoder.channels[-1] for encoder in self._encoders())) if presence else None
 
     @property
     def cam_layer(self) -> str:
@@ -119,7 +123,9 @@ class FusionUNet(nn.Module):
             _concatenate([own[stride] for own in maps if stride in own], size, stride) for stride in self.skip_strides
         ]
         assert fused is not None
-        logits = self.decoder(self.dropout(fused), skips, size)
+        fused = self.dropout(fused)
+        gate = None if self.presence is None else self.presence(fused)
+        logits = self.decoder(fused, skips, size, gate)
         return logits[..., :height, :width]
 
 

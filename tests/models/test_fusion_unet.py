@@ -6,6 +6,7 @@ from torch import nn
 
 from bustseg.errors import UserError
 from bustseg.models import CBAM, FusionUNet
+from bustseg.models.decoder import gated
 
 R, D, E = "resnet18", "densenet121", "efficientnet_b0"
 
@@ -164,3 +165,28 @@ def test_weights_must_match_encoders():
 def test_unknown_attention_is_named():
     with pytest.raises(UserError, match="no attention 'cbm': choose none, cbam, nonlocal"):
         FusionUNet([R], attention="cbm", weights="none")
+
+
+def test_the_gate_multiplies_probabilities():
+    pixel = torch.tensor([-60.0, -3.0, 0.0, 2.0, 60.0]).view(1, 1, 1, 5)
+    presence = torch.tensor([-50.0, -1.0, 0.5, 60.0]).view(4, 1, 1, 1)
+    product = pixel.double().sigmoid() * presence.double().sigmoid()
+    expected = product.log() - (-product).log1p()
+    got = gated(pixel, presence).double()
+    certain = product > 1 - 1e-12  # where the formula above, not the gate, runs out of digits
+    torch.testing.assert_close(got[~certain], expected[~certain], rtol=1e-5, atol=1e-5)
+    assert (got[certain] > 25).all()
+
+
+def test_presence_gates_the_whole_image_and_learns_from_masks():
+    torch.manual_seed(0)
+    net = FusionUNet([R], weights="none", presence=True)
+    assert count(net) == count(FusionUNet([R], weights="none")) + 512 + 1
+    x = torch.randn(2, 3, 64, 64)
+    empty = nn.functional.binary_cross_entropy_with_logits(net(x), torch.zeros(2, 1, 64, 64))
+    empty.backward()
+    assert net.presence.linear.bias.grad > 0  # gradient descent closes the gate
+    net.eval()
+    with torch.no_grad():
+        net.presence.linear.bias.fill_(-8)
+        assert net(x).max() < -7.9
