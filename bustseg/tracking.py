@@ -68,6 +68,7 @@ def open_store(uri: str) -> None:
         raise TrackingError(f"MLflow no longer writes file stores such as {uri}: use sqlite:///mlruns/mlflow.db")
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         if scheme == "sqlite":
@@ -80,7 +81,7 @@ def open_store(uri: str) -> None:
                 MlflowClient(uri).search_experiments(max_results=1)
         else:
             MlflowClient(uri).search_experiments(max_results=1)
-    except (MlflowException, OSError, ImportError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         raise TrackingError(f"cannot use the MLflow store {uri}: {one_line(error)}") from error
 
 

@@ -126,8 +126,8 @@ class EpochSampler(Sampler[int]):
 class EqualBatches(BatchSampler):
     """Batches of a sampler's shard, as many on every rank: a rank that runs out of images goes on with empty ones.
 
-    DDP's forward is collective (it sends the first rank's buffers to the others), so that ranks with different numbers
-    of batches would wait for each other forever.
+    Lightning refuses a rank without any batch; DDP's first forward of a validation is collective (it sends the first
+    rank's buffers to the others); and whatever else ranks do together in a step would wait for one that takes fewer.
     """
 
     sampler: EpochSampler
