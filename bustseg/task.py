@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 from bustseg.data.datamodule import Batch
 from bustseg.errors import TrainingError, UserError
@@ -83,6 +84,8 @@ class SegmentationTask(LightningModule):
         """What a checkpoint says of its origin (configuration, run, digests); plain types, set by the recorder."""
         self.metrics = nn.ModuleDict({f"{stage}_overlap": SegmentationMetrics(threshold) for stage in ("val", "test")})
         self.metrics.update({f"{stage}_curves": PixelCurves() for stage in ("val", "test")})
+        # a loss that is no number must show
+        self.metrics.update({f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in ("val", "test")})
 
     scale: Tensor
     shift: Tensor
@@ -159,9 +162,12 @@ class SegmentationTask(LightningModule):
         return (self(batch).float().sigmoid()[0, 0] > self.threshold).to(torch.uint8).cpu().numpy()
 
     def _evaluate(self, batch: Batch, stage: str) -> Tensor:
-        logits, mask = self(batch["image"]).float(), batch["mask"]
-        loss = self.loss(logits, mask)
-        self.log(f"{stage}/loss", loss, prog_bar=stage == "val", batch_size=len(batch["index"]), sync_dist=True)
+        mask, size = batch["mask"], len(batch["index"])
+        if size:
+            logits = self(batch["image"]).float()
+            self._loss(stage).update(self.loss(logits, mask), size)
+        else:  # other processes have images left
+            logits = torch.zeros(mask.shape, device=mask.device)
         self.overlap(stage).update(logits, mask, batch["label"], batch["index"])
         self.curves(stage).update(logits, mask)
         return logits
@@ -174,7 +180,12 @@ class SegmentationTask(LightningModule):
         """Pixel histograms of ``val`` or ``test``."""
         return self.metrics[f"{stage}_curves"]  # type: ignore[return-value]
 
+    def _loss(self, stage: str) -> MeanMetric:
+        return self.metrics[f"{stage}_loss"]  # type: ignore[return-value]
+
     def _log_metrics(self, stage: str) -> None:
+        # not step by step with `self.log`: a process without any image would not take part in the mean over processes
+        self.log(f"{stage}/loss", self._loss(stage).compute(), prog_bar=stage == "val")
         scores = {**self.overlap(stage).compute(), **self.curves(stage).compute()}
         # the metric has reduced over ranks already
         self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()}, rank_zero_only=False)
@@ -189,6 +200,7 @@ class SegmentationTask(LightningModule):
         # at the start, not at the end, so that callbacks can read the finished epoch's counts
         self.overlap(stage).reset()
         self.curves(stage).reset()
+        self._loss(stage).reset()
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")

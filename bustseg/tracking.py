@@ -68,6 +68,7 @@ def open_store(uri: str) -> None:
         raise TrackingError(f"MLflow no longer writes file stores such as {uri}: use sqlite:///mlruns/mlflow.db")
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         if scheme == "sqlite":
@@ -80,7 +81,7 @@ def open_store(uri: str) -> None:
                 MlflowClient(uri).search_experiments(max_results=1)
         else:
             MlflowClient(uri).search_experiments(max_results=1)
-    except (MlflowException, OSError, ImportError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         raise TrackingError(f"cannot use the MLflow store {uri}: {one_line(error)}") from error
 
 
@@ -270,6 +271,43 @@ class Tracker(MLFlowLogger):
     def started(self) -> bool:
         """Whether the run exists in the store yet."""
         return self._initialized
+
+    @property
+    def status(self) -> str | None:
+        """The run's status in the store, on any process; None while there is no run."""
+        return None if self._run_id is None else self._mlflow_client.get_run(self._run_id).info.status
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run has ended in the store: another process of the training may have ended it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.status not in (None, "RUNNING")
+        except (MlflowException, OSError):
+            return False
+
+    def share(self, broadcast: Callable[[str | None], str | None]) -> None:
+        """Tell the other processes of a training the id of the run, which only the first one starts."""
+        self._run_id = broadcast(self.run_id)
+
+    def close_as_failed(self, error: str) -> None:
+        """End the run as FAILED because of ``error``, unless it has ended already. Any process may do so.
+
+        The first to fail says why: the others lose their connection to it, and have nothing to add.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if self._run_id is None or self.final_status is not None:
+            return
+        try:
+            if self.status == "RUNNING":
+                self._mlflow_client.set_tag(self._run_id, "error", error)
+                self._mlflow_client.set_terminated(self._run_id, "FAILED")
+        except (MlflowException, OSError) as problem:
+            error_console.print(
+                f"[yellow]warning:[/] MLflow did not take {error}: {one_line(problem)}", highlight=False
+            )
 
     def reopen(self) -> None:
         """Mark a continued run as running again."""

@@ -40,6 +40,7 @@ from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, without_pret
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
+from bustseg.processes import OneProcessStops, start_processes_with
 from bustseg.progress import console
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.tracking import Tracker, open_store, tracking_uri
@@ -168,7 +169,7 @@ class BustsegCLI(LightningCLI):
         user = section.trainer.logger
         kwargs["logger"] = self._tracker() if user is None or user is True else user
         trainer = super().instantiate_trainer(**kwargs)
-        extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines()]
+        extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines(), OneProcessStops()]
         if self.subcommand == "test":
             extra += [ImageTables(), TestCurves(), PredictionPanels()]
         # after the others, so that the model card has their figures
@@ -201,9 +202,7 @@ class BustsegCLI(LightningCLI):
         tracker = Tracker(**options, run_id=run_id)
         if run_id is not None:
             if keep:
-                tracker.final_status = tracker.experiment.get_run(run_id).info.status
-            else:
-                tracker.reopen()
+                tracker.final_status = tracker.status
         elif self.checkpoint is not None:
             tracker.tags = {
                 **(tracker.tags or {}),
@@ -354,11 +353,14 @@ def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
                 raise UserError(f"{path} holds weights only and cannot be continued: name the run's last.ckpt")
             stored = Path(folder) / "checkpoint.yaml"
             stored.write_text(yaml.safe_dump(_stored_config(checkpoint, verb)))
+            args = [*rest, "--ckpt_path", str(path)]  # for other processes: this file, not what `latest` is by then
             rest = ["--config", str(stored), *rest, "--ckpt_path", str(path)]
         try:
             cli = _PreparedCLI([*([verb] if verb else []), *rest], checkpoint, run=verb is not None)
         except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
             raise _explain_parse_error(error) from error
+    if verb is not None:
+        start_processes_with(cli.trainer, [verb, *args])
     return cli
 
 
@@ -416,6 +418,7 @@ def run_verb(verb: str, args: list[str], tags: Mapping[str, str] | None = None) 
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.accelerators.cuda",
+        "lightning.fabric.utilities.distributed",
         "timm.models._builder",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -59,7 +59,8 @@ def device_name(trainer: Trainer) -> str:
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} x {trainer.world_size}"
-    return f"{device.type} ({torch.get_num_threads()} threads)"
+    processes = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
+    return f"{device.type} ({torch.get_num_threads()} threads){processes}"
 
 
 def network_tags(task: SegmentationTask) -> dict[str, str | None]:
@@ -123,10 +124,14 @@ class RunRecorder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         tracker, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(tracker, Tracker):
+            tracker.share(trainer.strategy.broadcast)
         if stage == "fit" and isinstance(pl_module, SegmentationTask):
             pl_module.record = self._record(tracker, datamodule)
         if not isinstance(tracker, Tracker) or not trainer.is_global_zero:
             return
+        if tracker.final_status is None and tracker.status != "RUNNING":
+            tracker.reopen()
         # one tag, so that the few that people read do not drown
         tags: dict[str, str | None] = {"versions": ", ".join(f"{name} {value}" for name, value in versions().items())}
         if isinstance(pl_module, SegmentationTask):
@@ -172,15 +177,21 @@ class RunRecorder(Callback):
         self._send_best(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not isinstance(trainer.logger, Tracker) or not trainer.is_global_zero:
+        if not isinstance(trainer.logger, Tracker):
             return
         tracker = trainer.logger
+        what = f"{type(exception).__name__}: {one_line(exception)}"
+        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if not trainer.is_global_zero:
+            if not stopped:
+                tracker.close_as_failed(f"process {trainer.global_rank}: {what}")
+            return
         if not tracker.started:  # bad input that is found before the run leaves no trace of one
             return
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
+        if stopped and not tracker.closed:
             tracker.killed = True
-        elif tracker.final_status is None:
-            tracker.set_tags({"error": f"{type(exception).__name__}: {one_line(exception)}"})
+        else:
+            tracker.close_as_failed(what)
         self._send_best(trainer)
         last = tracker.run_dir / "checkpoints" / "last.ckpt"
         if trainer.state.fn == "fit" and last.is_file():

@@ -112,7 +112,10 @@ class TestPasses(Callback):
             if not len(datamodule.indices[subset]):
                 continue
             loader = datamodule.loader(subset)
-            for batch in track(loader, f"scoring {subset}", total=len(loader)):
+            batches = track(loader, f"scoring {subset}", total=len(loader)) if trainer.is_global_zero else loader
+            for batch in batches:
+                if not len(batch["index"]):
+                    continue
                 batch = trainer.strategy.batch_to_device(batch, pl_module.device)
                 with trainer.precision_plugin.forward_context():
                     logits = pl_module(batch["image"])
@@ -121,6 +124,7 @@ class TestPasses(Callback):
         self._seconds["other_subsets"] = time.perf_counter() - started
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        images = trainer.strategy.reduce(torch.tensor(self._images, device=pl_module.device), reduce_op="sum")
         if not trainer.is_global_zero:
             return
         total = time.perf_counter() - self._started
@@ -131,7 +135,7 @@ class TestPasses(Callback):
             seconds["seconds_report"] = beyond
             trainer.logger.log_metrics({f"test/{name}": value for name, value in seconds.items()})
         console.print(
-            f"test: {self._images} images in {total:.1f} s: scored in {forward:.1f} s, "
+            f"test: {int(images)} images in {total:.1f} s: scored in {forward:.1f} s, "
             f"{' and '.join(self.subsets) or 'no other subsets'} in {other:.1f} s, "
             f"tables and pictures in {beyond:.1f} s",
             highlight=False,

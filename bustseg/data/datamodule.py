@@ -28,7 +28,7 @@ SUBSETS = ("train", "val", "test")
 
 
 class Batch(TypedDict):
-    """What a data loader yields; B images of one size.
+    """What a data loader yields; B images of one size. B may be 0 on one of several processes, see `EqualBatches`.
 
     The image stays one grey channel of ``uint8`` until it is on the device: a quarter of the bytes of float32 and a
     third of the channels to move.
@@ -90,7 +90,8 @@ class EpochSampler(Sampler[int]):
     """Order of one epoch from (seed, epoch) alone, sharded over ranks without padding in evaluation.
 
     Unlike ``DistributedSampler`` no evaluation image is counted twice; in training the last incomplete round is filled
-    up so that all ranks take the same number of steps.
+    up so that all ranks take the same number of steps. Step by step the ranks' batches make up the batch that one
+    process with a batch as large as theirs together would take.
     """
 
     def __init__(
@@ -107,8 +108,7 @@ class EpochSampler(Sampler[int]):
         if not self.shuffle:
             return np.arange(self.length)[self.rank :: self.world_size]
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        missing = -self.length % self.world_size
-        return np.concatenate([order, order[:missing]])[self.rank :: self.world_size]
+        return np.resize(order, self.length + -self.length % self.world_size)[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[int]:
         epoch = self.epoch if self.shuffle else 0
@@ -116,6 +116,33 @@ class EpochSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self._positions())
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest shard, the first rank's."""
+        return -(-self.length // self.world_size)
+
+
+class EqualBatches(BatchSampler):
+    """Batches of a sampler's shard, as many on every rank: a rank that runs out of images goes on with empty ones.
+
+    Lightning refuses a rank without any batch; DDP's first forward of a validation is collective (it sends the first
+    rank's buffers to the others); and whatever else ranks do together in a step would wait for one that takes fewer.
+    """
+
+    sampler: EpochSampler
+
+    def __iter__(self) -> Iterator[list[int]]:
+        taken = 0
+        for batch in super().__iter__():
+            taken += 1
+            yield batch
+        for _ in range(taken, len(self)):
+            yield []
+
+    def __len__(self) -> int:
+        images, size = self.sampler.longest, self.batch_size
+        return images // size if self.drop_last else -(-images // size)
 
 
 class BUSIDataModule(LightningDataModule):
@@ -136,7 +163,7 @@ class BUSIDataModule(LightningDataModule):
         curated_list: list of the images that ``curated`` keeps, a CSV file with the columns ``class;id`` or ``image``
         duplicate_threshold: score from which two images count as duplicates, for ``grouped``
         image_size: height and width of the network's input; one number for a square
-        batch_size: images per training step
+        batch_size: images per training step, on each process of several
         eval_batch_size: images per evaluation step; ``batch_size`` when not given
         augmentation: ``none``, ``ultrasound``, ``ultrasound_strong``, or a list of albumentations transforms
         num_workers: loader processes; ``auto`` takes none without a GPU (the cache leaves them nothing to do, and
@@ -287,7 +314,7 @@ class BUSIDataModule(LightningDataModule):
         workers = self._workers()
         return DataLoader(
             dataset,
-            batch_sampler=BatchSampler(sampler, batch_size, drop_last=drop_last),
+            batch_sampler=EqualBatches(sampler, batch_size, drop_last=drop_last),
             collate_fn=_as_is,
             num_workers=workers,
             # of its own: a loader draws its workers' seed when it starts, which a resumed fit does at another moment

@@ -116,8 +116,8 @@ class PixelCurves(RowMetric):
     """Threshold-free metrics over all pixels of a data set, from a histogram whose bins follow the data.
 
     The module says how. Memory is bounded (24 MB, usually below 10), and processes join their histograms by putting the
-    bins side by side. An image that a distributed sampler repeats is counted twice: test on one device, or on a number
-    of devices that divides the data set.
+    bins side by side. An image that a distributed sampler repeats would be counted twice; the data module's own repeats
+    none in evaluation.
 
     Every method below waits for the other processes under DDP: call it on all of them.
 

@@ -1,0 +1,2 @@
+-- runs once, when the volume is new; POSTGRES_DB has made MLflow's database
+CREATE DATABASE optuna;

@@ -1,0 +1,143 @@
+"""The container files keep their promises. No engine is needed: linters and a look at the files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+DOCKER = REPOSITORY / "docker"
+DOCKERFILES = sorted(DOCKER.glob("Dockerfile*"))
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+CUDA: dict[str, Any] = yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+ONE_SHOT = {"minio-bucket"}
+VARIABLE = re.compile(r"\$\{(\w+)(:?[-?+][^}]*)?\}")
+
+
+def linter(name: str) -> str:
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed (pip install 'bustseg[dev]')")
+    return found
+
+
+def run(*command: object) -> None:
+    done = subprocess.run([str(item) for item in command], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfiles_pass_the_linter(path: Path) -> None:
+    run(linter("hadolint"), path)
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.cuda.yaml"])
+def test_compose_files_fit_the_schema(name: str) -> None:
+    run(linter("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", DOCKER / name)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_images_are_pinned_and_run_as_a_user(path: Path) -> None:
+    text = path.read_text()
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.M))
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.M))
+    for image in re.findall(r"^FROM (\S+)", text, re.M):
+        image = VARIABLE.sub(lambda match: arguments[match[1]], image)
+        assert image in stages or re.search(r":[\w.-]*\d[\w.-]*$", image), f"{image} has no version"
+        assert "latest" not in image
+    assert re.findall(r"^USER (\S+)$", text, re.M)[-1] == "10001:10001"
+    assert "LABEL org.opencontainers.image.title" in text
+    assert "pip install" not in text or "PIP_NO_CACHE_DIR=1" in text
+    for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.M):
+        for name in source.split():
+            assert (REPOSITORY / name).exists(), name
+
+
+def test_the_build_context_holds_no_data_and_no_secrets() -> None:
+    lines = (REPOSITORY / ".dockerignore").read_text().split("\n")
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*", "nothing goes in that is not named"
+    assert {rule.removeprefix("!") for rule in rules if rule.startswith("!")} == {
+        *("bustseg", "configs", "pyproject.toml", "README.md", "LICENSE")
+    }
+    ignored = (REPOSITORY / ".gitignore").read_text().splitlines()
+    assert "/docker/.env" in ignored
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_confined_and_watched(name: str) -> None:
+    service = SERVICES[name]
+    assert service["user"].split(":")[0] not in ("root", "0")
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"] is True
+    assert "privileged" not in service
+    assert re.search(r":[\w.-]+$", service["image"])
+    assert not service["image"].endswith(":latest")
+    if name in ONE_SHOT:
+        assert service["restart"] == "no"
+    else:
+        assert service["healthcheck"]["test"][0] == "CMD"
+    for port in service.get("ports", []):
+        assert port.startswith("127.0.0.1:"), port
+    for other, needs in service.get("depends_on", {}).items():
+        wanted = "service_completed_successfully" if other in ONE_SHOT else "service_healthy"
+        assert needs["condition"] == wanted
+
+
+def test_no_password_stands_in_a_file() -> None:
+    for name, service in SERVICES.items():
+        for key, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|ACCESS_KEY", key):
+                variable = VARIABLE.fullmatch(str(value))
+                assert variable, f"{name}: {key}"
+                assert variable[2] in (":-", ":?set it in docker/.env"), f"{name}: {key} has a default"
+    assert SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"] == "${POSTGRES_PASSWORD:?set it in docker/.env}"
+    text = (DOCKER / "compose.yaml").read_text()
+    assert not re.search(r"://[^/\s]*:[^/\s]*@", text), "a password in a URL shows in process lists"
+    for line in (DOCKER / ".env.example").read_text().splitlines():
+        if "PASSWORD" in line or "MINIO_ROOT_USER" in line:
+            assert line.endswith("="), line
+
+
+def test_every_variable_of_the_compose_files_is_explained_and_the_other_way_round() -> None:
+    used = {
+        match[1]
+        for name in ("compose.yaml", "compose.cuda.yaml")
+        for match in VARIABLE.finditer((DOCKER / name).read_text())
+    }
+    explained = set(re.findall(r"^#?([A-Z_]+)=", (DOCKER / ".env.example").read_text(), re.M))
+    assert used == explained
+
+
+def test_volumes_data_and_entry_points() -> None:
+    named = {
+        volume["source"]
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+        if volume["type"] == "volume"
+    }
+    assert named == set(COMPOSE["volumes"])
+    for name in ("trainer", "worker"):
+        service = SERVICES[name]
+        data = next(volume for volume in service["volumes"] if volume["target"] == "/data")
+        assert data["read_only"] is True
+        assert service["shm_size"]
+        assert service["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+        assert service["profiles"], "starts only when asked for"
+        (devices,) = CUDA["services"][name]["deploy"]["resources"]["reservations"]["devices"]
+        assert devices["capabilities"] == ["gpu"]
+        assert CUDA["services"][name]["build"]["args"]["VARIANT"] == "cuda"
+    # the address that the trainers call is one that the server answers to
+    allowed = next(item for item in SERVICES["mlflow"]["command"] if item.startswith("--allowed-hosts="))
+    assert "mlflow:5000" in allowed
+    assert "*," not in allowed.replace("localhost:*,", "").replace("127.0.0.1:*,", "")
