@@ -22,6 +22,8 @@ FORMAT_VERSION = 1
 
 FORMATS = ("onnx", "openvino")
 PRECISIONS = ("fp32", "bf16", "int8")
+BACKENDS = ("eager", "compiled", "onnxruntime", "openvino")
+"""What can compute a network, see :mod:`bustseg.deploy.backends`."""
 
 
 def sha256(path: Path) -> str:
