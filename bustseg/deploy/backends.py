@@ -84,7 +84,7 @@ class OnnxRuntimeBackend:
         except ImportError as error:
             raise missing("onnxruntime", "deploy") from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or _cores()
+        options.intra_op_num_threads = threads or cores()
         options.log_severity_level = 3  # errors only
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -116,7 +116,7 @@ class OpenVINOBackend:
 
     def __init__(self, path: Path, precision: str = "f32", threads: int | None = None) -> None:
         self._core = openvino_core()
-        self._threads = threads or _cores()
+        self._threads = threads or cores()
         self._precision = precision
         try:
             model = self._core.read_model(path)
@@ -194,7 +194,7 @@ def exported_backend(model: ExportedModel, threads: int | None = None) -> Backen
     return OpenVINOBackend(model.path, "bf16" if model.metadata["precision"] == "bf16" else "f32", threads)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use, or ``OMP_NUM_THREADS`` if that says fewer."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")

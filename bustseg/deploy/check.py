@@ -39,12 +39,12 @@ class CheckImages:
 
 
 def check_images(
-    checkpoint: Path, size: tuple[int, int], root: Path | None = None, folder: Path | None = None
+    checkpoint: Path | None, size: tuple[int, int], root: Path | None = None, folder: Path | None = None
 ) -> CheckImages:
     """The validation images that a checkpoint was trained with, if they are at hand.
 
     Args:
-        checkpoint: of a run
+        checkpoint: of a run; None for a network that was not trained
         size: (h, w) of the network
         root: where the run's data are now
         folder: images to take instead; a mask beside an image is used as in BUSI
@@ -57,14 +57,15 @@ def check_images(
     """
     if folder is not None:
         return _of_folder(folder, size)
-    found = _of_run(checkpoint, root)
+    found = None if checkpoint is None else _of_run(checkpoint, size, root)
     return found if found is not None else _phantoms(size)
 
 
-def _of_run(checkpoint: Path, root: Path | None) -> CheckImages | None:
+def _of_run(checkpoint: Path, size: tuple[int, int], root: Path | None) -> CheckImages | None:
     from bustseg.checkpoint import load_data
 
     data = load_data(checkpoint)
+    data.image_size = size
     if root is not None:
         data.root = str(root)
     try:

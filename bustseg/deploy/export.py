@@ -177,10 +177,10 @@ def export_model(
         folder = Path(temporary) / "model"
         folder.mkdir()
         file = write_network(task, size, format, precision, folder, check, reference, limits)
-        metadata = _describe(task, size, format, precision, file, folder)
-        _write(folder, metadata)
+        metadata = describe(task, size, format, precision, file, folder)
+        write_metadata(folder, metadata)
         metadata["checks"] = _check(ExportedModel.read(folder), reference, check, limits, task.threshold)
-        _write(folder, metadata)
+        write_metadata(folder, metadata)
         folder.chmod(0o755)
         if out.exists():
             os.replace(out, Path(temporary) / "old")
@@ -374,7 +374,12 @@ def _quantise_onnx(path: Path, check: CheckImages) -> None:
     with _quiet():
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
         quantization.quantize_static(
-            prepared, path, Images(check.calibration), per_channel=True, reduce_range=True, op_types_to_quantize=["Conv"]
+            prepared,
+            path,
+            Images(check.calibration),
+            per_channel=True,
+            reduce_range=True,
+            op_types_to_quantize=["Conv"],
         )
     prepared.unlink()
 
@@ -456,11 +461,12 @@ def _runtime_logits(backend: Backend, images: np.ndarray) -> np.ndarray:
     return logits
 
 
-def _write(folder: Path, metadata: dict[str, Any]) -> None:
+def write_metadata(folder: Path, metadata: dict[str, Any]) -> None:
+    """Write ``bustseg.json``."""
     (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
-def _describe(
+def describe(
     task: SegmentationTask, size: tuple[int, int], format: str, precision: str, file: Path, folder: Path
 ) -> dict[str, Any]:
     """Content of ``bustseg.json`` but for the checks; writes ``model_card.md`` where the run is known."""
@@ -496,7 +502,7 @@ def _describe(
         "data_digest": record.get("data_digest"),
         "conventions": EMPTY_MASK,
         "figures": {},
-        "versions": {"trained": record.get("versions"), "exported": _versions()},
+        "versions": {"trained": record.get("versions"), "exported": package_versions()},
         "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if Path(str(metadata["split"])).is_absolute():  # a user's folders are nobody else's business
@@ -512,7 +518,8 @@ def _describe(
     return metadata
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of what writes and runs exported networks, as far as it is installed."""
     found = {}
     for name in ("bustseg", "torch", "onnx", "onnxruntime", "openvino", "nncf"):
         try:
