@@ -162,9 +162,11 @@ class Predictor:
         plane = logits[0]
         if plane.shape != shape:  # as torch's bilinear interpolation without aligned corners
             plane = cv2.resize(plane, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
-        with np.errstate(over="ignore"):  # the exponential of a logit below -88 is infinite, its probability 0
-            probability = 1 / (1 + np.exp(-plane))
-        return Prediction((probability > threshold).astype(np.uint8), probability, threshold)
+        probability = np.negative(plane)  # the sigmoid in place: passes over memory are what it costs
+        cv2.exp(probability, probability)
+        probability += 1
+        np.divide(1, probability, out=probability)
+        return Prediction((probability > threshold).view(np.uint8), probability, threshold)
 
     def __call__(self, image: np.ndarray, threshold: float | None = None) -> Prediction:
         """Prediction for one image, see :func:`as_grey` for what it may be.
