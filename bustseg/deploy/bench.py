@@ -229,7 +229,11 @@ class _Process:
             text=True,
             env=environment,
         )
-        self.first = self._ask({**job, "started": time.time()})
+        try:
+            self.first = self._ask({**job, "started": time.time()})
+        except BaseException:
+            self.close()
+            raise
 
     def __call__(self, do: str, **arguments: Any) -> dict[str, Any]:
         return self._ask({"do": do, **arguments})
