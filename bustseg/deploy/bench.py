@@ -181,7 +181,9 @@ def untrained_checkpoint(config: Path, path: Path) -> Path:
     from bustseg.training import untrained
 
     task, section = untrained(config)
-    torch.save({RECORD: {"config": section}, "state_dict": task.state_dict()}, path)
+    # what only training needs stays out: a test's process has no use for it
+    model = {key: value for key, value in section["model"].items() if key not in ("loss", "optimizer", "lr_scheduler")}
+    torch.save({RECORD: {"config": {**section, "model": model}}, "state_dict": task.state_dict()}, path)
     return path
 
 

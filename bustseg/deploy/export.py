@@ -70,7 +70,7 @@ class DeployedNetwork(nn.Module):
     def __init__(self, task: SegmentationTask) -> None:
         super().__init__()
         self.network = task.network
-        self.flip = bool(getattr(task, "flip", False))
+        self.flip = task.flip
         self.scale: Tensor
         self.shift: Tensor
         self.register_buffer("scale", task.scale.clone())
@@ -491,7 +491,7 @@ def describe(
         },
         "output": {"name": "logits", "type": "float32", "resize": "bilinear, before the sigmoid"},
         "threshold": task.threshold,
-        "flip": bool(getattr(task, "flip", False)),
+        "flip": task.flip,
         "classes": ["background", "lesion"],
         "network": network.get("class_path") if isinstance(network, Mapping) else type(task.network).__name__,
         "parameters": sum(parameter.numel() for parameter in task.network.parameters()),
