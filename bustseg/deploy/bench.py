@@ -340,7 +340,7 @@ def machine(threads: int) -> dict[str, Any]:
             for name in ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
             if name in flags
         ],
-        "cores": cores(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
         "system": platform.system(),
         "python": platform.python_version(),
@@ -436,12 +436,33 @@ def as_markdown(content: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_SHOWN = {
+    "backend": "backend",
+    "precision": "precision",
+    "file to mask, ms": "file to mask ms",
+    "network, batch {}, ms": "network ms",
+    "times eager": "times eager",
+    "file to mask, images/s": "images/s",
+    "memory, MB": "MB",
+    "Dice lesion": "Dice",
+}
+"""Columns that fit a terminal, of the many that the files have."""
+
+
 def _print(content: Mapping[str, Any]) -> None:
     console.print(_machine_line(content), highlight=False)
     for title, header, rows in _tables(content):
-        table = Table(title=title, title_justify="left", box=None)
-        for name in header:
-            table.add_column(name, justify="left" if name in ("backend", "precision") else "right", overflow="fold")
+        first = next(name for name in header if name.startswith("network")).split(",")[1].split()[-1]
+        columns = {header.index(name.format(first)): short for name, short in _SHOWN.items()}
+        table = Table(title=f"{title} (network: batch {first})", title_justify="left", box=None)
+        for short in columns.values():
+            table.add_column(short, justify="left" if short in ("backend", "precision") else "right", overflow="fold")
+        problems = []
         for row in rows:
-            table.add_row(*row)
+            if len(row) == len(header):
+                table.add_row(*(row[index] for index in columns))
+            else:
+                problems.append(": ".join([" ".join(row[:2]), row[2]]))
         console.print(table)
+        for problem in problems:
+            console.print(problem, highlight=False, markup=False)
