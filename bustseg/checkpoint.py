@@ -90,6 +90,18 @@ def load_data(path: Path) -> BUSIDataModule:
         raise UserError(f"cannot rebuild the data of {path}: {one_line(error)}") from error
 
 
+def trained_image_size(task: SegmentationTask) -> tuple[int, int]:
+    """(H, W) of the images that a task was trained on.
+
+    Raises:
+        UserError: the task was not trained, so that it knows none
+    """
+    if task.record is None:
+        raise UserError("this task was not trained, so that its image size is not known: give image_size")
+    size = task.record["config"]["data"]["image_size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
     """Path of a checkpoint named by file, MLflow run id, ``runs:/RUN_ID[/path]``, or ``latest``.
 
@@ -102,6 +114,8 @@ def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
     Raises:
         UserError: nothing is there
     """
+    if Path(model).is_dir():
+        raise UserError(f"{model} is a folder and no checkpoint (an exported model predicts, and does nothing else)")
     if Path(model).is_file():
         return Path(model)
     if model == "latest":

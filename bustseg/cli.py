@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from bustseg import __version__
+from bustseg.deploy.exported import BACKENDS, FORMATS, PRECISIONS
 from bustseg.errors import UserError
 from bustseg.progress import console, error_console
 
@@ -99,6 +100,40 @@ def _explain(args: argparse.Namespace) -> int:
     inputs = [Path(path) for path in args.input]
     return explain_images(
         inputs, args.model, out, args.method, args.layer, args.size, args.tolerance, only_list=args.list_layers
+    )
+
+
+def _export(args: argparse.Namespace) -> int:
+    from bustseg.deploy.export import Limits, export_command
+
+    limits = Limits(args.max_difference, args.max_dice_drop / 100)
+    return export_command(
+        args.model,
+        args.format,
+        args.precision,
+        Path(args.out).expanduser(),
+        _path(args.data_root),
+        _path(args.images),
+        limits,
+        args.overwrite,
+    )
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from bustseg.deploy.bench import bench_command
+
+    return bench_command(
+        args.model,
+        sizes=args.size,
+        batches=args.batch,
+        precisions=args.precisions,
+        backends=args.backends,
+        threads=args.threads,
+        rounds=args.rounds,
+        root=_path(args.data_root),
+        images=_path(args.images),
+        json_file=_path(args.json),
+        markdown=_path(args.markdown),
     )
 
 
@@ -276,6 +311,47 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--list-layers", action="store_true", help="print the layers that can be explained, and stop")
     explain.add_argument("--size", type=int, nargs="+", help="input size of the network (default: as trained)")
     explain.add_argument("--tolerance", type=float, default=0, help="pixels by which a hit may miss (default 0)")
+
+    export = verb(
+        verbs,
+        "export",
+        _export,
+        "write a trained network for ONNX Runtime or OpenVINO, and check that it answers as it did",
+        "bustseg export latest --format openvino --precision int8 --out exported",
+    )
+    export.add_argument("model", metavar="MODEL", help="checkpoint, MLflow run id, runs:/RUN_ID or latest")
+    export.add_argument("--format", default="openvino", choices=FORMATS, help="default openvino")
+    export.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default fp32; bf16 for openvino only")
+    export.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+    export.add_argument("--overwrite", action="store_true", help="replace the exported model that is there")
+    export.add_argument(
+        "--max_difference", type=float, help="largest difference of a probability (default: fp32 0.001, bf16 0.05)"
+    )
+    export.add_argument(
+        "--max_dice_drop", type=float, default=0.5, help="Dice on validation images that may be lost, in points (0.5)"
+    )
+
+    bench = verb(
+        verbs,
+        "bench",
+        _bench,
+        "latency, throughput, memory and accuracy of networks in torch, ONNX Runtime and OpenVINO, in one run",
+        "bustseg bench latest configs/paper/model_01.yaml --markdown speed.md",
+    )
+    bench.add_argument(
+        "model", nargs="+", metavar="MODEL", help="as for export, or an exported folder, or a config (untrained)"
+    )
+    bench.add_argument("--size", type=int, nargs="+", help="sides of the network's input (default: as trained)")
+    bench.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images at once (default 1 8)")
+    bench.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS, help="default all")
+    bench.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS, help="default all")
+    bench.add_argument("--threads", type=int, help="default: the machine's cores")
+    bench.add_argument("--rounds", type=int, default=20, help="interleaved rounds of five images (default 20)")
+    bench.add_argument("--json", metavar="FILE", help="write all figures")
+    bench.add_argument("--markdown", metavar="FILE", help="write the tables")
+    for sub in (export, bench):
+        sub.add_argument("--data.root", dest="data_root", metavar="ROOT", help="the run's data, if they have moved")
+        sub.add_argument("--images", metavar="DIR", help="images to check with instead (masks beside them, as in BUSI)")
 
     ui = verb(verbs, "ui", _ui, "open the MLflow UI on the project's store", "bustseg ui --port 5000")
     ui.add_argument("--uri", help="MLflow store (default: MLFLOW_TRACKING_URI or sqlite:///mlruns/mlflow.db)")

@@ -492,11 +492,7 @@ def summary(args: list[str]) -> int:
     """`bustseg summary`: counts of a config's network, with no weights and no data at hand."""
     as_json = "--json" in args
     args = [item for item in args if item != "--json"]
-    _check_configs(args)
-    try:
-        cli = _SummaryCLI(args)
-    except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
-        raise _explain_parse_error(error) from error
+    cli = _summary_cli(args)
     from bustseg.summary import print_summary, summarise
 
     result = summarise(cli.model.network, cli.datamodule.image_size, channels=len(cli.model.scale.flatten()))
@@ -506,6 +502,24 @@ def summary(args: list[str]) -> int:
     else:
         print_summary(result)
     return 0
+
+
+def untrained(config: Path) -> tuple[SegmentationTask, dict[str, Any]]:
+    """The task of a config file with random weights, and its whole configuration; needs no data.
+
+    Raises:
+        UserError: a config that cannot be used
+    """
+    cli = _summary_cli(["--config", str(config)])
+    return cli.model.eval(), cli.config_dump
+
+
+def _summary_cli(args: list[str]) -> _SummaryCLI:
+    _check_configs(args)
+    try:
+        return _SummaryCLI(args)
+    except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
+        raise _explain_parse_error(error) from error
 
 
 class _SummaryCLI(BustsegCLI):

@@ -6,16 +6,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
-import torch
-from torch.nn import functional
 
-from bustseg.checkpoint import load_task, resolve_checkpoint
 from bustseg.data.cache import resize_image
 from bustseg.data.sources import to_grey
+from bustseg.deploy.backends import Backend, TorchBackend, exported_backend
+from bustseg.deploy.exported import ExportedModel, is_exported
 from bustseg.errors import DataError, UserError
-from bustseg.task import SegmentationTask
+
+if TYPE_CHECKING:  # an exported model needs no torch, whose import takes seconds
+    import torch
+
+    from bustseg.task import SegmentationTask
 
 
 @dataclass(frozen=True)
@@ -93,52 +98,75 @@ class Predictor:
         >>> predictor(np.asarray(Image.open("scan.png"))).mask  # doctest: +SKIP
 
     Args:
-        model: a task, or what :func:`bustseg.checkpoint.resolve_checkpoint` takes: a file, a run, ``latest``
-        device: where to compute
-        threshold: probability above which a pixel belongs to a lesion; the training's when not given
-        image_size: (H, W) that the network sees; the checkpoint's when not given
+        model: an exported folder, a task, or what :func:`bustseg.checkpoint.resolve_checkpoint` takes: a file, a run,
+            ``latest``
+        device: where to compute; exported models compute on the CPU
+        threshold: probability above which a pixel belongs to a lesion; the model's when not given
+        image_size: (H, W) that the network sees; the model's when not given
+        threads: threads of an exported model; the machine's cores when not given
+        backend: computes the network in the model's place
+
+    Attributes:
+        backend: computes the network
+        exported: the exported model, if it is one
+        task: the task, if the model is no exported one
 
     Raises:
-        UserError: no such model, or a task that knows no image size
+        UserError: no such model, one whose runtime is not installed, or a task that knows no image size
     """
 
     def __init__(
         self,
-        model: SegmentationTask | str | Path,
+        model: SegmentationTask | ExportedModel | str | Path,
         device: str | torch.device = "cpu",
         threshold: float | None = None,
         image_size: tuple[int, int] | None = None,
+        threads: int | None = None,
+        backend: Backend | None = None,
     ) -> None:
-        if isinstance(model, SegmentationTask):
-            self.task = model.to(device).eval()
+        self.exported: ExportedModel | None = None
+        self.task: SegmentationTask | None = None
+        if isinstance(model, str | Path) and is_exported(model):
+            model = ExportedModel.read(model)
+        if isinstance(model, ExportedModel):
+            self.exported = model
+            if str(device) != "cpu":
+                raise UserError(f"{model.folder} is exported for the CPU and cannot compute on {device}")
+            if image_size not in (None, model.image_size):
+                raise UserError(f"{model.folder} takes images of {model.image_size} and no others")
+            self.backend = backend or exported_backend(model, threads)
+            trained_size, trained_threshold = model.image_size, model.threshold
         else:
-            self.task = load_task(resolve_checkpoint(str(model)), device)
-        self.device = torch.device(device)
-        self.threshold = self.task.threshold if threshold is None else threshold
-        if image_size is None:
-            if self.task.record is None:
-                raise UserError("this task was not trained, so that its image size is not known: give image_size")
-            trained = self.task.record["config"]["data"]["image_size"]
-            image_size = (trained, trained) if isinstance(trained, int) else (trained[0], trained[1])
-        self.image_size = image_size
+            from bustseg.checkpoint import load_task, resolve_checkpoint, trained_image_size
+            from bustseg.task import SegmentationTask
+
+            self.task = (
+                model if isinstance(model, SegmentationTask) else load_task(resolve_checkpoint(str(model)), device)
+            )
+            self.backend = backend or TorchBackend(self.task, device)
+            trained_size, trained_threshold = image_size or trained_image_size(self.task), self.task.threshold
+        self.threshold = trained_threshold if threshold is None else threshold
+        self.image_size = image_size or trained_size
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """The network's view of an image: grey ``uint8`` of ``image_size``, resampled as the training's cache is."""
         return resize_image(as_grey(image), self.image_size)
 
-    @torch.inference_mode()
-    def logits(self, prepared: Sequence[np.ndarray]) -> torch.Tensor:
+    def logits(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         """Logits ``float32`` (B, 1, h, w) of prepared images, (h, w) being ``image_size``."""
-        batch = torch.from_numpy(np.stack(prepared)).unsqueeze(1).to(self.device)
-        return self.task(batch).float()
+        return self.backend(np.stack(prepared)[:, None])
 
-    @torch.inference_mode()
-    def _finish(self, logits: torch.Tensor, shape: tuple[int, int], threshold: float) -> Prediction:
+    @staticmethod
+    def _finish(logits: np.ndarray, shape: tuple[int, int], threshold: float) -> Prediction:
         """Logits (1, h, w) to a prediction of ``shape`` (H, W); they are resampled before the sigmoid bends them."""
-        if logits.shape[-2:] != shape:
-            logits = functional.interpolate(logits[None], shape, mode="bilinear", align_corners=False)[0]
-        probability = logits[0].sigmoid().cpu().numpy()
-        return Prediction((probability > threshold).astype(np.uint8), probability, threshold)
+        plane = logits[0]
+        if plane.shape != shape:  # as torch's bilinear interpolation without aligned corners
+            plane = cv2.resize(plane, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+        probability = np.negative(plane)  # the sigmoid in place: passes over memory are what it costs
+        cv2.exp(probability, probability)
+        probability += 1
+        np.divide(1, probability, out=probability)
+        return Prediction((probability > threshold).view(np.uint8), probability, threshold)
 
     def __call__(self, image: np.ndarray, threshold: float | None = None) -> Prediction:
         """Prediction for one image, see :func:`as_grey` for what it may be.

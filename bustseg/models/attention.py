@@ -84,7 +84,7 @@ class NonLocal(nn.Module):
     @staticmethod
     def _tokens(x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, 1, H W, C): one head; a view if ``x`` is channels_last."""
-        return x.flatten(2).mT.unsqueeze(1)
+        return x.flatten(2).transpose(1, 2).unsqueeze(1)  # not .mT: ONNX knows no such operator
 
     @torch.no_grad()
     def attention_map(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ class NonLocal(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query, key, value = (self._tokens(layer(x)) for layer in (self.theta, self.phi, self.g))
         y = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return x + self.W(y.squeeze(1).mT.unflatten(2, x.shape[2:]))
+        return x + self.W(y.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {

@@ -1,0 +1,141 @@
+"""Images to check an exported model on, and how far it is from the network that it was made of."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bustseg.data.cache import decode
+from bustseg.deploy.backends import Backend
+from bustseg.errors import UserError
+
+CALIBRATION_IMAGES = 300
+"""How many images the ranges of an int8 model's activations are taken from, at most (NNCF's own default)."""
+
+
+@dataclass(frozen=True)
+class CheckImages:
+    """Images at the network's size.
+
+    Attributes:
+        images: grey ``uint8`` (N, h, w)
+        masks: ``uint8`` 0 or 1 (N, h, w); None where they are not known
+        calibration: grey ``uint8`` (M, h, w), others where there are others; None for images that are not real
+        origin: what they are, in words
+        data_digest: digest of the data set; None without one
+        split_digest: digest of its split; None without one
+    """
+
+    images: np.ndarray
+    masks: np.ndarray | None
+    calibration: np.ndarray | None
+    origin: str
+    data_digest: str | None = None
+    split_digest: str | None = None
+
+
+def check_images(
+    checkpoint: Path | None, size: tuple[int, int], root: Path | None = None, folder: Path | None = None
+) -> CheckImages:
+    """The validation images that a checkpoint was trained with, if they are at hand.
+
+    Args:
+        checkpoint: of a run; None for a network that was not trained
+        size: (h, w) of the network
+        root: where the run's data are now
+        folder: images to take instead; a mask beside an image is used as in BUSI
+
+    Returns:
+        images of ``folder``, else of ``root``, else of the run's own root if it is still there, else phantoms
+
+    Raises:
+        UserError: ``root`` or ``folder`` cannot be used
+    """
+    if folder is not None:
+        return _of_folder(folder, size)
+    found = None if checkpoint is None else _of_run(checkpoint, size, root)
+    return found if found is not None else _phantoms(size)
+
+
+def _of_run(checkpoint: Path, size: tuple[int, int], root: Path | None) -> CheckImages | None:
+    from bustseg.checkpoint import load_data
+
+    data = load_data(checkpoint)
+    data.image_size = size
+    if root is not None:
+        data.root = str(root)
+    try:
+        data.prepare_data()
+        data.setup("validate")
+    except (UserError, OSError):
+        if root is not None:
+            raise
+        return None
+    assert data.cache is not None
+    val, train = data.indices["val"], data.indices["train"][:CALIBRATION_IMAGES]
+    if not len(val):
+        return None
+    return CheckImages(
+        np.asarray(data.cache.images[val]),
+        np.asarray(data.cache.masks[val]),
+        np.asarray(data.cache.images[train if len(train) else val]),
+        f"{len(val)} validation images of {data.source.name}, split {Path(data.split_scheme).name}",
+        data.data_digest,
+        data.split_digest,
+    )
+
+
+def _of_folder(folder: Path, size: tuple[int, int]) -> CheckImages:
+    from bustseg.explain_images import find_images
+
+    samples = find_images([folder])
+    pairs = [decode(sample, size) for sample in samples]
+    images = np.stack([image for image, _ in pairs])
+    # an image without a mask file may show a lesion all the same, unless its folder says that it does not
+    known = all(sample.masks or sample.label == "normal" for sample in samples)
+    masks = np.stack([mask for _, mask in pairs]) if known else None
+    return CheckImages(images, masks, images[:CALIBRATION_IMAGES], f"{len(images)} images of a folder")
+
+
+def _phantoms(size: tuple[int, int], n: int = 8) -> CheckImages:
+    from bustseg.data.phantom import write_phantoms
+    from bustseg.data.sources import BUSI
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_phantoms(Path(folder) / "phantoms", n=n, seed=0)
+        images = np.stack([decode(sample, size)[0] for sample in BUSI().read(root)])
+    return CheckImages(images, None, None, f"{n} synthetic phantoms")
+
+
+def logits_of(backend: Backend, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+    """Logits ``float32`` (N, h, w) of grey images ``uint8`` (N, h, w)."""
+    parts = [backend(images[start : start + batch_size, None]) for start in range(0, len(images), batch_size)]
+    return np.concatenate(parts)[:, 0]
+
+
+def largest_difference(logits: np.ndarray, reference: np.ndarray) -> float:
+    """The largest difference of two probabilities of one pixel, from logits of one shape."""
+    with np.errstate(over="ignore"):
+        difference = 1 / (1 + np.exp(-logits)) - 1 / (1 + np.exp(-reference))
+    return float(np.abs(difference).max())
+
+
+def overlap(logits: np.ndarray, masks: np.ndarray, threshold: float) -> dict[str, float]:
+    """Mean scores as of :func:`bustseg.metrics.aggregate`, of logits (N, h, w) against masks 0 or 1 (N, h, w)."""
+    import torch
+
+    from bustseg.metrics import SegmentationMetrics
+
+    metric = SegmentationMetrics(threshold)
+    index = torch.arange(len(logits))
+    metric.update(torch.from_numpy(logits)[:, None], torch.from_numpy(masks)[:, None], torch.full_like(index, 3), index)
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def dice_by_convention(scores: dict[str, float], conventions: Sequence[str]) -> dict[str, float]:
+    """The Dice scores among what :func:`overlap` returns, by convention."""
+    return {name: scores[f"dice_{name}"] for name in conventions if f"dice_{name}" in scores}

@@ -1,0 +1,543 @@
+"""``bustseg export``: a checkpoint becomes a folder that ONNX Runtime or OpenVINO computes, once it is shown to agree.
+
+The graph takes grey ``uint8`` images of the trained size and gives logits: repeating the channel, normalisation and
+test-time flips are inside. Resizing to and from the image's own size, the sigmoid and the threshold are
+:class:`~bustseg.deploy.predictor.Predictor`'s, which reads what it needs from ``bustseg.json``: OpenCV's averaging over
+areas, which the network was trained on, has no counterpart in either format.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bustseg.card import EMPTY_MASK, model_card, read_run
+from bustseg.checkpoint import load_task, resolve_checkpoint, trained_image_size
+from bustseg.deploy.backends import Backend, TorchBackend, exported_backend, missing, openvino_core
+from bustseg.deploy.check import (
+    CheckImages,
+    check_images,
+    dice_by_convention,
+    largest_difference,
+    logits_of,
+    overlap,
+)
+from bustseg.deploy.exported import FORMAT_VERSION, FORMATS, METADATA, PRECISIONS, ExportedModel, sha256
+from bustseg.errors import UserError
+from bustseg.metrics import CONVENTIONS
+from bustseg.progress import console, error_console
+from bustseg.task import SegmentationTask
+from bustseg.tracking import one_line, tracking_uri
+
+OPSET = 18
+"""ONNX operator set: the first whose Resize has what bilinear upsampling needs; read by every runtime since 2023."""
+
+MAX_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.05, "int8": None}
+"""Largest difference of probabilities that a precision may make; None where Dice decides alone.
+
+The half-precision weights of ``bf16`` are compared in float32 arithmetic, so that the CPU at hand does not matter.
+"""
+
+MAX_DICE_DROP = 0.005
+"""Loss of Dice on validation images that an export may cost: half a point."""
+
+NOTICE = "Research tool, not a medical device: no finding in a patient may rest on it."
+
+
+class DeployedNetwork(nn.Module):
+    """What is exported: grey ``uint8`` (B, 1, h, w) -> logits (B, 1, h, w), as the task in evaluation mode.
+
+    An image and its mirror image go through one copy of the network, as a batch.
+
+    Args:
+        task: the task
+    """
+
+    def __init__(self, task: SegmentationTask) -> None:
+        super().__init__()
+        self.network = task.network
+        self.flip = task.flip
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", task.scale.clone())
+        self.register_buffer("shift", task.shift.clone())
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.shift + image.float() * self.scale
+        if not self.flip:
+            return self.network(x).float()
+        count = image.shape[0]
+        logits = self.network(torch.cat([x, x.flip(-1)]))
+        return (logits[:count] + logits[count:].flip(-1)).float() / 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an export may cost.
+
+    Attributes:
+        difference: of probabilities; None for the precision's own of :data:`MAX_DIFFERENCE`
+        dice_drop: of the conventions ``lesion`` and ``empty_one`` on validation images
+    """
+
+    difference: float | None = None
+    dice_drop: float = MAX_DICE_DROP
+
+
+def export_command(
+    model: str,
+    format: str,
+    precision: str,
+    out: Path,
+    root: Path | None = None,
+    images: Path | None = None,
+    limits: Limits | None = None,
+    overwrite: bool = False,
+) -> int:
+    """`bustseg export`: see :func:`export_model`; prints what the checks found."""
+    exported = export_model(model, format, precision, out, root, images, limits, overwrite)
+    checks = exported.metadata["checks"]
+    size = sum(file["bytes"] for file in exported.metadata["files"].values()) / 1e6
+    console.print(f"{exported.folder}: {format}, {precision}, {size:.1f} MB", highlight=False)
+    console.print(
+        f"largest difference of probabilities {checks['difference']['largest']:.2g} on {checks['images']}",
+        highlight=False,
+    )
+    for name, drop in checks["dice"]["drop"].items():
+        before = checks["dice"]["float32"][name]
+        console.print(f"Dice ({name}) {before:.4f} -> {before - drop:.4f}", highlight=False)
+    if not checks["dice"]["drop"] and precision != "fp32":
+        error_console.print(
+            "[yellow]note:[/] no images with masks at hand, so what this precision costs in Dice was not measured: "
+            "name the data with --data.root",
+            highlight=False,
+        )
+    console.print(f"next: bustseg predict IMAGE --model {exported.folder} --out masks", highlight=False)
+    return 0
+
+
+def export_model(
+    model: str,
+    format: str,
+    precision: str,
+    out: Path,
+    root: Path | None = None,
+    images: Path | None = None,
+    limits: Limits | None = None,
+    overwrite: bool = False,
+) -> ExportedModel:
+    """Export a trained network into the folder ``out``, which appears only when all checks are passed.
+
+    Args:
+        model: a checkpoint, as of :func:`bustseg.checkpoint.resolve_checkpoint`
+        format: one of :data:`bustseg.deploy.exported.FORMATS`
+        precision: one of :data:`bustseg.deploy.exported.PRECISIONS`
+        out: folder to make
+        root: where the run's data are, if not where the training found them
+        images: folder of images to check and calibrate on instead
+        limits: what the export may cost
+        overwrite: replace an exported model that is there
+
+    Raises:
+        UserError: bad input, a package that is not installed, or a check that fails
+    """
+    limits = limits or Limits()
+    if format not in FORMATS or precision not in PRECISIONS:
+        raise UserError(f"no format {format} with precision {precision}: see `bustseg export --help`")
+    if format == "onnx" and precision == "bf16":
+        raise UserError("ONNX Runtime does not compute in bf16 on CPUs: use --format openvino, or --precision fp32")
+    _check_place(out, overwrite)
+    _check_installed(format, precision)
+    checkpoint = resolve_checkpoint(model)
+    task = load_task(checkpoint)
+    size = trained_image_size(task)
+    check = check_images(checkpoint, size, root, images)
+    if precision == "int8" and check.calibration is None:
+        raise UserError(
+            "int8 needs images to calibrate with, and the run's data are not at hand: "
+            "name them with --data.root, or any ultrasound images with --images"
+        )
+    reference = logits_of(TorchBackend(task), check.images)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        folder = Path(temporary) / "model"
+        folder.mkdir()
+        file = write_network(task, size, format, precision, folder, check, reference, limits)
+        metadata = describe(task, size, format, precision, file, folder)
+        write_metadata(folder, metadata)
+        metadata["checks"] = _check(ExportedModel.read(folder), reference, check, limits, task.threshold)
+        write_metadata(folder, metadata)
+        folder.chmod(0o755)
+        if out.exists():
+            os.replace(out, Path(temporary) / "old")
+        os.replace(folder, out)
+    return ExportedModel.read(out)
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / METADATA).is_file():
+        raise UserError(f"{out} exists and is no exported model: name another folder with --out")
+    if not overwrite:
+        raise UserError(f"{out} holds an exported model: give --overwrite to replace it, or name another folder")
+
+
+def _check_installed(format: str, precision: str) -> None:
+    try:
+        import onnx  # noqa: F401
+
+        if format == "onnx":
+            import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise missing(str(error.name), "deploy") from error
+    if format == "openvino":
+        openvino_core()
+    if precision == "int8" and format == "openvino":
+        _nncf()
+
+
+def _nncf() -> Any:
+    # it reports its use to a server unless it takes itself to be in a test
+    os.environ.setdefault("NNCF_CI", "1")
+    try:
+        with _quiet():
+            import nncf
+    except ImportError as error:
+        raise missing("nncf", "deploy") from error
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+def write_network(
+    task: SegmentationTask,
+    size: tuple[int, int],
+    format: str,
+    precision: str,
+    folder: Path,
+    check: CheckImages,
+    reference: np.ndarray,
+    limits: Limits,
+) -> Path:
+    """Write the network's file or files into ``folder`` and return the one that a runtime opens.
+
+    Args:
+        task: the task
+        size: (h, w) of its images
+        format, precision: what to write
+        folder: where
+        check: images to calibrate int8 with
+        reference: the task's logits of ``check.images``, for int8 that must not cost accuracy
+        limits: what int8 may cost
+    """
+    path = folder / "model.onnx"
+    write_onnx(task, size, path)
+    if format == "onnx":
+        if precision == "int8":
+            _quantise_onnx(path, check)
+        return path
+    import openvino
+
+    network = openvino_core().read_model(path)
+    if precision == "int8":
+        network = _quantise_openvino(network, check, reference, task.threshold, limits)
+    # 16 bits halve the file; float32 must stay what it is
+    openvino.save_model(network, folder / "model.xml", compress_to_fp16=precision == "bf16")
+    del network
+    path.unlink()
+    return folder / "model.xml"
+
+
+def write_onnx(task: SegmentationTask, size: tuple[int, int], path: Path) -> None:
+    """Write a task's network as ONNX: input ``image`` ``uint8`` (B, 1, h, w), output ``logits``, B being free.
+
+    torch has two exporters. The older takes a second where the newer takes fifteen and folds BatchNorm by itself, but
+    lacks a few operators; the newer is used where it fails.
+
+    Raises:
+        UserError: neither can write this network
+    """
+    network = DeployedNetwork(task).eval()
+    example = torch.randint(0, 256, (2, 1, *size), dtype=torch.uint8)
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"], "opset_version": OPSET}
+    batch: dict[str, Any] = {"image": {0: "batch"}, "logits": {0: "batch"}}
+    with _quiet(), torch.no_grad():
+        try:
+            torch.onnx.export(network, (example,), str(path), **names, dynamic_axes=batch, dynamo=False)
+            return
+        except Exception as error:
+            first = error
+        try:
+            dynamic = {"image": {0: torch.export.Dim("batch", min=1, max=4096)}}
+            torch.onnx.export(
+                network, (example,), str(path), **names, dynamic_shapes=dynamic, dynamo=True, external_data=False
+            )
+        except ImportError as error:
+            raise missing(str(error.name), "deploy") from error
+        except Exception as error:
+            raise UserError(
+                f"torch cannot export {type(task.network).__name__} to ONNX: {one_line(error)} ({one_line(first)})"
+            ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings, log lines or progress of exporters: they describe their own insides."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _quantisation(nncf: Any) -> dict[str, Any]:
+    # CPUs without VNNI add products of 8 bits in 16 bits, which overflow: weights of 7 bits cannot
+    fix = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+    return {"preset": nncf.QuantizationPreset.MIXED, "advanced_parameters": fix}
+
+
+def _quantise_openvino(
+    network: Any, check: CheckImages, reference: np.ndarray, threshold: float, limits: Limits
+) -> Any:
+    """int8 weights and activations; layers that cost more Dice than ``limits`` allows stay as they are."""
+    nncf = _nncf()
+    assert check.calibration is not None
+    samples = nncf.Dataset([image[None, None] for image in check.calibration])
+    options = {**_quantisation(nncf), "subset_size": len(check.calibration)}
+    with _quiet():
+        quantised = nncf.quantize(network, samples, **options)
+    if check.masks is None:
+        return quantised
+    before = _dice(reference, check.masks, threshold)
+    if _largest_drop(before, _dice(_compiled_logits(quantised, check.images), check.masks, threshold)) <= (
+        limits.dice_drop
+    ):
+        return quantised
+    console.print("int8 costs too much Dice: looking for the layers that must stay in float32", highlight=False)
+    masks, decisive = check.masks, _decisive(before)
+
+    def validate(compiled: Any, images: Any) -> tuple[float, None]:
+        logits = np.concatenate([compiled(image)[0][:, 0] for image in images])
+        found = _dice(logits, masks, threshold)
+        return min(found[name] for name in decisive), None
+
+    with _quiet():
+        return nncf.quantize_with_accuracy_control(
+            network,
+            calibration_dataset=samples,
+            validation_dataset=nncf.Dataset([image[None, None] for image in check.images]),
+            validation_fn=validate,
+            max_drop=limits.dice_drop,
+            preset=options["preset"],
+            subset_size=options["subset_size"],
+            advanced_quantization_parameters=options["advanced_parameters"],
+        )
+
+
+def _compiled_logits(network: Any, images: np.ndarray) -> np.ndarray:
+    compiled = openvino_core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.concatenate([compiled(image[None, None])[0][:, 0] for image in images])
+
+
+def _quantise_onnx(path: Path, check: CheckImages) -> None:
+    """int8 by ONNX Runtime's own static quantisation; weights have 7 bits, as in :func:`_quantisation`."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Images(quantization.CalibrationDataReader):
+        def __init__(self, images: np.ndarray) -> None:
+            self._images = iter(images)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self._images, None)
+            return None if image is None else {"image": image[None, None]}
+
+    assert check.calibration is not None
+    prepared = path.with_name("prepared.onnx")
+    with _quiet():
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            prepared,
+            path,
+            Images(check.calibration),
+            per_channel=True,
+            reduce_range=True,
+            op_types_to_quantize=["Conv"],
+        )
+    prepared.unlink()
+
+
+def _dice(logits: np.ndarray, masks: np.ndarray, threshold: float) -> dict[str, float]:
+    return dice_by_convention(overlap(logits, masks, threshold), CONVENTIONS)
+
+
+def _decisive(dice: Mapping[str, float]) -> list[str]:
+    """The conventions that a drop is judged by, of those that the masks define."""
+    return [name for name in ("lesion", "empty_one") if name in dice]
+
+
+def _largest_drop(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    return max(before[name] - after[name] for name in _decisive(before))
+
+
+def _check(
+    exported: ExportedModel, reference: np.ndarray, check: CheckImages, limits: Limits, threshold: float
+) -> dict[str, Any]:
+    """What the written files give, by the side of the task; fails where that costs more than allowed.
+
+    Raises:
+        UserError: the probabilities or the Dice differ too much
+    """
+    precision = exported.metadata["precision"]
+    backend = exported_backend(exported)
+    logits = _runtime_logits(backend, check.images)
+    # bf16 arithmetic is the CPU's choice; what the file holds shows in float32
+    stored = logits if precision != "bf16" else _runtime_logits(_in_float32(exported), check.images)
+    if not np.isfinite(logits).all():
+        raise UserError(f"the exported model gives values that are no numbers ({check.origin}): nothing was written")
+    difference = largest_difference(stored, reference)
+    limit = MAX_DIFFERENCE[precision] if limits.difference is None else limits.difference
+    if limit is not None and difference > limit:
+        raise UserError(
+            f"the exported model's probabilities differ by {difference:.3g} from the network's and may by {limit:g} "
+            f"({check.origin}): nothing was written; --max_difference allows more"
+        )
+    before: dict[str, float] = {}
+    drop: dict[str, float] = {}
+    if check.masks is not None:
+        before, after = (_dice(values, check.masks, threshold) for values in (reference, logits))
+        drop = {name: before[name] - after[name] for name in before}
+        if _largest_drop(before, after) > limits.dice_drop:
+            name = max(_decisive(before), key=lambda one: drop[one])
+            raise UserError(
+                f"the export costs {100 * drop[name]:.2f} points of Dice ({name}, {check.origin}) and may cost "
+                f"{100 * limits.dice_drop:g}: nothing was written; --max_dice_drop allows more"
+            )
+    agreement = _dice(logits, (torch.from_numpy(reference).sigmoid() > threshold).numpy().astype(np.uint8), threshold)
+    return {
+        "images": check.origin,
+        "data_digest": check.data_digest,
+        "split_digest": check.split_digest,
+        "runtime": backend.name,
+        "difference": {"largest": difference, "limit": limit},
+        "dice": {
+            "float32": before,
+            "drop": drop,
+            "limit": limits.dice_drop,
+            "agreement_empty_one": agreement["empty_one"],
+        },
+    }
+
+
+def _in_float32(exported: ExportedModel) -> Backend:
+    from bustseg.deploy.backends import OpenVINOBackend
+
+    return OpenVINOBackend(exported.path, "f32")
+
+
+def _runtime_logits(backend: Backend, images: np.ndarray) -> np.ndarray:
+    """Logits of all images; the first also goes alone and in a batch of three, which must not matter."""
+    logits = logits_of(backend, images)
+    alone, three = backend(images[:1, None])[:, 0], backend(images[[0, 0, 0], None])[:, 0]
+    if not (np.allclose(alone[0], logits[0], atol=1e-3) and np.allclose(three[2], logits[0], atol=1e-3)):
+        raise UserError("the exported model's answer depends on the other images of a batch: nothing was written")
+    return logits
+
+
+def write_metadata(folder: Path, metadata: dict[str, Any]) -> None:
+    """Write ``bustseg.json``."""
+    (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+
+
+def describe(
+    task: SegmentationTask, size: tuple[int, int], format: str, precision: str, file: Path, folder: Path
+) -> dict[str, Any]:
+    """Content of ``bustseg.json`` but for the checks; writes ``model_card.md`` where the run is known."""
+    record = task.record or {}
+    network = record["config"]["model"]["network"]
+    metadata: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "notice": NOTICE,
+        "format": format,
+        "precision": precision,
+        "model": file.name,
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())
+        },
+        "input": {
+            "name": "image",
+            "type": "uint8",
+            "layout": "NCHW",
+            "channels": 1,
+            "image_size": list(size),
+            "resize": "stretched; averaged over areas where it shrinks, else bilinear (OpenCV)",
+        },
+        "output": {"name": "logits", "type": "float32", "resize": "bilinear, before the sigmoid"},
+        "threshold": task.threshold,
+        "flip": task.flip,
+        "classes": ["background", "lesion"],
+        "network": network.get("class_path") if isinstance(network, Mapping) else type(task.network).__name__,
+        "parameters": sum(parameter.numel() for parameter in task.network.parameters()),
+        "run_id": record.get("run_id"),
+        "git_commit": record.get("git_commit"),
+        "split": record["config"].get("data", {}).get("split"),
+        "split_digest": record.get("split_digest"),
+        "data_digest": record.get("data_digest"),
+        "conventions": EMPTY_MASK,
+        "figures": {},
+        "versions": {"trained": record.get("versions"), "exported": package_versions()},
+        "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if Path(str(metadata["split"])).is_absolute():  # a user's folders are nobody else's business
+        metadata["split"] = Path(metadata["split"]).name
+    known = _read_run(record.get("run_id"))
+    if known is not None:
+        run, validation = known
+        test = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+        metadata["figures"] = {
+            name: value for name, value in sorted({**validation, **test}.items()) if np.isfinite(value)
+        }
+        (folder / "model_card.md").write_text(model_card(run, validation), encoding="utf-8")
+    return metadata
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what writes and runs exported networks, as far as it is installed."""
+    found = {}
+    for name in ("bustseg", "torch", "onnx", "onnxruntime", "openvino", "nncf"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_run(run_id: str | None) -> tuple[Any, dict[str, float]] | None:
+    """The run that a checkpoint is from, and its validation metrics; None where the store in use has no such run."""
+    uri = tracking_uri()
+    if run_id is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
+        return None
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return read_run(MlflowClient(uri), run_id)
+    except (MlflowException, OSError):
+        return None
