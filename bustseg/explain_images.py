@@ -17,6 +17,7 @@ from bustseg.callbacks.explain import Case, details_figure, heat_scores
 from bustseg.checkpoint import load_task, read_checkpoint, resolve_checkpoint
 from bustseg.data.cache import decode
 from bustseg.data.sources import LABELS, Sample, natural_key
+from bustseg.data.sources.folders import IMAGE_SUFFIXES
 from bustseg.errors import UserError
 from bustseg.explain import (
     attention_maps,
@@ -31,7 +32,6 @@ from bustseg.metrics import overlap_scores
 from bustseg.progress import console, track
 from bustseg.task import RECORD, SegmentationTask
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _MASK = re.compile(r"_mask(_\d+)?$")  # BUSI's own names of masks, beside their images
 
 
