@@ -191,5 +191,6 @@ def image_range(images: Iterable[np.ndarray]) -> ImageRange:
     statistics = np.array([[value[0, 0] for value in cv2.meanStdDev(image)] for image in images])
     if not len(statistics):
         raise UserError("the range of the training images needs images")
-    low, high = statistics.min(axis=0).round(2), statistics.max(axis=0).round(2)
+    # rounded outwards, so that no training image is unlike itself
+    low, high = np.floor(100 * statistics.min(axis=0)) / 100, np.ceil(100 * statistics.max(axis=0)) / 100
     return ImageRange((float(low[0]), float(high[0])), (float(low[1]), float(high[1])))

@@ -21,8 +21,11 @@ from bustseg.data.sources.busi import MASK_STEM
 from bustseg.data.sources.folders import IMAGE_SUFFIXES
 from bustseg.errors import DataError, UserError
 
-HEAD = "predictions.json"
-"""File that marks a folder of predictions: its masks and overlays are no input."""
+TABLE = "predictions.csv"
+"""Table that marks a folder of predictions, whose masks and overlays are no input."""
+
+TABLE_START = "image,frame,mask,"
+"""What the table begins with."""
 
 _WILD = re.compile(r"[*?\[]")
 
@@ -178,7 +181,7 @@ class Inputs:
 
     def _walk(self, folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         real = folder.resolve()
-        if real in above or real == self.out or (folder / HEAD).is_file():
+        if real in above or real == self.out or _is_output(folder):
             return
         try:
             entries = self._listed(folder)
@@ -227,6 +230,14 @@ class Inputs:
                 yield Item(str(path), name, path)
             else:
                 yield Item(str(path), _frame_name(name, frame, frames), path, frame, frames)
+
+
+def _is_output(folder: Path) -> bool:
+    try:
+        with (folder / TABLE).open(errors="replace") as file:
+            return file.readline().startswith(TABLE_START)
+    except OSError:
+        return False
 
 
 def _is_dicom(path: Path) -> bool:

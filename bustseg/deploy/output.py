@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from filelock import FileLock, Timeout
 
-from bustseg.deploy.inputs import HEAD, Names
+from bustseg.deploy.inputs import TABLE, Names
 from bustseg.errors import UserError
 
-TABLE = "predictions.csv"
+HEAD = "predictions.json"
 
 COLUMNS = {
     "image": "file; for DICOM a pseudonym",
@@ -50,6 +50,7 @@ FOLDERS = {
 """Files of one image by their kind, ``{}`` standing for its name (of a segmentation: for the DICOM file's)."""
 
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_EXTRAS = ("overlays", "probabilities")
 _IDENTITY = ("model", "threshold", "postprocess", "calibration", "training_images", "image_size")
 
 
@@ -139,6 +140,11 @@ class Output:
                     raise UserError(
                         f"{self.folder} holds predictions of another {name} "
                         f"({_short(known[name])}, now {_short(own[name])}): name another --out, or --overwrite them"
+                    )
+            for name in _EXTRAS:
+                if own[name] and not known[name]:
+                    raise UserError(
+                        f"{self.folder} holds predictions without {name}: name another --out, or --overwrite them"
                     )
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read: name another --out, or --overwrite what is there") from error

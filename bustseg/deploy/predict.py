@@ -195,7 +195,7 @@ def _predict_into(output: Output, inputs: Inputs, predictor: Predictor, options:
                 output.add(row)
                 if row.get("error"):
                     count.failed += 1
-                    count.errors.append(f"{_told(item)}: {row['error']}")
+                    count.errors.append(_told(item, row["error"]))
                     del count.errors[_SHOWN_ERRORS:]
                 else:
                     count.written += 1
@@ -223,13 +223,15 @@ def _predict_into(output: Output, inputs: Inputs, predictor: Predictor, options:
     return _tell(output, count, looked_at, progress, segments)
 
 
-def _told(item: Item) -> str:
-    return item.image if item.frame is None else f"{item.image} frame {item.frame}"
+def _told(item: Item, error: str) -> str:
+    if item.image in error:
+        return error
+    return f"{item.image}: {error}" if item.frame is None else f"{item.image} frame {item.frame}: {error}"
 
 
 def _tell(output: Output, count: _Count, looked_at: int, progress: StreamProgress, segments: _Segments) -> int:
     """Say what was done; returns the exit code."""
-    rate = f" ({progress.rate:.1f} images/s)" if count.written + count.failed else ""
+    rate = f" ({progress.rate:.1f} images/s)" if count.written else ""
     lines = [f"{output.done} images in {output.folder}, {looked_at} to look at (predictions.csv says why){rate}"]
     if segments.written:
         lines.append(
@@ -417,7 +419,7 @@ def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     canvas = cv2.cvtColor(to_grey(picture), cv2.COLOR_GRAY2RGB) if picture.ndim == 2 else picture.copy()
     outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     width = max(1, round(min(mask.shape) / 250))
-    return cv2.drawContours(np.ascontiguousarray(canvas), outlines, -1, rgb(PREDICTION), width, cv2.LINE_AA)
+    return cv2.drawContours(np.ascontiguousarray(canvas), outlines, -1, rgb(PREDICTION), width)
 
 
 class _Segments:
