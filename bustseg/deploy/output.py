@@ -172,7 +172,7 @@ class Output:
         if not path.is_file():
             return
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            lines = (line for line in file if line.endswith("\n"))
+            lines = (line for line in file if line.endswith("\n") and "\0" not in line)
             for values in csv.reader(lines):
                 if len(values) == len(COLUMNS) and values != list(COLUMNS):
                     yield dict(zip(COLUMNS, values, strict=True))
