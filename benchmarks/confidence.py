@@ -49,8 +49,8 @@ def predicted(predictor: Predictor, samples: list[Sample], what: str) -> Iterato
         yield found, sample.read_mask((found.mask.shape[0], found.mask.shape[1]))
 
 
-def figures(dices: np.ndarray, confidence: np.ndarray, flagged: np.ndarray, low: float) -> dict[str, Any]:
-    """What confidence and flag say of images, and how far they are right."""
+def figures(dices: np.ndarray, confidence: np.ndarray, low: float) -> dict[str, Any]:
+    """What the confidence says of images, and how far it is right."""
     wrong = dices < low
     keep = np.argsort(-confidence)[: max(1, round(0.8 * len(dices)))]
     return {
@@ -60,11 +60,17 @@ def figures(dices: np.ndarray, confidence: np.ndarray, flagged: np.ndarray, low:
         "mean confidence": round(float(confidence.mean()), 4),
         "mean |confidence - Dice|": round(float(np.abs(confidence - dices).mean()), 4),
         f"AUROC of low confidence for Dice below {low:g}": auroc(-confidence, wrong),
+        "mean Dice of the 80 % most confident": round(float(dices[keep].mean()), 4),
+    }
+
+
+def flag_figures(dices: np.ndarray, flagged: np.ndarray, low: float) -> dict[str, Any]:
+    """What the flag says of images, and how far it is right."""
+    return {
         "flagged": int(flagged.sum()),
-        f"of those with Dice below {low:g}, flagged": int((flagged & wrong).sum()),
+        f"of those with Dice below {low:g}, flagged": int((flagged & (dices < low)).sum()),
         "mean Dice, flagged": round(float(dices[flagged].mean()), 4) if flagged.any() else None,
         "mean Dice, not flagged": round(float(dices[~flagged].mean()), 4) if (~flagged).any() else None,
-        "mean Dice of the 80 % most confident": round(float(dices[keep].mean()), 4),
     }
 
 
@@ -117,8 +123,9 @@ def main() -> None:
         "split": data.split_digest,
         "temperature": round(temperature, 4),
         "training_images": images.to_dict(),
-        "all": figures(columns["dice"], columns["confidence"], flagged, args.low),
-        "all, not calibrated": figures(columns["dice"], columns["uncalibrated"], flagged, args.low),
+        "all": figures(columns["dice"], columns["confidence"], args.low),
+        "all, not calibrated": figures(columns["dice"], columns["uncalibrated"], args.low),
+        "flag": flag_figures(columns["dice"], flagged, args.low),
         "reasons": {
             reason: {
                 "images": sum(reason in row["reasons"] for row in rows),
@@ -128,9 +135,8 @@ def main() -> None:
         },
     }
     if lesion.any():
-        report["with a lesion"] = figures(
-            columns["dice"][lesion], columns["confidence"][lesion], flagged[lesion], args.low
-        )
+        report["with a lesion"] = figures(columns["dice"][lesion], columns["confidence"][lesion], args.low)
+        report["flag, with a lesion"] = flag_figures(columns["dice"][lesion], flagged[lesion], args.low)
     print(json.dumps(report, indent=1))
     if args.json:
         Path(args.json).write_text(json.dumps({**report, "rows": rows}, indent=1))

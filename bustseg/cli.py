@@ -135,6 +135,8 @@ def _bench(args: argparse.Namespace) -> int:
         json_file=_path(args.json),
         markdown=_path(args.markdown),
     )
+
+
 def _predict(args: argparse.Namespace) -> int:
     from bustseg.deploy.predict import Options, predict
 

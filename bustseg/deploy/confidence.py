@@ -17,10 +17,10 @@ from scipy import optimize
 
 from bustseg.errors import UserError
 
-KEY = "calibration"
+CALIBRATION = "calibration"
 """Where a model's record keeps its temperature."""
 
-IMAGES_KEY = "training_images"
+TRAINING_IMAGES = "training_images"
 """Where a model's record keeps the range of the images that it was trained on, see :func:`image_range`."""
 
 LOW_CONFIDENCE = 0.75
@@ -51,7 +51,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.temperature, int | float) and 0 < self.temperature < float("inf")):
-            raise UserError(f"{KEY}.temperature is {self.temperature!r}: it must be a positive number")
+            raise UserError(f"{CALIBRATION}.temperature is {self.temperature!r}: it must be a positive number")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> Calibration | None:
@@ -63,7 +63,7 @@ class Calibration:
         if not settings:
             return None
         if "temperature" not in settings:
-            raise UserError(f"the model's {KEY} has no temperature, and this version knows nothing else")
+            raise UserError(f"the model's {CALIBRATION} has no temperature, and this version knows nothing else")
         return cls(settings["temperature"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class ImageRange:
         """Range of a model's record; what it does not name is not limited, but for blank images."""
         given = dict(settings or {})
         if unknown := given.keys() - {"mean", "contrast"}:
-            raise UserError(f"the model's {IMAGES_KEY} has {', '.join(unknown)}: only mean and contrast are known")
+            raise UserError(f"the model's {TRAINING_IMAGES} has {', '.join(unknown)}: only mean and contrast are known")
         return cls(**{key: (float(low), float(high)) for key, (low, high) in given.items()})
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class ImageRange:
 
 
 def image_range(images: Iterable[np.ndarray]) -> ImageRange:
-    """Range over training images, grey ``uint8`` (H, W) of the network's size, for :data:`IMAGES_KEY`.
+    """Range over training images, grey ``uint8`` (H, W) of the network's size, for :data:`TRAINING_IMAGES`.
 
     Raises:
         UserError: no images

@@ -15,7 +15,7 @@ import numpy as np
 
 from bustseg.errors import UserError
 
-KEY = "postprocess"
+POSTPROCESS = "postprocess"
 """Where a model's record keeps its settings."""
 
 KEEP = ("all", "largest")
@@ -42,9 +42,11 @@ class PostProcess:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_area_px_relative < 1:
-            raise UserError(f"{KEY}.min_area_px_relative is {self.min_area_px_relative}: it must lie from 0 to below 1")
+            raise UserError(
+                f"{POSTPROCESS}.min_area_px_relative is {self.min_area_px_relative}: it must lie from 0 to below 1"
+            )
         if self.keep not in KEEP:
-            raise UserError(f"{KEY}.keep is {self.keep!r}: use {' or '.join(KEEP)}")
+            raise UserError(f"{POSTPROCESS}.keep is {self.keep!r}: use {' or '.join(KEEP)}")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> PostProcess:
@@ -55,7 +57,9 @@ class PostProcess:
         """
         settings = dict(settings or {})
         if unknown := settings.keys() - {field.name for field in fields(cls)}:
-            raise UserError(f"the model asks for {KEY} {', '.join(sorted(unknown))}, which this version does not know")
+            raise UserError(
+                f"the model asks for {POSTPROCESS} {', '.join(sorted(unknown))}, which this version does not know"
+            )
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:

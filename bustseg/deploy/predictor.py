@@ -14,11 +14,9 @@ import numpy as np
 from bustseg.data.cache import resize_image
 from bustseg.data.sources import to_grey
 from bustseg.deploy.backends import Backend, TorchBackend, exported_backend
-from bustseg.deploy.confidence import IMAGES_KEY, Calibration, ImageRange
-from bustseg.deploy.confidence import KEY as CALIBRATION_KEY
+from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, ImageRange
 from bustseg.deploy.exported import METADATA, ExportedModel, is_exported, sha256
-from bustseg.deploy.postprocess import KEY as POSTPROCESS_KEY
-from bustseg.deploy.postprocess import PostProcess
+from bustseg.deploy.postprocess import POSTPROCESS, PostProcess
 from bustseg.deploy.prediction import Prediction
 from bustseg.errors import DataError, UserError
 
@@ -135,9 +133,9 @@ class Predictor:
             trained_size, trained_threshold = image_size or trained_image_size(self.task), self.task.threshold
         self.threshold = trained_threshold if threshold is None else threshold
         self.image_size = image_size or trained_size
-        self.postprocess = PostProcess.from_dict(record.get(POSTPROCESS_KEY))
-        self.calibration = Calibration.from_dict(record.get(CALIBRATION_KEY))
-        self.images = ImageRange.from_dict(record.get(IMAGES_KEY))
+        self.postprocess = PostProcess.from_dict(record.get(POSTPROCESS))
+        self.calibration = Calibration.from_dict(record.get(CALIBRATION))
+        self.images = ImageRange.from_dict(record.get(TRAINING_IMAGES))
 
     @cached_property
     def digest(self) -> str:
