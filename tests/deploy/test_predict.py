@@ -209,6 +209,20 @@ def test_confidence_and_post_processing_come_from_the_model(tmp_path: Path, bust
     assert (head["calibration"], head["postprocess"]["keep"]) == ({"temperature": 4.0}, "all")
 
 
+def test_an_export_carries_what_the_checkpoint_knows_of_its_masks(trained_run: TrainedRun, tmp_path: Path) -> None:
+    from bustseg.checkpoint import load_task
+    from bustseg.deploy.export import describe
+
+    task = load_task(trained_run.checkpoint)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    arguments = ((32, 32), "onnx", "fp32", tmp_path / "model.onnx", tmp_path)
+    own = {"postprocess": {"keep": "largest"}, "calibration": {"temperature": 1.5}}
+    assert not own.keys() & describe(task, *arguments).keys()
+    assert task.record is not None
+    task.record = {**task.record, **own}
+    assert own.items() <= describe(task, *arguments).items()
+
+
 def test_equal_names_stay_apart(model: Path, tmp_path: Path, bustseg: Bustseg) -> None:
     first, second = scene(), scene(top=5, left=5)
     a, b = save(tmp_path / "in/a/x.png", first), save(tmp_path / "in/b/x.png", second)
