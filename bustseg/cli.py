@@ -137,6 +137,22 @@ def _bench(args: argparse.Namespace) -> int:
     )
 
 
+def _predict(args: argparse.Namespace) -> int:
+    from bustseg.deploy.predict import Options, predict
+
+    options = Options(
+        threshold=args.threshold,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        overlays=args.overlays,
+        probabilities=args.probabilities,
+        dicom_seg=args.dicom_seg,
+        overwrite=args.overwrite,
+        recursive=args.recursive,
+    )
+    return predict(args.input, args.model, Path(args.out).expanduser(), options)
+
+
 def _ui(args: argparse.Namespace) -> int:
     from bustseg.tracking import open_store, tracking_uri
 
@@ -352,6 +368,42 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (export, bench):
         sub.add_argument("--data.root", dest="data_root", metavar="ROOT", help="the run's data, if they have moved")
         sub.add_argument("--images", metavar="DIR", help="images to check with instead (masks beside them, as in BUSI)")
+
+    predict = verb(
+        verbs,
+        "predict",
+        _predict,
+        "outline lesions in images of any number and size: masks, overlays and a table",
+        "bustseg predict scans/ --out predictions",
+    )
+    predict.add_argument(
+        "input", nargs="+", metavar="INPUT", help="PNG, JPEG, TIFF, BMP or DICOM files, folders of them, quoted globs"
+    )
+    predict.add_argument(
+        "--model", help="checkpoint, MLflow run id, runs:/RUN_ID, latest, or an exported folder (default: in the box)"
+    )
+    predict.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    predict.add_argument("--threshold", type=float, help="probability above which a pixel is lesion (default: model's)")
+    predict.add_argument("--batch_size", type=int, default=8, help="images per step of the network (default 8)")
+    predict.add_argument("--workers", type=int, help="threads that read, and as many that write (default: by cores)")
+    predict.add_argument("--no-overlays", dest="overlays", action="store_false", help="write no overlays")
+    predict.add_argument(
+        "--probabilities", action="store_true", help="write probabilities too (16 bit PNG, 65535 is 1)"
+    )
+    predict.add_argument(
+        "--dicom_seg", action="store_true", help="write DICOM SEG of DICOM files; they carry the patient's identity"
+    )
+    again = predict.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", dest="overwrite", action="store_false", default=False, help="go on with what DIR holds (default)"
+    )
+    again.add_argument("--overwrite", action="store_true", help="drop the predictions that DIR holds and begin anew")
+    predict.add_argument(
+        "--recursive",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="look into folders of folders (default: yes)",
+    )
 
     ui = verb(verbs, "ui", _ui, "open the MLflow UI on the project's store", "bustseg ui --port 5000")
     ui.add_argument("--uri", help="MLflow store (default: MLFLOW_TRACKING_URI or sqlite:///mlruns/mlflow.db)")

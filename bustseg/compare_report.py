@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
 
-from bustseg.callbacks.style import OUTLINES
+from bustseg.colours import OUTLINES
 from bustseg.compare import COMPARED, LOWER_IS_BETTER, SHOWN, Comparison, RunTable, compare, load_runs, read_groups
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS, overlap_scores

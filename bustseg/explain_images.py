@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from bustseg.callbacks.explain import Case, details_figure, heat_scores
 from bustseg.checkpoint import load_task, read_checkpoint, resolve_checkpoint
 from bustseg.data.cache import decode
 from bustseg.data.sources import LABELS, Sample, natural_key
+from bustseg.data.sources.busi import MASK_STEM
+from bustseg.data.sources.folders import IMAGE_SUFFIXES
 from bustseg.errors import UserError
 from bustseg.explain import (
     attention_maps,
@@ -30,9 +31,6 @@ from bustseg.explain import (
 from bustseg.metrics import overlap_scores
 from bustseg.progress import console, track
 from bustseg.task import RECORD, SegmentationTask
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-_MASK = re.compile(r"_mask(_\d+)?$")  # BUSI's own names of masks, beside their images
 
 
 def find_images(inputs: Iterable[Path]) -> list[Sample]:
@@ -48,11 +46,15 @@ def find_images(inputs: Iterable[Path]) -> list[Sample]:
         paths = [given]
         if given.is_dir():
             files = sorted(given.rglob("*"), key=lambda path: natural_key(str(path)))
-            paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not _MASK.search(path.stem)]
+            paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not MASK_STEM.match(path.stem)]
             if not paths:
                 raise UserError(f"{given} holds no images ({', '.join(IMAGE_SUFFIXES)})")
         for path in paths:
-            masks = [mask for mask in path.parent.glob("*.png") if _MASK.sub("", mask.stem) == path.stem != mask.stem]
+            masks = [
+                mask
+                for mask in path.parent.glob("*.png")
+                if (match := MASK_STEM.match(mask.stem)) and match["image"] == path.stem
+            ]
             label = path.parent.name if path.parent.name in LABELS else "unknown"
             found[path] = Sample(path.stem, path, tuple(sorted(masks)), label, source="files")
     return list(found.values())

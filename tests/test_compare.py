@@ -19,7 +19,7 @@ from mlflow.entities import Run
 from PIL import Image
 from scipy import stats
 
-from bustseg.callbacks.style import TRUTH
+from bustseg.colours import TRUTH
 from bustseg.compare import KNOWN, LOWER_IS_BETTER, RunTable, check_comparable, compare, load_runs, measures, parts
 from bustseg.compare_report import choose_images, describe, p_text, render, report, write_files
 from bustseg.errors import UserError

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bustseg.callbacks.panels import draw_panel, select_cases
-from bustseg.callbacks.style import OUTLINES
+from bustseg.colours import OUTLINES
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import LABELS
 from bustseg.explain import (

@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bustseg.callbacks.style import OUTLINES, PREDICTION, TRUTH, picture_grid, save
+from bustseg.callbacks.style import picture_grid, save
+from bustseg.colours import OUTLINES, PREDICTION, TRUTH
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import LABELS
 from bustseg.metrics import overlap_scores

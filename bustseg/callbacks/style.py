@@ -11,11 +11,6 @@ if TYPE_CHECKING:  # matplotlib takes a third of a second that a training need n
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRUTH, PREDICTION = "#35d0ff", "#ff9f1c"
-"""Outlines on grey images: cyan and orange stay apart for colour-blind readers, in print, and on the tissue."""
-
-OUTLINES = "truth cyan, prediction orange"
-
 SUBSETS = {"train": "#8c8c8c", "val": "#e08214", "test": "#1f5fa8"}
 """Colour of each subset's curve."""
 

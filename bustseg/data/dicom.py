@@ -59,7 +59,7 @@ class Header:
         shape: (rows, columns) of each
         box: the scanned region as (top, left, height, width), where the file names one
         spacing: size of a pixel in mm as (row, column), where the file names it
-        burned_in: the file says that its pixels show text that may name the patient
+        burned_in: the file says that its pixels show text that may name the patient; None where it says nothing
     """
 
     file: str
@@ -68,7 +68,7 @@ class Header:
     shape: tuple[int, int]
     box: tuple[int, int, int, int] | None
     spacing: tuple[float, float] | None
-    burned_in: bool
+    burned_in: bool | None
 
 
 def is_dicom(path: Path) -> bool:
@@ -166,7 +166,7 @@ def read_header(path: Path) -> Header:
             shape=shape,
             box=box,
             spacing=spacing,
-            burned_in=str(data.get("BurnedInAnnotation") or "").strip().upper() == "YES",
+            burned_in={"YES": True, "NO": False}.get(str(data.get("BurnedInAnnotation") or "").strip().upper()),
         )
 
 

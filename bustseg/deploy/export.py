@@ -36,7 +36,9 @@ from bustseg.deploy.check import (
     logits_of,
     overlap,
 )
+from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES
 from bustseg.deploy.exported import FORMAT_VERSION, FORMATS, METADATA, PRECISIONS, ExportedModel, sha256
+from bustseg.deploy.postprocess import POSTPROCESS
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS
 from bustseg.progress import console, error_console
@@ -492,6 +494,8 @@ def describe(
         "output": {"name": "logits", "type": "float32", "resize": "bilinear, before the sigmoid"},
         "threshold": task.threshold,
         "flip": task.flip,
+        # what a predictor does with the logits, where the checkpoint's record says so
+        **{key: record[key] for key in (POSTPROCESS, CALIBRATION, TRAINING_IMAGES) if key in record},
         "classes": ["background", "lesion"],
         "network": network.get("class_path") if isinstance(network, Mapping) else type(task.network).__name__,
         "parameters": sum(parameter.numel() for parameter in task.network.parameters()),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -14,38 +14,16 @@ import numpy as np
 from bustseg.data.cache import resize_image
 from bustseg.data.sources import to_grey
 from bustseg.deploy.backends import Backend, TorchBackend, exported_backend
-from bustseg.deploy.exported import ExportedModel, is_exported
+from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, ImageRange
+from bustseg.deploy.exported import METADATA, ExportedModel, is_exported, sha256
+from bustseg.deploy.postprocess import POSTPROCESS, PostProcess
+from bustseg.deploy.prediction import Prediction
 from bustseg.errors import DataError, UserError
 
 if TYPE_CHECKING:  # an exported model needs no torch, whose import takes seconds
     import torch
 
     from bustseg.task import SegmentationTask
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a network says of one image of H x W pixels.
-
-    Attributes:
-        mask: ``uint8`` (H, W), 1 where a lesion is predicted
-        probability: ``float32`` (H, W), each pixel's probability of belonging to a lesion
-        threshold: probability above which a pixel is in the mask
-    """
-
-    mask: np.ndarray
-    probability: np.ndarray
-    threshold: float
-
-    @property
-    def lesion_probability(self) -> float:
-        """The highest probability of a pixel; the mask is empty exactly when it is not above the threshold."""
-        return float(self.probability.max())
-
-    @property
-    def area_px(self) -> int:
-        """Pixels of the predicted lesion."""
-        return int(self.mask.sum())
 
 
 def as_grey(image: np.ndarray) -> np.ndarray:
@@ -110,6 +88,9 @@ class Predictor:
         backend: computes the network
         exported: the exported model, if it is one
         task: the task, if the model is no exported one
+        path: file that tells the model from all others: the checkpoint or the exported folder's metadata
+        postprocess, calibration, images: what the model's record says of its masks, its probabilities and the images
+            that it was trained on, see :mod:`bustseg.deploy.postprocess` and :mod:`bustseg.deploy.confidence`
 
     Raises:
         UserError: no such model, one whose runtime is not installed, or a task that knows no image size
@@ -124,12 +105,14 @@ class Predictor:
         threads: int | None = None,
         backend: Backend | None = None,
     ) -> None:
+        record: Mapping[str, Any]
         self.exported: ExportedModel | None = None
         self.task: SegmentationTask | None = None
+        self.path: Path | None = None
         if isinstance(model, str | Path) and is_exported(model):
             model = ExportedModel.read(model)
         if isinstance(model, ExportedModel):
-            self.exported = model
+            self.exported, self.path, record = model, model.folder / METADATA, model.metadata
             if str(device) != "cpu":
                 raise UserError(f"{model.folder} is exported for the CPU and cannot compute on {device}")
             if image_size not in (None, model.image_size):
@@ -140,13 +123,24 @@ class Predictor:
             from bustseg.checkpoint import load_task, resolve_checkpoint, trained_image_size
             from bustseg.task import SegmentationTask
 
-            self.task = (
-                model if isinstance(model, SegmentationTask) else load_task(resolve_checkpoint(str(model)), device)
-            )
+            if isinstance(model, SegmentationTask):
+                self.task = model
+            else:
+                self.path = resolve_checkpoint(str(model))
+                self.task = load_task(self.path, device)
+            record = self.task.record or {}
             self.backend = backend or TorchBackend(self.task, device)
             trained_size, trained_threshold = image_size or trained_image_size(self.task), self.task.threshold
         self.threshold = trained_threshold if threshold is None else threshold
         self.image_size = image_size or trained_size
+        self.postprocess = PostProcess.from_dict(record.get(POSTPROCESS))
+        self.calibration = Calibration.from_dict(record.get(CALIBRATION))
+        self.images = ImageRange.from_dict(record.get(TRAINING_IMAGES))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of :attr:`path`, 64 hex digits; empty for a task that came from no file."""
+        return "" if self.path is None else sha256(self.path)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """The network's view of an image: grey ``uint8`` of ``image_size``, resampled as the training's cache is."""
@@ -156,9 +150,21 @@ class Predictor:
         """Logits ``float32`` (B, 1, h, w) of prepared images, (h, w) being ``image_size``."""
         return self.backend(np.stack(prepared)[:, None])
 
-    @staticmethod
-    def _finish(logits: np.ndarray, shape: tuple[int, int], threshold: float) -> Prediction:
-        """Logits (1, h, w) to a prediction of ``shape`` (H, W); they are resampled before the sigmoid bends them."""
+    def finish(
+        self,
+        logits: np.ndarray,
+        shape: tuple[int, int],
+        threshold: float | None = None,
+        prepared: np.ndarray | None = None,
+    ) -> Prediction:
+        """Logits (1, h, w) to a prediction of ``shape`` (H, W); they are resampled before the sigmoid bends them.
+
+        Args:
+            logits: one of :meth:`logits`
+            shape: the image's own size
+            threshold: takes the place of the predictor's own
+            prepared: the image as :meth:`prepare` made it, to compare it with the training's
+        """
         plane = logits[0]
         if plane.shape != shape:  # as torch's bilinear interpolation without aligned corners
             plane = cv2.resize(plane, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
@@ -166,7 +172,8 @@ class Predictor:
         cv2.exp(probability, probability)
         probability += 1
         np.divide(1, probability, out=probability)
-        return Prediction((probability > threshold).view(np.uint8), probability, threshold)
+        cut = self.threshold if threshold is None else threshold
+        return Prediction.of(probability, cut, self.postprocess, self.calibration, prepared, self.images)
 
     def __call__(self, image: np.ndarray, threshold: float | None = None) -> Prediction:
         """Prediction for one image, see :func:`as_grey` for what it may be.
@@ -184,9 +191,8 @@ class Predictor:
         self, images: Iterable[np.ndarray], batch_size: int = 16, threshold: float | None = None
     ) -> Iterator[Prediction]:
         """Predictions for images of any, even different, sizes, in their order; holds one batch at a time."""
-        cut = self.threshold if threshold is None else threshold
         stream = iter(images)
         while chunk := list(islice(stream, batch_size)):
             prepared = [self.prepare(image) for image in chunk]
-            for image, logits in zip(chunk, self.logits(prepared), strict=True):
-                yield self._finish(logits, np.asarray(image).shape[:2], cut)
+            for image, view, logits in zip(chunk, prepared, self.logits(prepared), strict=True):
+                yield self.finish(logits, np.asarray(image).shape[:2], threshold, view)

@@ -258,7 +258,7 @@ def _tell_once(message: str, more: int) -> None:
 
 def natural_key(text: str) -> list[object]:
     """Sort key that puts ``benign (2)`` before ``benign (10)``."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", text)]
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", text)]
 
 
 def read_table(csv: Path, what: str) -> pd.DataFrame:

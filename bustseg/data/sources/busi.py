@@ -9,6 +9,9 @@ from pathlib import Path
 from bustseg.data.sources.base import Problem, Sample, Source, natural_key
 from bustseg.errors import DataError
 
+MASK_STEM = re.compile(r"^(?P<image>.+)_mask(_\d+)?$")
+"""Name of a mask file without its suffix; ``image`` is that of its image, which lies beside it."""
+
 
 class BUSI(Source):
     """Breast Ultrasound Images data set (Al-Dhabyani et al. 2020) in its official layout.
@@ -18,7 +21,6 @@ class BUSI(Source):
     """
 
     name = "busi"
-    _MASK = re.compile(r"^(?P<stem>.+)_mask(_\d+)?$")
 
     def default_root(self) -> Path | None:
         """The folder that the environment variable ``BUSI_ROOT`` names."""
@@ -40,9 +42,9 @@ class BUSI(Source):
             masks: dict[str, list[Path]] = {}
             images: list[Path] = []
             for path in folder.glob("*.png"):
-                match = self._MASK.match(path.stem)
+                match = MASK_STEM.match(path.stem)
                 if match:
-                    masks.setdefault(match["stem"], []).append(path)
+                    masks.setdefault(match["image"], []).append(path)
                 else:
                     images.append(path)
             for path in sorted(images, key=lambda image: natural_key(image.stem)):

@@ -1,0 +1,196 @@
+"""How far a mask can be trusted, and which images a person should look at. Formulas: docs/explanation/confidence.md.
+
+A network's probabilities are not frequencies: most networks are too sure. One number, the temperature T, corrects that;
+it is fitted on validation images and travels with the model as ``calibration: {temperature: T}``. Without it there is
+no confidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from scipy import optimize
+
+from bustseg.errors import UserError
+
+CALIBRATION = "calibration"
+"""Where a model's record keeps its temperature."""
+
+TRAINING_IMAGES = "training_images"
+"""Where a model's record keeps the range of the images that it was trained on, see :func:`image_range`."""
+
+LOW_CONFIDENCE = 0.75
+"""A mask of less is looked at."""
+
+NEAR_THRESHOLD = 0.15
+"""An image whose highest probability is this close to the threshold may as well have come out the other way."""
+
+TINY = 0.005
+"""Share of the image below which a lesion is tiny; of BUSI's 647 annotated masks 2 in 100 are smaller."""
+
+_LARGEST_LOGIT = 16.0  # beyond it float32 probabilities can no longer be told from 0 and 1
+_BINS = 4096
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What makes a model's probabilities frequencies.
+
+    Args:
+        temperature: logits are divided by it; above 1 the network was too sure
+
+    Raises:
+        UserError: not a positive number
+    """
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.temperature, int | float) and 0 < self.temperature < float("inf")):
+            raise UserError(f"{CALIBRATION}.temperature is {self.temperature!r}: it must be a positive number")
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any] | None) -> Calibration | None:
+        """Calibration of a model's record, None where it has none.
+
+        Raises:
+            UserError: a calibration that this version does not know
+        """
+        if not settings:
+            return None
+        if "temperature" not in settings:
+            raise UserError(f"the model's {CALIBRATION} has no temperature, and this version knows nothing else")
+        return cls(settings["temperature"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The calibration as plain types."""
+        return {"temperature": self.temperature}
+
+    def __call__(self, probability: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities, ``float32`` of the same shape."""
+        if self.temperature == 1:
+            return probability
+        return _sigmoid(_logit(probability) / np.float32(self.temperature))
+
+
+def _logit(probability: np.ndarray) -> np.ndarray:
+    inside = np.clip(np.asarray(probability, np.float32), 1e-7, 1 - 1e-7)
+    return np.log(inside) - np.log1p(-inside)
+
+
+def _sigmoid(logit: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logit))
+
+
+def fit_temperature(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Temperature that makes probabilities of validation images most likely: the least cross-entropy over all pixels.
+
+    Pixels are counted in a histogram of their logits, so that any number of images needs the same memory.
+
+    Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
+
+    Args:
+        pairs: probabilities (H, W) of a network that is not calibrated, and the masks (H, W) of 0 and 1
+
+    Raises:
+        UserError: no image, no lesion, or lesions only
+    """
+    counts = np.zeros((2, _BINS))
+    sums = np.zeros(_BINS)  # of logits, for the exact mean of each bin
+    for probability, mask in pairs:
+        if np.shape(probability) != np.shape(mask):
+            raise ValueError(f"probability {np.shape(probability)} and mask {np.shape(mask)} must have the same shape")
+        logit = np.clip(_logit(probability), -_LARGEST_LOGIT, _LARGEST_LOGIT).ravel()
+        position = ((logit + _LARGEST_LOGIT) * ((_BINS - 1) / (2 * _LARGEST_LOGIT))).astype(np.int64)
+        lesion = np.asarray(mask).ravel() > 0
+        sums += np.bincount(position, logit, _BINS)
+        for row, chosen in enumerate((~lesion, lesion)):
+            counts[row] += np.bincount(position[chosen], minlength=_BINS)
+    if not counts.any(axis=1).all():
+        raise UserError("a temperature needs validation images with lesion pixels and with others")
+    used = counts.sum(axis=0) > 0
+    logits, negatives, positives = sums[used] / counts[:, used].sum(axis=0), *counts[:, used]
+
+    def cross_entropy(log_temperature: float) -> float:
+        scaled = logits * np.exp(-log_temperature)
+        return float(positives @ np.logaddexp(0, -scaled) + negatives @ np.logaddexp(0, scaled)) / counts.sum()
+
+    found = optimize.minimize_scalar(cross_entropy, bounds=(np.log(0.02), np.log(50)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def mask_confidence(mask: np.ndarray, calibrated: np.ndarray) -> float:
+    """Confidence of a mask M under calibrated probabilities p: ``2 * sum(p over M) / (sum(p) + |M|)``.
+
+    If the pixels are lesion independently with p, this is (up to the order of a ratio and an expectation) the Dice that
+    the mask can expect. An empty mask has the probability ``1 - max(p)`` of being right about the pixel that is most
+    likely to be wrong.
+
+    Args:
+        mask: 0 and 1 (H, W)
+        calibrated: probabilities (H, W) from a :class:`Calibration`
+
+    Returns:
+        0 to 1
+    """
+    area = int(mask.sum())
+    if not area:
+        return 1 - float(calibrated.max())
+    inside = float(calibrated.sum(where=mask.astype(bool), dtype=np.float64))
+    return 2 * inside / (float(calibrated.sum(dtype=np.float64)) + area)
+
+
+@dataclass(frozen=True)
+class ImageRange:
+    """Brightness and contrast that a model's training images had, in grey levels of 0 to 255.
+
+    Attributes:
+        mean: lowest and highest mean of an image
+        contrast: lowest and highest standard deviation of an image
+    """
+
+    mean: tuple[float, float] = (0.0, 255.0)
+    contrast: tuple[float, float] = (5.0, 255.0)  # a blank image is like no training image
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any] | None) -> ImageRange:
+        """Range of a model's record; what it does not name is not limited, but for blank images."""
+        given = dict(settings or {})
+        if unknown := given.keys() - {"mean", "contrast"}:
+            raise UserError(f"the model's {TRAINING_IMAGES} has {', '.join(unknown)}: only mean and contrast are known")
+        return cls(**{key: (float(low), float(high)) for key, (low, high) in given.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The range as plain types."""
+        return {"mean": list(self.mean), "contrast": list(self.contrast)}
+
+    def unlike(self, prepared: np.ndarray) -> list[str]:
+        """What of an image, as the network sees it, lies outside the range."""
+        mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(prepared))
+        words = []
+        if not self.mean[0] <= mean <= self.mean[1]:
+            words.append(
+                "darker than the training images" if mean < self.mean[0] else "brighter than the training images"
+            )
+        if not self.contrast[0] <= deviation <= self.contrast[1]:
+            low = deviation < self.contrast[0]
+            words.append("less contrast than the training images" if low else "more contrast than the training images")
+        return words
+
+
+def image_range(images: Iterable[np.ndarray]) -> ImageRange:
+    """Range over training images, grey ``uint8`` (H, W) of the network's size, for :data:`TRAINING_IMAGES`.
+
+    Raises:
+        UserError: no images
+    """
+    statistics = np.array([[value[0, 0] for value in cv2.meanStdDev(image)] for image in images])
+    if not len(statistics):
+        raise UserError("the range of the training images needs images")
+    # rounded outwards, so that no training image is unlike itself
+    low, high = np.floor(100 * statistics.min(axis=0)) / 100, np.ceil(100 * statistics.max(axis=0)) / 100
+    return ImageRange((float(low[0]), float(high[0])), (float(low[1]), float(high[1])))

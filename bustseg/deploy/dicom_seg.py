@@ -1,0 +1,147 @@
+"""Masks as DICOM segmentation objects (SEG) that a PACS or viewer lays over the images that they were made from.
+
+The standard demands that a SEG repeats the patient's and study's data of its source, so this is the one output that
+carries an identity, and it is written only when asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bustseg import __version__
+from bustseg.data.dicom import _anonymous_errors, _pydicom
+from bustseg.errors import UserError
+
+_PATIENT_AND_STUDY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+
+
+def check() -> None:
+    """Raises a UserError where highdicom is not installed."""
+    try:
+        import highdicom  # noqa: F401
+    except ImportError as error:
+        raise UserError("writing DICOM SEG needs highdicom: pip install 'bustseg[dicom]'") from error
+
+
+def segmentation(source: Path, masks: Sequence[np.ndarray], model: str, settings: str) -> bytes:
+    """The DICOM file of a SEG for one ultrasound file.
+
+    Of a loop, frames without a lesion are not stored, but for the first where none has one. The same source, model and
+    settings give the same unique identifiers.
+
+    Args:
+        source: the DICOM file that the masks belong to
+        masks: a mask (H, W) of 0 and 1 for each of its frames, of the whole picture
+        model: digest of the model
+        settings: what else the masks depend on
+
+    Raises:
+        DataError: the file lacks what a SEG must repeat; the message names nothing of it
+        UserError: highdicom is not installed
+    """
+    check()
+    import highdicom
+    from highdicom.seg import SegmentationTypeValues, SegmentDescription
+    from pydicom.sr.codedict import codes
+    from pydicom.uid import UltrasoundImageStorage, generate_uid
+
+    logging.getLogger("highdicom").setLevel(logging.CRITICAL)
+    pydicom = _pydicom()
+    with _anonymous_errors("a DICOM file's segmentation"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote values
+        data = pydicom.dcmread(source, stop_before_pixels=True)
+        for name in _PATIENT_AND_STUDY:  # type 2: must be there, may be empty
+            if name not in data:
+                setattr(data, name, "")
+        kind, loop = data.SOPClassUID, "NumberOfFrames" in data
+        if loop:
+            # highdicom takes several frames only where they have positions in space, which frames of a loop have not
+            data.SOPClassUID = UltrasoundImageStorage
+            del data.NumberOfFrames
+
+        def uid(what: str) -> str:
+            return generate_uid(entropy_srcs=[str(data.SOPInstanceUID), model, settings, what])
+
+        lesion = SegmentDescription(
+            segment_number=1,
+            segment_label="Lesion",
+            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+            segmented_property_type=codes.SCT.Lesion,
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+                name="bustseg", family=codes.DCM.ArtificialIntelligence, version=f"{__version__} {model[:12]}"
+            ),
+            anatomic_regions=[codes.SCT.Breast],
+        )
+        segment = highdicom.seg.Segmentation(
+            source_images=[data],
+            pixel_array=masks[0].astype(np.uint8),
+            segmentation_type=SegmentationTypeValues.BINARY,
+            segment_descriptions=[lesion],
+            series_instance_uid=uid("series"),
+            series_number=9000,
+            sop_instance_uid=uid("instance"),
+            instance_number=1,
+            manufacturer="bustseg",
+            manufacturer_model_name="bustseg",
+            software_versions=__version__,
+            device_serial_number=model[:12],
+            content_label="LESION",
+            content_description="Research only, not a medical device",
+            series_description="Lesions by bustseg (research only)",
+            omit_empty_frames=False,
+        )
+        if loop:
+            _spread(segment, masks, kind)
+        buffer = BytesIO()
+        segment.save_as(buffer)
+        return buffer.getvalue()
+
+
+def _spread(segment: Any, masks: Sequence[np.ndarray], kind: str) -> None:
+    """Make the SEG of a loop out of one that has its first frame: a frame for each that has a lesion.
+
+    Each refers to its frame of the source, and frames are ordered by their position in time (PS3.3, C.7.6.16.2.2.1 and
+    C.7.6.17): ultrasound loops have no position in space that could order them.
+    """
+    from pydicom.pixels import pack_bits
+
+    stored = [index for index, mask in enumerate(masks) if mask.any()] or [0]
+    first = segment.PerFrameFunctionalGroupsSequence[0]
+    groups = []
+    for position, index in enumerate(stored, 1):
+        group = copy.deepcopy(first)
+        content = group.FrameContentSequence[0]
+        content.DimensionIndexValues = [1, position]
+        content.TemporalPositionIndex = index + 1
+        group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = index + 1
+        groups.append(group)
+    segment.PerFrameFunctionalGroupsSequence = groups
+    time = copy.deepcopy(segment.DimensionIndexSequence[0])
+    time.DimensionIndexPointer, time.FunctionalGroupPointer = 0x00209128, 0x00209111
+    time.DimensionDescriptionLabel = "Temporal Position Index"
+    segment.DimensionIndexSequence = [segment.DimensionIndexSequence[0], time]
+    segment.NumberOfFrames = len(stored)
+    for element in segment.iterall():
+        if element.keyword == "ReferencedSOPClassUID":
+            element.value = kind
+    # of all frames the bits follow each other without a gap
+    segment.PixelData = pack_bits(np.stack([masks[index] for index in stored]).astype(np.uint8).ravel(), pad=True)

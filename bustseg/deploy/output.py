@@ -1,0 +1,251 @@
+"""A folder of predictions that can be killed at any moment: files whole or not at all, a row only after its files."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from filelock import FileLock, Timeout
+
+from bustseg.deploy.inputs import TABLE, Names
+from bustseg.errors import UserError
+
+HEAD = "predictions.json"
+
+COLUMNS = {
+    "image": "file; for DICOM a pseudonym",
+    "frame": "position in a file of several images, from 0",
+    "mask": "file of the mask in this folder",
+    "width": "pixels of the input",
+    "height": "pixels of the input",
+    "area_px": "pixels of the mask",
+    "area_mm2": "area of the mask where the file says how large a pixel is",
+    "components": "8-connected parts of the mask",
+    "largest_component_px": "pixels of the largest of them",
+    "lesion_probability": "highest probability of a pixel",
+    "confidence": "calibrated; empty when the model is not calibrated",
+    "threshold": "probability above which a pixel is in the mask",
+    "look_at_this": "1 when a person should look at it",
+    "reason": "why, separated by semicolons",
+    "model": "first 12 digits of the model's digest",
+    "milliseconds": "from file to mask; the network's time is shared equally in its batch",
+    "error": "why there is no prediction",
+}
+"""Columns of the table and what they say."""
+
+FOLDERS = {
+    "masks": "masks/{}.png",
+    "overlays": "overlays/{}.png",
+    "probabilities": "probabilities/{}.png",
+    "segmentations": "segmentations/{}.dcm",
+}
+"""Files of one image by their kind, ``{}`` standing for its name (of a segmentation: for the DICOM file's)."""
+
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_EXTRAS = ("overlays", "probabilities")
+_IDENTITY = ("model", "threshold", "postprocess", "calibration", "training_images", "image_size")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there complete or not at all; folders are made."""
+    partial = path.with_name(f".{path.name[-200:]}.partial")
+    try:
+        try:
+            partial.write_bytes(content)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def png(image: np.ndarray) -> bytes:
+    """PNG of ``uint8`` or ``uint16``, (H, W), or (H, W, 3) in RGB; quick, little compressed."""
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1].tobytes()
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that there is no room, on the disk or in a quota."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class Output:
+    """The folder of a prediction, opened to go on with what is there or to begin anew.
+
+    Args:
+        folder: is made when it does not exist
+        head: what ``predictions.json`` says; what is there must be of the same model and settings
+        overwrite: drop what is there
+
+    Attributes:
+        done: rows that are there already
+        looked_at: how many of them a person should look at
+        names: names of their files
+
+    Raises:
+        UserError: ``folder`` is a file, cannot be written, is in use, or holds predictions of another kind
+    """
+
+    def __init__(self, folder: Path, head: Mapping[str, Any], overwrite: bool = False) -> None:
+        self.folder, self.head = folder, dict(head)
+        self.names = Names()
+        self.done = self.looked_at = 0
+        self._finished: set[int] = set()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".predictions.lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another process is writing predictions into {folder}") from None
+        except OSError as error:
+            if is_full(error):
+                raise
+            raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        try:
+            if overwrite:
+                self._drop()
+            self._check()
+            self._repair()
+            self._write_head()
+            self._file = os.open(folder / TABLE, os.O_WRONLY | os.O_APPEND)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _check(self) -> None:
+        path = self.folder / HEAD
+        if not path.is_file():
+            if (self.folder / TABLE).exists():
+                raise UserError(
+                    f"{self.folder} has a {TABLE} without its {HEAD}: name another --out, or --overwrite to drop it"
+                )
+            return
+        try:
+            known = json.loads(path.read_text())
+            own = json.loads(json.dumps(self.head))
+            for name in _IDENTITY:
+                if known[name] != own[name]:
+                    raise UserError(
+                        f"{self.folder} holds predictions of another {name} "
+                        f"({_short(known[name])}, now {_short(own[name])}): name another --out, or --overwrite them"
+                    )
+            for name in _EXTRAS:
+                if own[name] and not known[name]:
+                    raise UserError(
+                        f"{self.folder} holds predictions without {name}: name another --out, or --overwrite them"
+                    )
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} cannot be read: name another --out, or --overwrite what is there") from error
+
+    def _drop(self) -> None:
+        """Remove what the table names, and nothing else: the folder may hold the user's own files."""
+        for row in self._rows():
+            name = row["mask"].removeprefix("masks/").removesuffix(".png")
+            for file in [
+                *(self.file(kind, name) for kind in FOLDERS if name),
+                self.file("segmentations", row["image"]),
+            ]:
+                if file.resolve().is_relative_to(self.folder.resolve()):
+                    file.unlink(missing_ok=True)
+        for name in (TABLE, HEAD):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def file(self, kind: str, name: str) -> Path:
+        """Where a file of one of the :data:`FOLDERS` is, if it was written."""
+        return self.folder / FOLDERS[kind].format(name)
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        """Whole rows of the table that is there; a last line that was torn off is none."""
+        path = self.folder / TABLE
+        if not path.is_file():
+            return
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            lines = (line for line in file if line.endswith("\n") and "\0" not in line)
+            for values in csv.reader(lines):
+                if len(values) == len(COLUMNS) and values != list(COLUMNS):
+                    yield dict(zip(COLUMNS, values, strict=True))
+
+    def _repair(self) -> None:
+        """Keep the rows whose mask is there, so that all others are done again; errors too may have been mended."""
+        partial = self.folder / f".{TABLE}.partial"
+        with partial.open("wb") as file:
+            file.write(_line(list(COLUMNS)))
+            for row in self._rows():
+                key = (row["image"], row["frame"])
+                if row["error"] or hash(key) in self._finished or not _is_whole(self.folder / row["mask"]):
+                    continue
+                file.write(_line(list(row.values())))
+                self._finished.add(hash(key))
+                self.names.take(row["mask"].removeprefix("masks/").removesuffix(".png"), key)
+                self.done += 1
+                self.looked_at += row["look_at_this"] == "1"
+        os.replace(partial, self.folder / TABLE)
+
+    def _write_head(self) -> None:
+        content = json.dumps(self.head, indent=1, ensure_ascii=False, default=str).encode(errors="surrogateescape")
+        write_whole(self.folder / HEAD, content + b"\n")
+
+    def has(self, key: tuple[str, str]) -> bool:
+        """Whether file and frame are done."""
+        return hash(key) in self._finished
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row; its files must be there. A row that does not fit on the disk leaves no part of it."""
+        line = _line([row.get(column, "") for column in COLUMNS])
+        before = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(self._file, before)
+            raise
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """End with what is to be said of all, under ``summary`` of the head."""
+        try:
+            self.head["summary"] = dict(summary)
+            self._write_head()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let go of the folder as it is; a second call does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._lock.release()
+
+
+def _line(values: list[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a PNG is there to its end: after a crash of the machine a file may be empty."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:
+        return False
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping) and "digest" in value:
+        return f"{value.get('name', '')} {str(value['digest'])[:12]}".strip()
+    return str(value)

@@ -1,0 +1,92 @@
+"""What is done to a mask after the threshold: small components removed, only the largest kept, holes filled.
+
+The settings belong to a model: they were chosen on its validation images, and travel with it as a plain mapping under
+the key ``postprocess`` of a checkpoint's record or of an exported model's metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import cv2
+import numpy as np
+
+from bustseg.errors import UserError
+
+POSTPROCESS = "postprocess"
+"""Where a model's record keeps its settings."""
+
+KEEP = ("all", "largest")
+
+
+@dataclass(frozen=True)
+class PostProcess:
+    """A pure function from mask to mask; the default changes nothing.
+
+    Components are 8-connected, as the metrics count them.
+
+    Args:
+        min_area_px_relative: components smaller than this share of the image's pixels are removed
+        keep: ``all`` components, or only the ``largest`` (of several largest the uppermost)
+        fill_holes: pixels that a component encloses become part of it
+
+    Raises:
+        UserError: settings that cannot be used
+    """
+
+    min_area_px_relative: float = 0.0
+    keep: str = "all"
+    fill_holes: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_area_px_relative < 1:
+            raise UserError(
+                f"{POSTPROCESS}.min_area_px_relative is {self.min_area_px_relative}: it must lie from 0 to below 1"
+            )
+        if self.keep not in KEEP:
+            raise UserError(f"{POSTPROCESS}.keep is {self.keep!r}: use {' or '.join(KEEP)}")
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any] | None) -> PostProcess:
+        """Settings as :meth:`to_dict` wrote them; None is the default.
+
+        Raises:
+            UserError: a setting that this version does not know would be ignored silently
+        """
+        settings = dict(settings or {})
+        if unknown := settings.keys() - {field.name for field in fields(cls)}:
+            raise UserError(
+                f"the model asks for {POSTPROCESS} {', '.join(sorted(unknown))}, which this version does not know"
+            )
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain types."""
+        return asdict(self)
+
+    def __call__(self, mask: np.ndarray) -> np.ndarray:
+        """The mask, ``uint8`` of 0 and 1 (H, W), after the steps: holes filled, small ones removed, largest kept."""
+        if self == PostProcess() or not mask.any():
+            return mask
+        if self.fill_holes:
+            mask = _filled(mask)
+        areas, labels = labelled(mask)
+        kept = areas >= self.min_area_px_relative * mask.size
+        if self.keep == "largest" and kept.any():
+            kept &= np.arange(len(areas)) == np.argmax(np.where(kept, areas, 0))
+        return np.concatenate([[False], kept])[labels].astype(np.uint8)
+
+
+def labelled(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Areas of a mask's 8-connected components in pixels, and the map (H, W) of their numbers, from 1 on; 0 is none."""
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask, np.uint8), connectivity=8)
+    return statistics[1:, cv2.CC_STAT_AREA], labels
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    # the complement of 8-connected components is 4-connected; its part that reaches the border is no hole
+    outside = np.pad(1 - mask, 1, constant_values=1).astype(np.uint8)
+    _, labels = cv2.connectedComponents(outside, connectivity=4)
+    return (labels != labels[0, 0])[1:-1, 1:-1].astype(np.uint8)

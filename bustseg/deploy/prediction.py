@@ -1,0 +1,101 @@
+"""What a network says of one image: mask, probabilities, and everything that follows from the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from bustseg.deploy.confidence import LOW_CONFIDENCE, NEAR_THRESHOLD, TINY, Calibration, ImageRange, mask_confidence
+from bustseg.deploy.postprocess import PostProcess, labelled
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image of H x W pixels.
+
+    Attributes:
+        mask: ``uint8`` (H, W), 1 where a lesion is predicted
+        probability: ``float32`` (H, W), each pixel's probability of belonging to a lesion, as the network gives it
+        threshold: probability above which a pixel is in the mask
+        calibration: what makes the probabilities frequencies, where the model knows
+        unlike: what sets the image apart from the training's
+    """
+
+    mask: np.ndarray
+    probability: np.ndarray
+    threshold: float
+    calibration: Calibration | None = None
+    unlike: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        probability: np.ndarray,
+        threshold: float,
+        postprocess: PostProcess | None = None,
+        calibration: Calibration | None = None,
+        prepared: np.ndarray | None = None,
+        images: ImageRange | None = None,
+    ) -> Prediction:
+        """The prediction that probabilities (H, W) of the image's own size make.
+
+        Args:
+            probability: ``float32`` (H, W)
+            threshold: probability above which a pixel is in the mask
+            postprocess: what is done to the mask
+            calibration: the model's, if it has one
+            prepared: the image as the network saw it, to compare with ``images``
+            images: range of the training images
+        """
+        mask = (probability > threshold).view(np.uint8)
+        if postprocess is not None:
+            mask = postprocess(mask)
+        unlike = () if prepared is None else tuple((images or ImageRange()).unlike(prepared))
+        return cls(mask, probability, threshold, calibration, unlike)
+
+    @cached_property
+    def lesion_probability(self) -> float:
+        """The highest probability of a pixel; not above the threshold, the mask is empty."""
+        return float(self.probability.max())
+
+    @cached_property
+    def area_px(self) -> int:
+        """Pixels of the predicted lesion."""
+        return int(self.mask.sum())
+
+    @cached_property
+    def components(self) -> tuple[int, ...]:
+        """Areas in pixels of the mask's 8-connected components, the largest first."""
+        areas, _ = labelled(self.mask)
+        return tuple(sorted((int(area) for area in areas), reverse=True))
+
+    @cached_property
+    def confidence(self) -> float | None:
+        """How far the mask can be trusted (0 to 1), see :func:`bustseg.deploy.confidence.mask_confidence`.
+
+        None when the model was not calibrated: nothing stands in for it.
+        """
+        if self.calibration is None:
+            return None
+        return mask_confidence(self.mask, self.calibration(self.probability))
+
+    @cached_property
+    def look_at_this(self) -> tuple[str, ...]:
+        """Reasons why a person should look at this image; none when nothing speaks for it."""
+        reasons = []
+        if self.confidence is not None and self.confidence < LOW_CONFIDENCE:
+            reasons.append("low confidence")
+        if abs(self.lesion_probability - self.threshold) <= NEAR_THRESHOLD:
+            reasons.append("probability near the threshold")
+        if not self.area_px and self.lesion_probability > self.threshold:
+            reasons.append("only small components, removed")
+        if len(self.components) > 1:
+            reasons.append("several lesions")
+        if self.components and self.components[0] < TINY * self.mask.size:
+            reasons.append("tiny lesion")
+        edges = (self.mask[0], self.mask[-1], self.mask[:, 0], self.mask[:, -1])
+        if any(edge.any() for edge in edges):
+            reasons.append("touches the border")
+        return (*reasons, *self.unlike)

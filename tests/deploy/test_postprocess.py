@@ -1,0 +1,80 @@
+"""Masks after the threshold, by hand and against scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bustseg.deploy.postprocess import PostProcess
+from bustseg.errors import UserError
+
+EIGHT = np.ones((3, 3))
+
+
+def drawn(*rows: str) -> np.ndarray:
+    return np.array([[character == "#" for character in row] for row in rows], dtype=np.uint8)
+
+
+MASK = drawn(
+    "####......",
+    "#..#....#.",
+    "#..#...#..",
+    "####......",
+    ".........#",
+)  # a ring of 12 around 4, two pixels that touch at a corner, one alone; 50 pixels
+
+
+def test_the_default_changes_nothing() -> None:
+    assert PostProcess()(MASK) is MASK
+
+
+def test_small_components_go() -> None:
+    ring = MASK.copy()
+    ring[:, 4:] = 0
+    pair = MASK.copy()
+    pair[4, 9] = 0
+    # 2 of 50 pixels are 0.04: exactly that share stays
+    assert np.array_equal(PostProcess(min_area_px_relative=0.04)(MASK), pair)
+    assert np.array_equal(PostProcess(min_area_px_relative=0.041)(MASK), ring)
+    assert not PostProcess(min_area_px_relative=0.25)(MASK).any()
+    # with its hole filled the ring has 16 pixels, a share of 0.32
+    assert PostProcess(min_area_px_relative=0.25, fill_holes=True)(MASK).sum() == 16
+
+
+def test_the_largest_is_kept() -> None:
+    ring = MASK.copy()
+    ring[:, 4:] = 0
+    assert np.array_equal(PostProcess(keep="largest")(MASK), ring)
+    equal = drawn("##..##", "......")
+    assert np.array_equal(PostProcess(keep="largest")(equal), drawn("##....", "......"))
+    assert not PostProcess(keep="largest", min_area_px_relative=0.5)(MASK).any()
+    empty = np.zeros((3, 4), np.uint8)
+    assert np.array_equal(PostProcess(keep="largest", fill_holes=True)(empty), empty)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_masks_against_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = (rng.random((40, 57)) < rng.uniform(0.2, 0.6)).astype(np.uint8)
+    original = mask.copy()
+    filled = ndimage.binary_fill_holes(mask)
+    assert np.array_equal(PostProcess(fill_holes=True)(mask), filled.astype(np.uint8))
+    labels, n = ndimage.label(filled, EIGHT)
+    areas = ndimage.sum_labels(filled, labels, range(1, n + 1))
+    expected = np.isin(labels, 1 + np.flatnonzero(areas >= 0.01 * mask.size))
+    found = PostProcess(fill_holes=True, min_area_px_relative=0.01)(mask)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, expected.astype(np.uint8))
+    assert np.array_equal(mask, original), "the input is not changed"
+
+
+def test_settings_travel_as_plain_types_and_unknown_ones_are_refused() -> None:
+    settings = PostProcess(0.01, "largest", True)
+    assert PostProcess.from_dict(settings.to_dict()) == settings
+    assert PostProcess.from_dict(None) == PostProcess()
+    with pytest.raises(UserError, match="asks for postprocess dilate, which this version does not know"):
+        PostProcess.from_dict({"dilate": 3})
+    for bad in ({"min_area_px_relative": 1}, {"min_area_px_relative": -0.1}, {"keep": "smallest"}):
+        with pytest.raises(UserError, match="postprocess"):
+            PostProcess.from_dict(bad)
