@@ -10,7 +10,7 @@ import logging
 import platform
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -364,6 +364,30 @@ def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
     return cli
 
 
+class _ParsedCLI(BustsegCLI):
+    """A CLI that fills in the defaults and makes nothing."""
+
+    def instantiate_classes(self) -> None:
+        self._dump_config()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
+def resolve_config(args: list[str]) -> dict[str, Any]:
+    """Whole configuration of a fit as plain types, defaults filled in; nothing is made or looked up.
+
+    Raises:
+        UserError: a config, key or value that cannot be used
+    """
+    _check_configs(args)
+    try:
+        config = _ParsedCLI(["fit", *args]).config_dump
+    except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
+        raise _explain_parse_error(error) from error
+    return {key: value for key, value in config.items() if key not in ("config", "ckpt_path", "weights_only")}
+
+
 def _check_configs(args: list[str]) -> None:
     """Look at config files before the parser does, whose message does not name the file."""
     for path in (args[i + 1] for i, item in enumerate(args[:-1]) if item in ("--config", "-c")):
@@ -409,11 +433,20 @@ def train(verb: str, args: list[str]) -> int:
     return 0
 
 
-def run_verb(verb: str, args: list[str], tags: Mapping[str, str] | None = None) -> BustsegCLI:
+def run_verb(
+    verb: str,
+    args: list[str],
+    tags: Mapping[str, str] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> BustsegCLI:
     """Run `fit`, `validate` or `test` and return what it was run with: trainer (its metrics), model, data.
 
     Args:
         tags: further tags of the MLflow run
+        callbacks: further callbacks, which come before the others
+
+    Raises:
+        KeyboardInterrupt: the user stopped it
     """
     for name in (
         "lightning.pytorch.utilities.rank_zero",
@@ -427,12 +460,16 @@ def run_verb(verb: str, args: list[str], tags: Mapping[str, str] | None = None) 
     cli = build_cli(verb, args)
     if tags and isinstance(cli.trainer.logger, Tracker):
         cli.trainer.logger.tags = {**(cli.trainer.logger.tags or {}), **tags}
+    cli.trainer.callbacks = [*callbacks, *cli.trainer.callbacks]  # type: ignore[attr-defined]
     # before the run begins, so that data that cannot be used leave no run behind
     cli.datamodule.prepare_data()
     cli.datamodule.setup(verb)
     if verb != "fit":
         cli.config_init[verb].verbose = False  # the table below says each number's convention
-    LightningCLI._run_subcommand(cli, verb)
+    try:
+        LightningCLI._run_subcommand(cli, verb)
+    except SystemExit as error:  # Lightning's answer to Ctrl-C, which a caller with more runs to come has to know
+        raise KeyboardInterrupt from error
     _report(cli, verb)
     return cli
 
