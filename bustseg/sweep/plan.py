@@ -351,7 +351,8 @@ def _read(path: Path) -> SweepFile:
     parser.add_class_arguments(SweepFile, "sweep")
     content["space"] = content.get("space") or {}
     try:
-        return parser.instantiate_classes(parser.parse_object({"sweep": content})).sweep
+        # parsed and not instantiated: a class among the choices stays its class_path
+        return SweepFile(**parser.parse_object({"sweep": content}).as_dict()["sweep"])
     except (ArgumentError, TypeError, ValueError) as error:
         raise SweepError(f"{path}: {_flat(error)}") from error
 

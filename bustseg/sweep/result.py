@@ -42,7 +42,7 @@ def trial_table(plan: Plan, trials: list[FrozenTrial]) -> pd.DataFrame:
                 "trial": trial.number,
                 "state": trial.state.name,
                 plan.objective: result.get("value"),
-                "epoch": result.get("epoch"),
+                "best_epoch": result["epoch"] + 1 if result else None,
                 "epochs": result.get("epochs"),
                 **point(trial),
                 "seconds": round(trial.duration.total_seconds(), 2) if trial.duration else None,
@@ -149,7 +149,7 @@ def print_result(plan: Plan, trials: list[FrozenTrial]) -> None:
     frame = trial_table(plan, trials)
     short = plan.short_names()
     table = Table(title=f"{plan.study}: {plan.objective} of the best epoch ({plan.direction})")
-    columns = ["trial", "state", plan.objective, "epoch", *short, "seconds"]
+    columns = ["trial", "state", plan.objective, "best_epoch", *short, "seconds"]
     for column in columns:
         table.add_column(short.get(column, column), justify="left" if column == "state" else "right")
     for row in frame.head(SHOWN).to_dict("records"):

@@ -294,7 +294,9 @@ class SharedStudy:
                 trials = self.trials()
                 waiting = any(trial.state == TrialState.WAITING for trial in trials)
                 if waiting or (not self.plan.grid and counted(trials) < self.plan.total):
-                    trial = self.study.ask(self.plan.distributions)
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", UserWarning)  # that the heartbeat is not Optuna's own
+                        trial = self.study.ask(self.plan.distributions)
                     self._set(trial, OWNER, self.me)
                     self.storage.record_heartbeat(trial._trial_id)
                     return trial
