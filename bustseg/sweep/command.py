@@ -239,7 +239,11 @@ def _end(plan: Plan, study: SharedStudy, parent: Tracker, failed: int) -> int:
     parent.log_metrics(metrics)
     parent.finalize("success" if best is not None else "failed")
     result.print_result(plan, trials)
-    console.print(f"run {parent.run_id}  experiment {plan.base['tracking']['experiment']}  store {parent.uri}", highlight=False, markup=False)
+    console.print(
+        f"run {parent.run_id}  experiment {plan.base['tracking']['experiment']}  store {parent.uri}",
+        highlight=False,
+        markup=False,
+    )
     if best is None:
         raise SweepError(f"no trial of {plan.study} finished: their reasons are above")
     console.print(

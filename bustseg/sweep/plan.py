@@ -409,9 +409,10 @@ def _instance(base: type, spec: Any, what: str) -> Any:
     except Exception as error:  # jsonargparse's, and whatever the class itself raises
         name = spec.get("class_path") if isinstance(spec, dict) else spec
         module = optuna.samplers if base is BaseSampler else optuna.pruners
-        known = [one for one in module.__all__ if one.endswith(base.__name__.removeprefix("Base"))]
+        ending = base.__name__.removeprefix("Base")
+        known = [one for one in module.__all__ if one.endswith(ending) and not one.startswith("Base")]
         if name not in known and str(name).rpartition(".")[2] not in known:
-            known = difflib.get_close_matches(str(name).rpartition(".")[2], known, n=1, cutoff=0.6) or known
+            known = difflib.get_close_matches(str(name).rpartition(".")[2], known, n=1, cutoff=0.8) or known
             raise SweepError(f"unknown {what} {name}: Optuna has {', '.join(known)}") from error
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
         raise SweepError(f"{what} {name}: {lines[-1] if lines else type(error).__name__}") from error
