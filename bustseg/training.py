@@ -135,7 +135,7 @@ class BustsegCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Only the verb that is asked for: each verb's parser takes a tenth of a second, which a sweep pays per trial."""
+        """Only the verb that is asked for: each verb's parser takes a tenth of a second, for every trial of a sweep."""
         return {verb: skip for verb, skip in LightningCLI.subcommands().items() if verb == self._verb}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -599,7 +599,12 @@ def test_a_worker_ends_with_its_supervisor(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_termination_counts_as_ctrl_c() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), workers.termination_is_interrupt():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
+
+    def stopped() -> None:
+        with workers.termination_is_interrupt():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert signal.getsignal(signal.SIGTERM) == before
