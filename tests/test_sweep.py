@@ -585,15 +585,15 @@ def test_a_worker_ends_with_its_supervisor(monkeypatch: pytest.MonkeyPatch) -> N
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     read, write_end = os.pipe()
-    with os.fdopen(read, "rb") as stream:
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
-        workers.follow_supervisor()
-        time.sleep(0.2)
-        assert not codes
-        os.close(write_end)
-        deadline = time.monotonic() + 10
-        while not codes and time.monotonic() < deadline:
-            time.sleep(0.01)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(fileno=lambda: read))
+    workers.follow_supervisor()
+    time.sleep(0.2)
+    assert not codes
+    os.close(write_end)
+    deadline = time.monotonic() + 10
+    while not codes and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.close(read)
     assert codes == [130]
 
 

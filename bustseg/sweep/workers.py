@@ -56,8 +56,11 @@ def follow_supervisor() -> None:
     """End this worker when its supervisor is gone, which shows in the end of standard input."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # not through sys.stdin, whose lock this thread would still hold when the interpreter ends
+        os.read(stdin, 1)
         os._exit(130)
+
+    stdin = sys.stdin.fileno()
 
     threading.Thread(target=wait, daemon=True).start()
 
@@ -141,7 +144,8 @@ class Workers:
     def stop(self) -> None:
         """Stop the workers as Ctrl-C does, and end those that do not answer."""
         for worker in self.running.values():
-            worker.send_signal(signal.SIGINT)
+            # not SIGINT, which what a shell starts in the background ignores
+            worker.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         for worker in self.running.values():
             try:
