@@ -57,7 +57,10 @@ def sweep(args: list[str]) -> int:
         study.open(resume)
         parent = _parent(plan, study)
         if supervisor is not None:
-            return _work(plan, study, parent)
+            try:
+                return _work(plan, study, parent)
+            except KeyboardInterrupt:  # which the supervisor reports
+                return 130
         _settle_runs(study, parent)
         console.print(
             f"study {plan.study}  {plan.total} trials  storage {study.shown_url}  run {parent.run_id}",
