@@ -156,7 +156,7 @@ class SharedStudy:
                     grace_period=GRACE,
                 )
         except ImportError as error:
-            extra = ": pip install 'bustseg[postgres]'" if self.url.get_backend_name() == "postgresql" else ""
+            extra = ": pip install 'bustseg[server]'" if self.url.get_backend_name() == "postgresql" else ""
             raise SweepError(f"no driver for {self.shown_url} ({one_line(error)}){extra}") from error
         except (SQLAlchemyError, OptunaError, OSError, RuntimeError) as error:
             raise SweepError(f"cannot use the storage {self.shown_url}: {one_line(error)}") from error
