@@ -226,6 +226,23 @@ def _parser() -> argparse.ArgumentParser:
     cv.add_argument("--folds", type=int, help="number of folds (default: data.folds, 5)")
     cv.add_argument("--resume", action="store_true", help="skip finished folds and continue the interrupted one")
 
+    sweep = verb(
+        verbs,
+        "sweep",
+        None,
+        "search hyper-parameters: a fit per point, by grid or any Optuna sampler; takes every option of fit as well",
+        "bustseg sweep --config configs/sweeps/paper_grid.yaml --workers 2",
+    )
+    sweep.add_argument("--config", metavar="FILE", help="the sweep: fit config, space, sampler, objective")
+    sweep.add_argument("--workers", type=int, help="processes on this machine, a GPU each (default 1)")
+    sweep.add_argument(
+        "--resume", action="store_true", help="go on with a study, or join it: finished trials are not repeated"
+    )
+    sweep.add_argument("--study", metavar="NAME", help="another study than the file's (default: the file's name)")
+    sweep.add_argument(
+        "--storage", metavar="URL", help="Optuna storage (default: OPTUNA_STORAGE or sqlite:///mlruns/optuna.db)"
+    )
+
     data = verbs.add_parser("data", help="make, check and split data", description="make, check and split data")
     data_verbs = data.add_subparsers(dest="data_verb", metavar="VERB", required=True)
     phantom = verb(
@@ -425,6 +442,10 @@ def run(args: Sequence[str]) -> int:
         from bustseg.cross_validation import cross_validate
 
         return cross_validate(list(args[1:]))
+    if args and args[0] == "sweep" and not {"-h", "--help"} & set(args):
+        from bustseg.sweep import sweep
+
+        return sweep(list(args[1:]))
     namespace = _parser().parse_args(list(args))
     return namespace.function(namespace)
 

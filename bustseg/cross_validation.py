@@ -18,10 +18,10 @@ from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.splits import read_split
 from bustseg.errors import UserError
 from bustseg.progress import console
-from bustseg.tracking import Tracker
+from bustseg.tracking import PARENT_TAG, Tracker, child_runs, newest_run
 from bustseg.training import BustsegCLI, build_cli, one_value, run_verb
 
-PARENT, FOLD, KEY = "mlflow.parentRunId", "cv.fold", "cv.key"
+FOLD, KEY = "cv.fold", "cv.key"
 _SHOWN = (
     "dice_lesion",
     "dice_paper",
@@ -69,7 +69,7 @@ def cross_validate(args: list[str]) -> int:
         for fold in numbers:
             console.rule(f"fold {fold} ({numbers.index(fold) + 1} of {len(numbers)})")
             own = [*rest, *options, "--data.fold", str(fold)]
-            tags = {PARENT: str(parent.run_id), FOLD: str(fold), "cv.split": plan.datamodule.split_scheme}
+            tags = {PARENT_TAG: str(parent.run_id), FOLD: str(fold), "cv.split": plan.datamodule.split_scheme}
             results[fold] = _one_fold(own, tags, known.get(fold))
     except BaseException as error:
         parent.killed = isinstance(error, KeyboardInterrupt)
@@ -117,27 +117,11 @@ def _parent(plan: BustsegCLI, key: str, folds: list[int], resume: bool) -> tuple
     if resume:
         tracker = Tracker(**options, run_name=name)
         client = tracker._mlflow_client
-        experiment = client.get_experiment_by_name(options["experiment"])
-        found = (
-            client.search_runs(
-                [experiment.experiment_id],
-                filter_string=f"tags.`{KEY}` = '{key}'",
-                order_by=["attributes.start_time DESC"],
-                max_results=1,
-            )
-            if experiment
-            else []
-        )
-        if experiment and found:
-            run_id = found[0].info.run_id
-            children = client.search_runs(
-                [experiment.experiment_id],
-                filter_string=f"tags.`{PARENT}` = '{run_id}'",
-                order_by=["attributes.start_time ASC"],
-            )
-            parent = Tracker(**options, run_name=name, run_id=run_id)
+        found = newest_run(client, options["experiment"], KEY, key)
+        if found is not None:
+            parent = Tracker(**options, run_name=name, run_id=found.info.run_id)
             parent.reopen()
-            return parent, {int(run.data.tags[FOLD]): run for run in children if FOLD in run.data.tags}
+            return parent, {int(run.data.tags[FOLD]): run for run in child_runs(client, found) if FOLD in run.data.tags}
         console.print("there is no cross-validation of this configuration to resume: starting anew")
     tags = {**(options.pop("tags", None) or {}), KEY: key, "cv.folds": str(len(folds))}
     parent = Tracker(**options, run_name=f"{name} ({len(folds)} folds)", tags=tags)

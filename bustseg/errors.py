@@ -19,3 +19,7 @@ class TrainingError(UserError):
 
 class TrackingError(UserError):
     """An MLflow store that cannot be used."""
+
+
+class SweepError(UserError):
+    """A sweep whose file, study or storage cannot be used."""

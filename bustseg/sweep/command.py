@@ -1,0 +1,259 @@
+"""`bustseg sweep`: from its arguments to its result."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from bustseg.errors import SweepError
+from bustseg.progress import console, error_console
+from bustseg.sweep import result
+from bustseg.sweep.plan import Plan, put, read_plan
+from bustseg.sweep.study import FAILURE, PRUNED, RESULT, SharedStudy, interrupted
+from bustseg.sweep.trial import known_metrics, run_trial, settle_runs, unknown_metric
+from bustseg.sweep.workers import Workers, follow_supervisor, termination_is_interrupt, threads_each
+from bustseg.tracking import Tracker, child_runs, newest_run
+from bustseg.training import build_cli, one_value
+
+TOKEN = "sweep.token"
+"""Tag of a sweep's parent run: which study it belongs to."""
+
+
+def sweep(args: list[str]) -> int:
+    """`bustseg sweep`: its own options, and any of `fit`'s for every trial.
+
+    Raises:
+        UserError: a file, study or storage that cannot be used
+        KeyboardInterrupt: the user stopped it; what was running is back in line
+    """
+    own = [item for item in args if item != "--resume"]
+    resume = "--resume" in args
+    workers_text, own = one_value(own, "--workers")
+    supervisor, own = one_value(own, "--worker_of")
+    workers = _number("--workers", workers_text or "1")
+    config, rest = one_value(own, "--config")
+    if config is None:
+        raise SweepError("no sweep: name its file (--config configs/sweeps/paper_grid.yaml)")
+    study_name, rest = one_value(rest, "--study")
+    storage, rest = one_value(rest, "--storage")
+    if any(item.partition("=")[0] == "--ckpt_path" for item in rest):
+        raise SweepError("every trial trains anew, so a sweep takes no --ckpt_path")
+    if supervisor is not None:
+        follow_supervisor()
+        rest = [*rest, "--trainer.enable_progress_bar", "false"]
+    plan = read_plan(Path(config).expanduser(), rest, study_name, storage)
+    _check_objective(plan)
+    with termination_is_interrupt():
+        study = SharedStudy(plan, int(supervisor) if supervisor else None)
+        if not study.exists:
+            if resume:
+                console.print(f"there is no study {plan.study} to resume: starting it")
+            _rehearse(plan)
+        study.open(resume)
+        parent = _parent(plan, study)
+        if supervisor is not None:
+            try:
+                return _work(plan, study, parent)
+            except KeyboardInterrupt:  # which the supervisor reports
+                return 130
+        _settle_runs(study, parent)
+        console.print(
+            f"study {plan.study}  {plan.total} trials  storage {study.shown_url}  run {parent.run_id}",
+            highlight=False,
+            markup=False,
+        )
+        failed = 0
+        try:
+            if workers == 1:
+                _work(plan, study, parent)
+            elif study.open_trials():
+                failed = _supervise(plan, study, own, workers)
+        except BaseException as error:
+            _stopped(study, parent, isinstance(error, KeyboardInterrupt))
+            raise
+        return _end(plan, study, parent, failed)
+
+
+def _number(option: str, text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise SweepError(f"{option} is {text}: give a whole number of at least 1")
+    return int(text)
+
+
+def _check_objective(plan: Plan) -> None:
+    if not plan.base["trainer"]["callbacks"]:  # which may log what they like
+        known = known_metrics()
+        if plan.objective not in known:
+            raise unknown_metric(plan.objective, known)
+
+
+def _rehearse(plan: Plan) -> None:
+    """Make everything of the first trial but run nothing: missing data or weights would fail every trial alike."""
+    first = {dimension.key: dimension.first for dimension in plan.dimensions}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "first.yaml"
+        path.write_text(yaml.safe_dump(plan.config(first)))
+        cli = build_cli("fit", ["--config", str(path), "--trainer.devices", "1"])
+    if not isinstance(cli.trainer.logger, Tracker):
+        raise SweepError(
+            "a sweep keeps its trials in MLflow: leave trainer.logger and trainer.fast_dev_run as they are"
+        )
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("fit")
+
+
+def _parent(plan: Plan, study: SharedStudy) -> Tracker:
+    """The sweep's own run, the same for all who work on the study."""
+    from mlflow.exceptions import MlflowException
+
+    options: dict[str, Any] = {**plan.base["tracking"], "run_name": f"sweep {plan.study}"}
+    tags = {**(options.pop("tags", None) or {})}
+    with study.lock():
+        attrs = study.study.user_attrs
+        run_id = attrs.get("mlflow_run_id")
+        if run_id is None:
+            # one whose id could not be written down any more
+            client = Tracker(**options)._mlflow_client
+            found = newest_run(client, options["experiment"], TOKEN, attrs["token"])
+            tags |= {TOKEN: attrs["token"], "sweep.study": plan.study, "sweep.objective": plan.objective}
+            parent = Tracker(**options, tags=tags, run_id=found.info.run_id if found else None)
+            parent.log_config({**plan.base, **_described(plan)})
+            parent.log_file(plan.path)
+            study.study.set_user_attr("mlflow_run_id", parent.run_id)
+            return parent
+        parent = Tracker(**options, run_id=run_id)
+    try:
+        run = parent.experiment.get_run(run_id)
+    except MlflowException as error:
+        raise SweepError(
+            f"the run {run_id} of study {plan.study} is not in {parent.uri}: set MLFLOW_TRACKING_URI to the store that "
+            "the sweep began with"
+        ) from error
+    if run.info.status != "RUNNING":
+        if study.open_trials():
+            parent.reopen()
+        else:
+            parent.final_status = run.info.status
+    return parent
+
+
+def _described(plan: Plan) -> dict[str, Any]:
+    """The sweep in its run's parameters."""
+    space = {key: str(distribution) for key, distribution in plan.distributions.items()}
+    described: dict[str, Any] = {"sweep": {"objective": plan.objective, "direction": plan.direction}}
+    described["sweep"]["sampler"] = "grid" if plan.grid else str(plan.sampler_spec)
+    described["sweep"]["pruner"] = str(plan.pruner_spec)
+    put(described, "sweep.trials", plan.total)
+    described["sweep"]["space"] = space
+    return described
+
+
+def _settle_runs(study: SharedStudy, parent: Tracker) -> None:
+    client = parent.experiment
+    with study.lock():
+        settle_runs(client, child_runs(client, client.get_run(parent.run_id)), study.trials())
+
+
+def _work(plan: Plan, study: SharedStudy, parent: Tracker) -> int:
+    """Run trials until none is left for this process."""
+    try:
+        while (trial := study.claim()) is not None:
+            start = time.perf_counter()
+            with study.heartbeat(trial):
+                ended = run_trial(plan, study, trial, str(parent.run_id))
+            _say(plan, study, ended, time.perf_counter() - start)
+    except BaseException:
+        study.release()
+        raise
+    return 0
+
+
+def _say(plan: Plan, study: SharedStudy, trial: FrozenTrial, seconds: float) -> None:
+    """One line for a finished trial."""
+    trials = study.trials()
+    done = sum(one.state.is_finished() and not interrupted(one) for one in trials)
+    found = trial.user_attrs.get(RESULT, {})
+    words = [f"trial {trial.number}", trial.state.name]
+    if found:
+        words.append(f"{plan.objective} {found['value']:.4f} in epoch {found['epoch'] + 1} of {found['epochs']}")
+    words.append(plan.label(trial.params))
+    if why := trial.user_attrs.get(FAILURE) or trial.user_attrs.get(PRUNED):
+        words.append(f"({why})")
+    words += [f"{seconds:.1f} s", f"[{done}/{plan.total}]"]
+    console.print("  ".join(words), highlight=False, markup=False)
+
+
+def _supervise(plan: Plan, study: SharedStudy, args: list[str], count: int) -> int:
+    workers = Workers(args, count, study, plan.base["trainer"]["accelerator"] not in ("cpu", "mps"))
+    if workers.devices:
+        console.print(f"{count} workers on GPUs {', '.join(workers.devices)}")
+        if count > len(workers.devices):
+            error_console.print(f"[yellow]warning:[/] {count} workers share {len(workers.devices)} GPUs")
+    else:
+        console.print(f"{count} workers with {threads_each(count)} threads each")
+    return workers.run()
+
+
+def _stopped(study: SharedStudy, parent: Tracker, by_user: bool) -> None:
+    """Leave a study that can be resumed, and no run that looks as if it went on."""
+    with study.lock():
+        study.settle()
+        trials = study.trials()
+    _settle_runs(study, parent)
+    if not any(trial.state == TrialState.RUNNING for trial in trials):
+        parent.killed = by_user
+        parent.finalize("failed")
+    done = sum(trial.state.is_finished() and not interrupted(trial) for trial in trials)
+    console.print(f"{done} of {study.plan.total} trials are done; the same command with --resume goes on")
+
+
+def _end(plan: Plan, study: SharedStudy, parent: Tracker, failed: int) -> int:
+    """Write and print the result when all is done, else say what is left."""
+    left = study.open_trials()
+    trials = study.trials()
+    running = sum(trial.state == TrialState.RUNNING for trial in trials)
+    if running:
+        console.print(
+            f"nothing left to do here; {running} trials still run elsewhere, whose last worker ends the sweep"
+        )
+        return 0
+    if left:
+        _stopped(study, parent, by_user=False)
+        raise SweepError(f"{failed} workers ended by an error, see above")
+    _settle_runs(study, parent)
+    folder = result.write_result(plan, trials)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            parent.log_file(path, "plots" if path.parent.name == "plots" else "")
+    counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
+    counts["interrupted"] = sum(map(interrupted, trials))
+    counts["fail"] -= counts["interrupted"]
+    metrics = {f"sweep/{name}": float(counts[name]) for name in ("complete", "pruned", "fail", "interrupted")}
+    metrics |= {f"sweep/importance/{name}": share for name, share in result.importances(plan, trials).items()}
+    best = result.best_trial(plan, trials)
+    if best is not None:
+        metrics["sweep/objective"] = float(best.value or 0)
+        parent.set_tags({"sweep.best_trial": best.number, "sweep.best_run": best.user_attrs.get("mlflow_run_id")})
+    parent.log_metrics(metrics)
+    parent.finalize("success" if best is not None else "failed")
+    result.print_result(plan, trials)
+    console.print(
+        f"run {parent.run_id}  experiment {plan.base['tracking']['experiment']}  store {parent.uri}",
+        highlight=False,
+        markup=False,
+    )
+    if best is None:
+        raise SweepError(f"no trial of {plan.study} finished: their reasons are above")
+    console.print(
+        f"pictures and table in {folder}\n"
+        f"best: trial {best.number}, {plan.objective} {best.value:.4f}\n"
+        f"next: bustseg fit --config {folder / 'best_config.yaml'}",
+        highlight=False,
+        markup=False,
+    )
+    return 0

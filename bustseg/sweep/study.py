@@ -1,0 +1,370 @@
+"""An Optuna study that several processes and machines work on, and that survives the death of any of them.
+
+Optuna hands out waiting trials atomically on PostgreSQL and MySQL (a row lock), but not on sqlite, and its grid sampler
+may give one point to two workers. Here a lock on the storage stands around every change of who does what: points are
+put in line once, each waiting trial goes to one worker, and a trial whose worker has died goes back in line once. The
+lock belongs to its holder's connection or file handle, so that it goes with the holder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import sqlalchemy
+from filelock import FileLock
+from optuna.exceptions import ExperimentalWarning, OptunaError
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from bustseg.errors import SweepError
+from bustseg.sweep.plan import Plan
+from bustseg.tracking import one_line
+
+HEARTBEAT, GRACE = 20, 120
+"""Seconds between a worker's signs of life, and after which one on another machine counts as dead."""
+
+LOCK_ID = 0x627573747367
+"""Number of the advisory lock in a database server."""
+
+OWNER, RESULT, FAILURE, PRUNED, RUN = "owner", "result", "failure", "pruned", "mlflow_run_id"
+RETRY_OF, DEATHS = "retry_of", "worker_deaths"
+"""Attributes of a trial. A trial that ended as FAIL and has no FAILURE was interrupted."""
+
+
+def storage_url(text: str) -> sqlalchemy.URL:
+    """An Optuna storage's URL; a sqlite path comes out absolute, and PostgreSQL's driver is psycopg.
+
+    Raises:
+        SweepError: not a URL, or one of a storage that cannot be shared or does not last
+    """
+    try:
+        url = sqlalchemy.make_url(text)
+    except SQLAlchemyError as error:
+        # the text may hold a password
+        raise SweepError("no storage URL: write sqlite:///FILE or postgresql://USER@HOST/DATABASE") from error
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        if not url.database or url.database == ":memory:":
+            raise SweepError("a sweep needs a storage that outlives it: write sqlite:///FILE")
+        return url.set(database=str(Path(url.database).expanduser().resolve()))
+    if backend not in ("postgresql", "mysql", "mariadb"):
+        raise SweepError(f"no sweeps on {backend}: use sqlite, postgresql or mysql")
+    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+
+
+class StorageLock:
+    """Mutual exclusion of all processes that use one storage; it ends with its holder's process.
+
+    Args:
+        url: the storage
+    """
+
+    def __init__(self, url: sqlalchemy.URL) -> None:
+        self.backend = url.get_backend_name()
+        if self.backend == "sqlite":
+            assert url.database is not None
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            self._file = FileLock(f"{url.database}.lock")
+        else:
+            # no pool: the lock must go when the connection does
+            self._engine = sqlalchemy.create_engine(
+                url, poolclass=sqlalchemy.NullPool, connect_args={"connect_timeout": 10}
+            )
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Hold the lock."""
+        if self.backend == "sqlite":
+            with self._file:
+                yield
+        elif self.backend == "postgresql":
+            with self._engine.begin() as connection:
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:id)"), {"id": LOCK_ID})
+                yield
+        else:
+            with self._engine.connect() as connection:
+                connection.execute(sqlalchemy.text("SELECT GET_LOCK(:name, -1)"), {"name": hex(LOCK_ID)})
+                yield  # closing the connection gives it back
+
+
+def machine() -> str:
+    """Identity of the system whose process ids these are: host, boot and process namespace."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # systems without /proc have the host's name alone
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def process(pid: int) -> dict[str, Any] | None:
+    """A process as ``pid`` and ``started`` (ids are used again), or None when there is none."""
+    try:
+        found = psutil.Process(pid)
+        if found.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        return {"pid": pid, "started": found.create_time()}
+    except psutil.Error:
+        return None
+
+
+def alive(recorded: dict[str, Any]) -> bool:
+    """Whether a recorded process of this machine still runs."""
+    now = process(recorded["pid"])
+    # the clock may have been set since; ids are not used again within seconds
+    return now is not None and abs(now["started"] - recorded["started"]) < 10
+
+
+class SharedStudy:
+    """The study of a plan.
+
+    Args:
+        plan: the sweep
+        supervisor: id of the process that looks after this worker, if there is one
+
+    Raises:
+        SweepError: the storage cannot be used
+    """
+
+    def __init__(self, plan: Plan, supervisor: int | None = None) -> None:
+        self.plan = plan
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.url = storage_url(plan.storage)
+        self.shown_url = self.url.render_as_string(hide_password=True)
+        sqlite = self.url.get_backend_name() == "sqlite"
+        try:
+            self.lock = StorageLock(self.url)
+            with self.lock(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self.storage = optuna.storages.RDBStorage(
+                    self.url.render_as_string(hide_password=False),
+                    engine_kwargs={"connect_args": {"timeout": 60}}
+                    if sqlite
+                    else {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}},
+                    heartbeat_interval=HEARTBEAT,
+                    grace_period=GRACE,
+                )
+        except ImportError as error:
+            extra = ": pip install 'bustseg[server]'" if self.url.get_backend_name() == "postgresql" else ""
+            raise SweepError(f"no driver for {self.shown_url} ({one_line(error)}){extra}") from error
+        except (SQLAlchemyError, OptunaError, OSError, RuntimeError) as error:
+            raise SweepError(f"cannot use the storage {self.shown_url}: {one_line(error)}") from error
+        self.me = {"machine": machine(), "host": socket.gethostname(), **(process(os.getpid()) or {})}
+        self.me["supervisor"] = process(supervisor) if supervisor is not None else None
+        self.study: optuna.Study
+
+    @property
+    def exists(self) -> bool:
+        """Whether the storage has a study of this name."""
+        return self.plan.study in optuna.get_all_study_names(self.storage)
+
+    def open(self, resume: bool) -> bool:
+        """Make the study or join it, and put a grid's points in line; returns whether it was new.
+
+        Without ``resume`` a study is joined that nobody has begun, or that somebody works on now.
+
+        Raises:
+            SweepError: the study stopped earlier and ``resume`` is not set, or it belongs to another sweep
+        """
+        with self.lock():
+            new = not self.exists
+            plan = self.plan
+            sampler = plan.sampler()
+            if not new:
+                # the same seed would draw the same points again
+                sampler.reseed_rng()
+            self.study = optuna.create_study(
+                storage=self.storage,
+                study_name=plan.study,
+                direction=plan.direction,
+                sampler=sampler,
+                pruner=plan.pruner(),
+                load_if_exists=True,
+            )
+            if new or "identity" not in self.study.user_attrs:
+                self.study.set_user_attr("identity", plan.identity())
+                self.study.set_user_attr("token", uuid.uuid4().hex)
+            self._check(resume)
+            self.settle()
+            if plan.grid:
+                self._enqueue_grid()
+        return new
+
+    def _check(self, resume: bool) -> None:
+        there, here = self.study.user_attrs["identity"], self.plan.identity()
+        for key in sorted({*there, *here}):
+            if there.get(key) != here.get(key):
+                raise SweepError(
+                    f"study {self.plan.study} belongs to another sweep ({key} is {there.get(key)} there, "
+                    f"{here.get(key)} here): name another with --study"
+                )
+        trials = self.trials()
+        begun = [trial for trial in trials if trial.state != TrialState.WAITING]
+        if not resume and begun and not any(trial.state == TrialState.RUNNING for trial in self._living(trials)):
+            done = sum(trial.state == TrialState.COMPLETE for trial in trials)
+            raise SweepError(
+                f"study {self.plan.study} is there already with {done} finished trials: --resume goes on with it, "
+                "--study NAME begins another"
+            )
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, oldest first."""
+        return self.study.get_trials(deepcopy=False)
+
+    def _living(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """The RUNNING trials that have a worker, as far as this machine can tell."""
+        stale = set(self.storage._get_stale_trial_ids(self.study._study_id))
+        return [
+            trial
+            for trial in trials
+            if trial.state == TrialState.RUNNING
+            and (owner := trial.user_attrs.get(OWNER)) is not None
+            and (alive(owner) if owner["machine"] == self.me["machine"] else trial._trial_id not in stale)
+        ]
+
+    def settle(self) -> None:
+        """End the trials whose worker has died, and put them in line again. The lock must be held."""
+        trials = self.trials()
+        living = {trial.number for trial in self._living(trials)}
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and trial.number not in living:
+                self._bury(trial)
+        self._requeue()
+
+    def _bury(self, trial: FrozenTrial) -> None:
+        owner = trial.user_attrs.get(OWNER)
+        if owner is not None and owner["machine"] == self.me["machine"] and RESULT not in trial.user_attrs:
+            supervisor = owner.get("supervisor")
+            if supervisor is not None and alive(supervisor):
+                # the worker died alone. Once may be an accident; a trial that takes too much memory does it again
+                deaths = trial.user_attrs.get(DEATHS, 0) + 1
+                self._set(trial, DEATHS, deaths)
+                if deaths > 1:
+                    self._set(trial, FAILURE, "its worker died twice, as it does when memory runs out")
+        self._tell(self.storage.get_trial(trial._trial_id))
+
+    def _set(self, trial: FrozenTrial | Trial, key: str, value: Any) -> None:
+        self.storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    def _tell(self, trial: FrozenTrial) -> None:
+        """End a trial as its attributes say."""
+        attrs = trial.user_attrs
+        if PRUNED in attrs:
+            self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+        elif RESULT in attrs:
+            self.study.tell(trial.number, attrs[RESULT]["value"], skip_if_finished=True)
+        else:
+            self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _requeue(self) -> None:
+        trials = self.trials()
+        repeated = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+        for trial in trials:
+            if interrupted(trial) and trial.number not in repeated:
+                attrs = {RETRY_OF: trial.number, DEATHS: trial.user_attrs.get(DEATHS, 0)}
+                self.study.enqueue_trial(point(trial), user_attrs=attrs)
+
+    def _enqueue_grid(self) -> None:
+        known = [point(trial) for trial in self.trials()]
+        for one in self.plan.points():
+            if one not in known:
+                self.study.enqueue_trial(one)
+
+    def claim(self) -> Trial | None:
+        """Take a trial: one from the line, or a new one that the sampler chooses; None when there is nothing to do.
+
+        Where trials of other machines are still open, it waits until a dead worker would have shown.
+        """
+        deadline = time.monotonic() + GRACE + HEARTBEAT
+        while True:
+            with self.lock():
+                self.settle()
+                trials = self.trials()
+                waiting = any(trial.state == TrialState.WAITING for trial in trials)
+                if waiting or (not self.plan.grid and counted(trials) < self.plan.total):
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", UserWarning)  # that the heartbeat is not Optuna's own
+                        trial = self.study.ask(self.plan.distributions)
+                    self._set(trial, OWNER, self.me)
+                    self.storage.record_heartbeat(trial._trial_id)
+                    return trial
+                elsewhere = [
+                    trial
+                    for trial in trials
+                    if trial.state == TrialState.RUNNING
+                    and trial.user_attrs.get(OWNER, self.me)["machine"] != self.me["machine"]
+                ]
+            if not elsewhere or time.monotonic() > deadline:
+                return None
+            time.sleep(2)
+
+    @contextmanager
+    def heartbeat(self, trial: Trial) -> Iterator[None]:
+        """Give signs of life for a trial from a thread."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT):
+                # a storage that is away for a moment must not end the training
+                with contextlib.suppress(Exception):
+                    self.storage.record_heartbeat(trial._trial_id)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+
+    def note(self, trial: Trial, **attributes: Any) -> None:
+        """Write attributes of a trial down before anything else depends on them."""
+        for key, value in attributes.items():
+            self._set(trial, key, value)
+
+    def finish(self, trial: Trial) -> FrozenTrial:
+        """End a trial of this worker as its attributes say; returns it."""
+        with self.lock():
+            self._tell(self.storage.get_trial(trial._trial_id))
+        return self.storage.get_trial(trial._trial_id)
+
+    def release(self) -> None:
+        """Put back in line what this process was working on."""
+        with self.lock():
+            for trial in self.trials():
+                if trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == self.me:
+                    self._tell(trial)
+            self.settle()
+
+    def open_trials(self) -> int:
+        """Number of trials that are running or in line, after those of dead workers are settled."""
+        with self.lock():
+            self.settle()
+            trials = self.trials()
+        waiting = sum(trial.state in (TrialState.WAITING, TrialState.RUNNING) for trial in trials)
+        return waiting + (0 if self.plan.grid else max(0, self.plan.total - counted(trials)))
+
+
+def interrupted(trial: FrozenTrial) -> bool:
+    """Whether a trial ended without having failed by itself."""
+    return trial.state == TrialState.FAIL and FAILURE not in trial.user_attrs
+
+
+def counted(trials: list[FrozenTrial]) -> int:
+    """Number of trials that count: all but interrupted ones, which are repeated."""
+    return sum(not interrupted(trial) for trial in trials)
+
+
+def point(trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters of a trial, also of one that has not begun."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}

@@ -1,0 +1,257 @@
+"""One trial: a fit at a point of the space, judged in its best epoch, and what it leaves in MLflow."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import gc
+import math
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from bustseg.errors import SweepError, TrackingError
+from bustseg.metrics import PixelCurves, SegmentationMetrics
+from bustseg.progress import console, error_console
+from bustseg.sweep.plan import Plan
+from bustseg.sweep.study import FAILURE, PRUNED, RESULT, RUN, SharedStudy, interrupted
+from bustseg.tracking import PARENT_TAG, Tracker, one_line
+from bustseg.training import run_verb
+
+TRIAL, STATE, REASON = "sweep.trial", "sweep.state", "sweep.reason"
+OBJECTIVE, SECONDS, OVERHEAD = "sweep/objective", "sweep/seconds", "sweep/overhead_seconds"
+"""Tags and metrics of a trial's run."""
+
+
+class TrialReporter(Callback):
+    """Tells Optuna the objective after every epoch, stops a fit that the pruner gives up, and keeps the best epoch.
+
+    Args:
+        trial: the trial
+        metric: its objective
+        direction: ``maximize`` or ``minimize``
+        pruner: the pruner's name, for the reason of a pruning
+    """
+
+    def __init__(self, trial: Trial, metric: str, direction: str, pruner: str) -> None:
+        self.trial, self.metric, self.pruner = trial, metric, pruner
+        self.sign = 1 if direction == "maximize" else -1
+        self.value: float | None = None
+        """The objective in its best epoch so far; None while it was never a number"""
+        self.epoch = 0
+        self.epochs = 0
+        self.pruned: str | None = None
+        self.tracker: Tracker | None = None
+        self.seconds = 0.0
+        """Time within the fit"""
+        self._validated = False
+        self._start = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._start = time.perf_counter()
+        if isinstance(trainer.logger, Tracker):
+            self.tracker = trainer.logger
+            self.trial.set_user_attr(RUN, self.tracker.run_id)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.seconds = time.perf_counter() - self._start
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # here and not after the validation, since the metrics of the training come last
+        self.epochs = trainer.current_epoch + 1
+        if not self._validated or self.pruned:
+            return
+        self._validated = False
+        if self.metric not in trainer.callback_metrics:
+            raise unknown_metric(self.metric, [str(name) for name in trainer.callback_metrics])
+        value = float(trainer.callback_metrics[self.metric])
+        if not math.isfinite(value):
+            return
+        if self.value is None or self.sign * value > self.sign * self.value:
+            self.value, self.epoch = value, trainer.current_epoch
+        self.trial.report(value, step=trainer.current_epoch)
+        if self.trial.should_prune():
+            self.pruned = f"{self.pruner} after epoch {trainer.current_epoch + 1}: {self.metric} was {value:.4g}"
+            trainer.should_stop = True
+
+
+def unknown_metric(metric: str, known: list[str]) -> SweepError:
+    """The error for an objective that no fit logs."""
+    close = difflib.get_close_matches(metric, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
+    return SweepError(f"no fit logs the objective {metric}: {hint}")
+
+
+def known_metrics() -> list[str]:
+    """What every fit logs, found out on two tiny images."""
+    metrics, curves = SegmentationMetrics(), PixelCurves()
+    logits, mask = torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    mask[:2, :, :4] = 1
+    metrics.update(logits, mask, torch.arange(3), torch.arange(3))
+    curves.update(logits, mask)
+    names = [f"val/{name}" for name in (*metrics.compute(), *curves.compute())]
+    return [*names, "val/loss", "train/loss", "train/images_per_second"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep a fit's own lines off the terminal, where the sweep has its own; warnings and the bar stay."""
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = False
+
+
+def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> FrozenTrial:
+    """Fit at the trial's point and end the trial, whatever comes of it.
+
+    Args:
+        plan: the sweep
+        study: its study
+        trial: the trial, claimed by this process
+        parent: id of the sweep's MLflow run
+
+    Raises:
+        SweepError, TrackingError, OSError: what would meet every other trial too: the objective is never logged, the
+            MLflow store is gone, the disk is full
+        KeyboardInterrupt: the user stopped it
+    """
+    start = time.perf_counter()
+    config = plan.config(trial.params, run_name=f"trial {trial.number}: {plan.label(trial.params)}")
+    tags = {PARENT_TAG: parent, TRIAL: str(trial.number)}
+    reporter = TrialReporter(trial, plan.objective, plan.direction, type(study.study.pruner).__name__)
+    failure, details = None, ""
+    try:
+        _fit(plan, config, tags, reporter)
+    except (SweepError, TrackingError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        failure, details = reason(error), traceback.format_exc()
+    if failure is None and reporter.value is None:
+        failure = f"{plan.objective} was never a number"
+    _free_memory()
+    if failure is not None:
+        study.note(trial, **{FAILURE: failure})
+    else:
+        result = {"value": reporter.value, "epoch": reporter.epoch, "epochs": reporter.epochs}
+        result["fit_seconds"] = round(reporter.seconds, 3)
+        study.note(trial, **({PRUNED: reporter.pruned} if reporter.pruned else {}), **{RESULT: result})
+    tracker = reporter.tracker
+    if tracker is None:  # it failed before the fit had a run
+        tracker = Tracker(**{**config["tracking"], "tags": {**(config["tracking"]["tags"] or {}), **tags}})
+        study.note(trial, **{RUN: tracker.run_id})
+        tracker.log_config(config)
+        tracker.finalize("failed")
+    run_id = str(tracker.run_id)
+    if details:
+        tracker.log_text(details, "error.txt")
+    frozen = study.storage.get_trial(trial._trial_id)
+    write_outcome(tracker.experiment, run_id, frozen, _state(frozen), time.perf_counter() - start)
+    return study.finish(trial)
+
+
+def _free_memory() -> None:
+    """Let go of the trial's network, which hangs on cycles until they are collected."""
+    gc.collect()
+    if not gc.get_freeze_count():
+        # what the first trial has imported stays; looking through it after each trial took half a second
+        gc.freeze()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _fit(plan: Plan, config: Mapping[str, Any], tags: Mapping[str, str], reporter: TrialReporter) -> None:
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        path = Path(folder) / f"{plan.study}.yaml".replace("/", "-")
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        options = [] if plan.log_model else ["--tracking.log_model", "false"]
+        # `auto` would take all GPUs and start this command again on each
+        run_verb("fit", ["--config", str(path), "--trainer.devices", "1", *options], tags, [reporter])
+
+
+def reason(error: BaseException) -> str:
+    """Why a fit failed, in one line."""
+    text = one_line(error)
+    memory = ("not enough memory", "can't allocate memory", "out of memory")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in memory):
+        return f"out of memory: {text}"
+    return f"{type(error).__name__}: {text}"
+
+
+def _state(trial: FrozenTrial) -> str:
+    """How a trial ends, in Optuna's words; INTERRUPTED for one that is repeated."""
+    if FAILURE in trial.user_attrs:
+        return "FAIL"
+    if PRUNED in trial.user_attrs:
+        return "PRUNED"
+    return "COMPLETE" if RESULT in trial.user_attrs else "INTERRUPTED"
+
+
+def write_outcome(client: Any, run_id: str, trial: FrozenTrial, state: str, seconds: float | None = None) -> None:
+    """Write a trial's state, reason and objective on its run; a store that is away gets a warning, not the sweep.
+
+    Args:
+        client: MLflow's client
+        run_id: the trial's run
+        trial: the trial
+        state: how it ended
+        seconds: how long the whole trial took
+    """
+    from mlflow.entities import Metric, RunTag
+    from mlflow.exceptions import MlflowException
+
+    attrs = trial.user_attrs
+    tags = {STATE: state}
+    if why := attrs.get(FAILURE) or attrs.get(PRUNED):
+        tags[REASON] = why
+    elif state == "INTERRUPTED":
+        tags[REASON] = "the sweep was stopped; the trial is repeated"
+    result = attrs.get(RESULT, {})
+    metrics = {OBJECTIVE: result.get("value"), SECONDS: seconds}
+    if seconds is not None and result:
+        metrics[OVERHEAD] = seconds - result["fit_seconds"]
+    now = int(time.time() * 1000)
+    try:
+        client.log_batch(
+            run_id,
+            metrics=[Metric(name, value, now, 0) for name, value in metrics.items() if value is not None],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+    except (MlflowException, OSError) as error:
+        error_console.print(f"[yellow]warning:[/] MLflow did not take trial {trial.number}: {one_line(error)}")
+
+
+def settle_runs(client: Any, runs: list[Any], trials: list[FrozenTrial]) -> None:
+    """Close the runs of trials whose worker died: no run is left RUNNING, and each says what became of its trial.
+
+    Args:
+        client: MLflow's client
+        runs: the trials' runs
+        trials: the study's trials
+    """
+    by_number = {str(trial.number): trial for trial in trials}
+    for run in runs:
+        trial = by_number.get(run.data.tags.get(TRIAL, ""))
+        if trial is None or trial.state == TrialState.RUNNING:
+            continue
+        state = "INTERRUPTED" if interrupted(trial) else trial.state.name
+        if run.data.tags.get(STATE) != state:
+            write_outcome(client, run.info.run_id, trial, state)
+        ended = {"INTERRUPTED": "KILLED", "FAIL": "FAILED"}.get(state, "FINISHED")
+        if run.info.status == "RUNNING" or (state == "INTERRUPTED" and run.info.status != ended):
+            client.set_terminated(run.info.run_id, ended, run.info.end_time)

@@ -1,0 +1,610 @@
+"""`bustseg sweep`: the space, who gets which trial, what is left after failures and kills, and the whole command."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import mlflow
+import optuna
+import pytest
+import sqlalchemy
+import torch
+import yaml
+from conftest import CONFIGS, REPOSITORY, TINY
+from mlflow.entities import Run
+from optuna.trial import FrozenTrial, TrialState
+
+from bustseg.errors import SweepError, TrainingError
+from bustseg.sweep import study, workers
+from bustseg.sweep import trial as trial_module
+from bustseg.sweep.plan import Dimension, Plan, put, read_plan
+from bustseg.sweep.study import DEATHS, FAILURE, OWNER, RESULT, RETRY_OF, SharedStudy, interrupted, point
+from bustseg.sweep.trial import TrialReporter, known_metrics
+from bustseg.tracking import Tracker, tracking_uri
+from bustseg.training import resolve_config
+
+Bustseg = Callable[..., tuple[int, str, str]]
+
+SWEEP = TINY.parent / "sweep.yaml"
+LR, BATCH = "model.optimizer.init_args.lr", "data.batch_size"
+STORE = "sqlite:///mlruns/optuna.db"
+
+
+def trials(name: str = "sweep", storage: str = STORE) -> list[FrozenTrial]:
+    url = study.storage_url(storage).render_as_string(hide_password=False)
+    return optuna.load_study(study_name=name, storage=url).trials
+
+
+def runs(experiment: str = "tiny") -> tuple[list[Run], dict[str, Run]]:
+    """Parents, and the trials' runs by number."""
+    client = mlflow.MlflowClient(tracking_uri())
+    found = client.get_experiment_by_name(experiment)
+    every = client.search_runs([found.experiment_id], order_by=["attributes.start_time"]) if found else []
+    children = {run.data.tags["sweep.trial"]: run for run in every if "sweep.trial" in run.data.tags}
+    return [run for run in every if "sweep.study" in run.data.tags], children
+
+
+def write(content: dict[str, Any], name: str = "own.yaml") -> Path:
+    path = Path(name).resolve()
+    path.write_text(yaml.safe_dump({"config": str(TINY), **content}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """URL of a new database on a PostgreSQL server; skips where none answers."""
+    server = os.environ.get("BUSTSEG_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+    url = sqlalchemy.make_url(server)
+    name = f"bustseg_test_{os.getpid()}"
+    try:
+        engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 3})
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        pytest.skip(f"no PostgreSQL answers (set BUSTSEG_TEST_POSTGRES): {str(error).splitlines()[0]}")
+    yield url.set(database=name).render_as_string(hide_password=False)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+# the space
+
+
+def test_values_of_each_kind_of_dimension_by_hand() -> None:
+    assert Dimension.parse("a", [1e-3, 0.1]).points() == [1e-3, 0.1]
+    assert Dimension.parse("a", {"low": 8, "high": 32, "step": 8}).points() == [8, 16, 24, 32]
+    assert Dimension.parse("a", {"low": 0.2, "high": 0.5, "step": 0.1}).points() == [0.2, 0.3, 0.4, 0.5]
+    log = Dimension.parse("a", {"low": 1.0e-5, "high": 1.0e-2, "log": True}).distribution
+    assert log == optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True)
+    with pytest.raises(SweepError, match="a grid needs choices or a step"):
+        Dimension.parse("a", {"low": 0.0, "high": 1.0}).points()
+
+
+def test_a_choice_may_be_a_class_or_a_list() -> None:
+    loss = {"class_path": "bustseg.losses.DiceLoss", "init_args": {"smooth": 1.0}}
+    dimension = Dimension.parse("model.loss", [loss, None, [1, 2]])
+    chosen = dimension.points()
+    assert all(value is None or isinstance(value, str) for value in chosen), "Optuna keeps plain values only"
+    assert [dimension.value(value) for value in chosen] == [loss, None, [1, 2]]
+
+
+def test_put_and_short_names() -> None:
+    config: dict[str, Any] = {"a": {"b": 1}, "c": None}
+    put(config, "a.b", 2)
+    put(config, "c.d.e", 3)
+    assert config == {"a": {"b": 2}, "c": {"d": {"e": 3}}}
+    keys = ("model.network.init_args.dropout", "x.y.lr", "x.z.lr")
+    plan = SimpleNamespace(dimensions=[Dimension.parse(key, [1]) for key in keys])
+    assert Plan.short_names(plan) == dict(zip(keys, ("dropout", "y.lr", "z.lr"), strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "total"), [("paper_grid", 36), ("lite0_lr_dropout", 9), ("lite0_tpe", 60)])
+def test_the_shipped_sweeps_can_be_read(name: str, total: int) -> None:
+    plan = read_plan(CONFIGS / "sweeps" / f"{name}.yaml", [])
+    assert plan.total == total
+    assert plan.objective in known_metrics()
+    if plan.grid:
+        points = plan.points()
+        assert len({json.dumps(one) for one in points}) == total
+        config = plan.config(points[-1])
+        assert config["model"]["network"]["init_args"]["dropout"] == 0.5
+        assert config["model"]["optimizer"]["init_args"]["lr"] == points[-1][LR]
+
+
+def test_known_metrics_are_those_that_a_fit_logs(trained_run: Any) -> None:
+    logged = set(mlflow.MlflowClient(trained_run.uri).get_run(trained_run.run_id).data.metrics)
+    assert {name for name in logged if name.startswith(("val/", "train/"))} <= set(known_metrics())
+
+
+BAD = {
+    "no file": (None, "no sweep file at own.yaml"),
+    "empty space": ({"space": {}}, "has an empty space"),
+    "no choices": ({"space": {BATCH: []}}, "the list of choices is empty"),
+    "half a range": ({"space": {BATCH: {"low": 2}}}, "high is missing"),
+    "unknown key in the file": ({"spaces": {}}, "unknown key `spaces` in own.yaml: did you mean `space`?"),
+    "unknown key in the space": (
+        {"space": {"model.network.init_args.dropot": [0.1]}},
+        "space names `model.network.init_args.dropot`, which `fit` does not know: did you mean "
+        "`model.network.init_args.dropout`",
+    ),
+    "unknown key in the overrides": (
+        {"space": {BATCH: [8]}, "overrides": {"trainer.max_epoch": 3}},
+        "overrides names `trainer.max_epoch`, which `fit` does not know: did you mean `trainer.max_epochs`",
+    ),
+    "wrong type": ({"space": {BATCH: ["many"]}}, 'Parser key "data.batch_size"'),
+    "unknown sampler": ({"space": {BATCH: [8]}, "n_trials": 2, "sampler": "TPSampler"}, "unknown sampler TPSampler"),
+    "unknown option": (
+        {"space": {BATCH: [8]}, "n_trials": 2, "sampler": {"class_path": "TPESampler", "init_args": {"sed": 1}}},
+        "sampler TPESampler: Option 'sed' is not accepted",
+    ),
+    "no number": ({"space": {BATCH: [8]}, "sampler": "TPESampler"}, "has no n_trials"),
+    "continuous grid": ({"space": {LR: {"low": 0.1, "high": 0.2}}}, "a grid needs choices or a step here"),
+    "objective": (
+        {"space": {BATCH: [8]}, "objective": "val/dice_lesio"},
+        "no fit logs the objective val/dice_lesio: did you mean val/dice_lesion",
+    ),
+    "dead storage": (
+        {"space": {BATCH: [8]}, "storage": "postgresql://me:secret@127.0.0.1:9/x"},
+        "cannot use the storage postgresql+psycopg://me:***@127.0.0.1:9/x",
+    ),
+    "no storage": ({"space": {BATCH: [8]}, "storage": "optuna.db"}, "no storage URL"),
+    "several devices": ({"space": {BATCH: [8]}, "overrides": {"trainer.devices": 2}}, "a trial runs on one device"),
+    "no data": ({"space": {BATCH: [8]}, "overrides": {"data.root": "nowhere"}}, "no data folder at nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_line_and_leaves_nothing(case: str, bustseg: Bustseg, phantoms: Path) -> None:
+    content, message = BAD[case]
+    if content is not None:
+        write(content)
+    root = [] if case == "no data" else ["--data.root", phantoms]
+    code, _, err = bustseg("sweep", "--config", "own.yaml", *root)
+    assert code == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert message in err
+    assert "secret" not in err
+    assert not Path("mlruns/mlflow.db").exists() or runs() == ([], {})
+
+
+def test_help_has_an_example(bustseg: Bustseg) -> None:
+    code, out, _ = bustseg("sweep", "--help")
+    assert code == 0
+    assert "example: bustseg sweep --config" in out
+
+
+# who gets which trial
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return read_plan(write({"space": {LR: [1e-3, 1e-2, 1e-1], BATCH: [4, 8]}}), [])
+
+
+def opened(plan: Plan, resume: bool = True, supervisor: int | None = None) -> SharedStudy:
+    shared = SharedStudy(plan, supervisor)
+    shared.open(resume)
+    return shared
+
+
+def complete(shared: SharedStudy, trial: optuna.Trial, value: float = 0.5) -> None:
+    shared.note(trial, **{RESULT: {"value": value, "epoch": 0, "epochs": 1, "fit_seconds": 1.0}})
+    shared.finish(trial)
+
+
+def _drain(plan: Plan, count: int) -> None:
+    """``count`` workers that open the study together and take trials until none is left."""
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            shared = opened(plan)
+            while (trial := shared.claim()) is not None:
+                time.sleep(0.01)
+                complete(shared, trial)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+
+
+def test_each_point_goes_to_one_of_several_workers(plan: Plan) -> None:
+    _drain(plan, 4)
+    done = trials("own")
+    assert [trial.state for trial in done] == [TrialState.COMPLETE] * 6
+    assert sorted(json.dumps(trial.params) for trial in done) == sorted(json.dumps(one) for one in plan.points())
+
+
+def test_each_point_goes_to_one_of_several_workers_on_postgresql(plan: Plan, postgres: str) -> None:
+    plan = read_plan(plan.path, [], study="threads", storage=postgres)
+    _drain(plan, 4)
+    done = trials("threads", postgres)
+    assert [trial.state for trial in done] == [TrialState.COMPLETE] * 6
+    assert sorted(json.dumps(trial.params) for trial in done) == sorted(json.dumps(one) for one in plan.points())
+
+
+def test_a_sampler_ends_after_its_number_of_trials_and_does_not_begin_again(plan: Plan) -> None:
+    sampler = {"class_path": "RandomSampler", "init_args": {"seed": 0}}
+    path = write({"space": {LR: {"low": 1e-5, "high": 1e-1, "log": True}}, "sampler": sampler, "n_trials": 3})
+    drawn = []
+    for total in (3, 5):
+        shared = opened(read_plan(write({**yaml.safe_load(path.read_text()), "n_trials": total}), []))
+        while (trial := shared.claim()) is not None:
+            drawn.append(trial.params[LR])
+            complete(shared, trial)
+    assert len(drawn) == 5
+    assert len(set(drawn)) == 5, "a resumed study does not draw the first points again"
+
+
+def test_a_dead_workers_trial_goes_back_in_line_once(plan: Plan) -> None:
+    shared = opened(plan)
+    trial = shared.claim()
+    assert trial is not None
+    shared.note(trial, **{OWNER: {**shared.me, "started": shared.me["started"] - 1000}})
+    for _ in range(2):
+        opened(plan)
+    dead, *others = trials("own")
+    assert interrupted(dead)
+    (retry,) = [other for other in others if RETRY_OF in other.user_attrs]
+    assert retry.user_attrs[RETRY_OF] == dead.number
+    assert point(retry) == trial.params
+    assert len(others) == 6
+    # a claim that died before it said whose it is
+    shared.study.ask()
+    assert trials("own")[1].state == TrialState.RUNNING
+    opened(plan)
+    assert interrupted(trials("own")[1])
+
+
+def test_a_living_workers_trial_is_left_alone(plan: Plan) -> None:
+    shared = opened(plan)
+    here, remote, silent = shared.claim(), shared.claim(), shared.claim()
+    assert here is not None and remote is not None and silent is not None  # noqa: PT018
+    for other in (remote, silent):
+        shared.note(other, **{OWNER: {**shared.me, "machine": "another", "pid": 1}})
+    with shared.storage.engine.begin() as connection:
+        connection.execute(
+            sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00' WHERE trial_id = :id"),
+            {"id": silent._trial_id},
+        )
+    opened(plan)
+    states = {trial.number: trial.state for trial in trials("own")}
+    assert states[here.number] == states[remote.number] == TrialState.RUNNING
+    assert states[silent.number] == TrialState.FAIL
+
+
+def test_a_trial_that_kills_its_worker_twice_has_failed(plan: Plan) -> None:
+    """As a trial does that takes all memory, while the process that looks after the workers lives."""
+    shared = opened(plan, supervisor=os.getpid())
+    for deaths in (0, 1):
+        trial = next(trial for trial in iter(shared.claim, None) if trial.params == plan.points()[0])
+        assert trial.user_attrs.get(DEATHS, 0) == deaths
+        shared.note(trial, **{OWNER: {**shared.me, "pid": 2**22 + 1}})
+        opened(plan)
+    failed = [trial for trial in trials("own") if FAILURE in trial.user_attrs]
+    assert [point(trial) for trial in failed] == [plan.points()[0]]
+    assert "memory" in failed[0].user_attrs[FAILURE]
+
+
+def test_a_result_that_was_written_down_before_the_end_counts(plan: Plan) -> None:
+    shared = opened(plan)
+    trial = shared.claim()
+    assert trial is not None
+    shared.note(trial, **{RESULT: {"value": 0.25, "epoch": 0, "epochs": 1, "fit_seconds": 1.0}})
+    shared.note(trial, **{OWNER: {**shared.me, "pid": 2**22 + 1}})
+    opened(plan)
+    assert trials("own")[0].value == 0.25
+
+
+def test_a_study_that_somebody_works_on_is_joined_without_resume(plan: Plan) -> None:
+    shared = opened(plan, resume=False)
+    opened(plan, resume=False)  # nobody has begun
+    trial = shared.claim()
+    opened(plan, resume=False)  # this process has
+    assert trial is not None
+    complete(shared, trial)
+    with pytest.raises(SweepError, match="is there already with 1 finished trials: --resume"):
+        opened(plan, resume=False)
+    other = read_plan(write({"space": {LR: [1e-3, 1e-2], BATCH: [4, 8]}}), [])
+    with pytest.raises(SweepError, match=f"belongs to another sweep .space.{LR} is"):
+        opened(other)
+
+
+def test_storage_urls() -> None:
+    url = study.storage_url("sqlite:///a/b.db")
+    assert url.database == str(Path("a/b.db").resolve())
+    assert study.storage_url("postgresql://u@h/d").drivername == "postgresql+psycopg"
+    for text in ("sqlite://", "sqlite:///:memory:", "oracle://u@h/d"):
+        with pytest.raises(SweepError):
+            study.storage_url(text)
+
+
+def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [workers.threads_each(count) for count in (1, 3, 16)] == [8, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert workers.threads_each(2) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    devices = workers.gpus()
+    shares = [workers.environment(index, 3, devices) for index in range(3)]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["2", "5", "2"]
+    assert {share["OMP_NUM_THREADS"] for share in shares} == {"1"}
+
+
+# one trial
+
+
+def test_the_objective_is_the_best_epoch() -> None:
+    asked = optuna.create_study(direction="minimize").ask()
+    reporter = TrialReporter(asked, "val/loss", "minimize", "NopPruner")
+    trainer = SimpleNamespace(sanity_checking=False, should_stop=False)
+    for epoch, value in enumerate((0.5, 0.2, math.nan, 0.4)):
+        trainer.current_epoch, trainer.callback_metrics = epoch, {"val/loss": torch.tensor(value)}
+        reporter.on_validation_end(trainer, None)  # type: ignore[arg-type]
+        reporter.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+        reporter.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]  (an epoch without a validation)
+    assert (reporter.value, reporter.epoch, reporter.epochs) == (pytest.approx(0.2), 1, 4)
+    assert list(asked.study.trials[0].intermediate_values) == [0, 1, 3]
+    trainer.callback_metrics = {"val/dice_lesion": torch.tensor(1.0)}
+    reporter.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    with pytest.raises(SweepError, match="no fit logs the objective val/loss"):
+        reporter.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+
+
+Fit = Callable[[dict[str, Any]], float | None]
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fit], list[dict[str, Any]]]:
+    """Takes the place of training: a function of the configuration gives the objective, or raises."""
+
+    def use(fit: Fit) -> list[dict[str, Any]]:
+        seen: list[dict[str, Any]] = []
+
+        def run_verb(verb: str, args: list[str], tags: dict[str, str], callbacks: list[TrialReporter]) -> None:
+            config = resolve_config(args)
+            seen.append(config)
+            options = {**config["tracking"], "tags": tags}
+            tracker = Tracker(**options)
+            callbacks[0].setup(SimpleNamespace(logger=tracker), None, "fit")  # type: ignore[arg-type]
+            try:
+                callbacks[0].value = fit(config)
+            except BaseException as error:
+                tracker.killed = isinstance(error, KeyboardInterrupt)
+                tracker.finalize("failed")
+                raise
+            tracker.finalize("success")
+
+        monkeypatch.setattr(trial_module, "run_verb", run_verb)
+        return seen
+
+    return use
+
+
+def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(
+    bustseg: Bustseg, phantoms: Path, fits: Callable[[Fit], list[dict[str, Any]]]
+) -> None:
+    def fit(config: dict[str, Any]) -> float | None:
+        match config["data"]["batch_size"], config["model"]["optimizer"]["init_args"]["lr"]:
+            case 4, 1e-3:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            case 4, _:
+                raise TrainingError("the loss became nan in epoch 0")
+            case _, 1e-3:
+                return None
+        return 0.75
+
+    seen = fits(fit)
+    code, out, err = bustseg("sweep", "--config", SWEEP, "--data.root", phantoms)
+    assert code == 0, err
+    reasons = {(trial.params[LR], trial.params[BATCH]): trial.user_attrs.get(FAILURE) for trial in trials()}
+    assert reasons[1e-3, 4].startswith("out of memory: DefaultCPUAllocator")
+    assert reasons[1e-2, 4] == "TrainingError: the loss became nan in epoch 0"
+    assert reasons[1e-3, 8] == "val/auc_pixel was never a number"
+    assert reasons[1e-2, 8] is None
+    assert "out of memory" in out
+    ((parent,), children) = runs()
+    assert parent.info.status == "FINISHED"
+    assert (parent.data.metrics["sweep/fail"], parent.data.metrics["sweep/objective"]) == (3, 0.75)
+    tags = {number: run.data.tags for number, run in children.items()}
+    assert sorted(tag["sweep.state"] for tag in tags.values()) == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
+    assert {tag["sweep.reason"] for tag in tags.values() if "sweep.reason" in tag} == set(reasons.values()) - {None}
+    assert all("sweep/seconds" in run.data.metrics for run in children.values())
+    # a failed trial is a finished one
+    assert bustseg("sweep", "--config", SWEEP, "--data.root", phantoms, "--resume")[0] == 0
+    assert len(seen) == 4
+
+
+def test_ctrl_c_leaves_a_study_that_resumes(
+    bustseg: Bustseg, phantoms: Path, fits: Callable[[Fit], list[dict[str, Any]]]
+) -> None:
+    stop = [False, True, False, False, False]
+
+    def fit(config: dict[str, Any]) -> float:
+        if stop.pop(0):
+            raise KeyboardInterrupt
+        return config["model"]["optimizer"]["init_args"]["lr"]
+
+    seen = fits(fit)
+    code, out, _ = bustseg("sweep", "--config", SWEEP, "--data.root", phantoms)
+    assert code == 130
+    assert "1 of 4 trials are done; the same command with --resume goes on" in out
+    assert {trial.state for trial in trials()} == {TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING}
+    ((parent,), children) = runs()
+    assert (parent.info.status, children["1"].info.status) == ("KILLED", "KILLED")
+    assert children["1"].data.tags["sweep.state"] == "INTERRUPTED"
+    assert bustseg("sweep", "--config", SWEEP, "--data.root", phantoms, "--resume")[0] == 0
+    assert len(seen) == 5
+    done = [trial.params for trial in trials() if trial.state == TrialState.COMPLETE]
+    assert len({json.dumps(params) for params in done}) == len(done) == 4
+    ((parent,), children) = runs()
+    assert parent.info.status == "FINISHED"
+    assert "RUNNING" not in {run.info.status for run in children.values()}
+
+
+def test_what_meets_every_trial_stops_the_sweep(
+    bustseg: Bustseg, phantoms: Path, fits: Callable[[Fit], list[dict[str, Any]]]
+) -> None:
+    def fit(config: dict[str, Any]) -> float:
+        raise SweepError("no fit logs the objective")
+
+    seen = fits(fit)
+    code, _, err = bustseg("sweep", "--config", SWEEP, "--data.root", phantoms)
+    assert (code, len(seen)) == (2, 1)
+    assert err.strip() == "error: no fit logs the objective"
+    assert TrialState.RUNNING not in {trial.state for trial in trials()}
+
+
+# the whole command
+
+
+@pytest.mark.slow
+def test_a_grid_from_its_start_to_the_best_config(bustseg: Bustseg, phantoms: Path) -> None:
+    """Four real fits, one learning rate of which turns the loss into nan."""
+    path = write(
+        {
+            "space": {LR: [1e-3, 1e30], BATCH: [4, 8]},
+            "overrides": {"trainer.max_epochs": 2},
+            "objective": "val/auc_pixel",
+        },
+        "grid.yaml",
+    )
+    code, out, err = bustseg("sweep", "--config", path, "--data.root", phantoms)
+    assert code == 0, err
+    assert out.count("epoch 1/2") == 0, "a trial's own lines stay off the terminal"
+    done = {trial.params[BATCH]: trial for trial in trials("grid") if trial.state == TrialState.COMPLETE}
+    assert set(done) == {4, 8}
+    ((parent,), children) = runs()
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    assert sorted(run.info.status for run in children.values()) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+    client = mlflow.MlflowClient(tracking_uri())
+    for trial in done.values():
+        run = children[str(trial.number)]
+        values = [one.value for one in client.get_metric_history(run.info.run_id, "val/auc_pixel")]
+        assert trial.value == pytest.approx(max(values), abs=1e-7)
+        assert run.data.params[BATCH] == str(trial.params[BATCH])
+        assert not list(Path(f"mlruns/artifacts/{run.info.run_id}").rglob("MLmodel"))
+    failed = next(run for run in children.values() if run.info.status == "FAILED")
+    assert "nan" in failed.data.tags["sweep.reason"]
+
+    artifacts = Path("mlruns/artifacts") / parent.info.run_id / "artifacts"
+    names = {str(file.relative_to(artifacts)) for file in artifacts.rglob("*") if file.is_file()}
+    plots = {f"plots/{name}.png" for name in ("history", "slice", "parallel_coordinate", "importances")}
+    assert names >= plots | {"best_config.yaml", "trials.csv", "grid.yaml"}
+    best = max(done.values(), key=lambda trial: float(trial.value or 0))
+    config = resolve_config(["--config", str(artifacts / "best_config.yaml")])
+    assert config["data"]["batch_size"] == best.params[BATCH]
+    assert config["trainer"]["max_epochs"] == 2
+    # the written config is that of the trial, and a fit by itself gives what the trial gave
+    assert bustseg("fit", "--config", "mlruns/sweeps/grid/best_config.yaml")[0] == 0
+    alone = client.search_runs([parent.info.experiment_id], order_by=["attributes.start_time DESC"])[0]
+    values = [one.value for one in client.get_metric_history(alone.info.run_id, "val/auc_pixel")]
+    assert max(values) == pytest.approx(best.value, abs=1e-7)
+
+
+@pytest.mark.slow
+def test_a_pruned_trial_ends_early_and_says_why(bustseg: Bustseg, phantoms: Path) -> None:
+    path = write(
+        {
+            "space": {LR: {"low": 1e-4, "high": 1e-2, "log": True}},
+            "overrides": {"trainer.max_epochs": 3},
+            "objective": "val/auc_pixel",
+            "sampler": {"class_path": "TPESampler", "init_args": {"seed": 0}},
+            "pruner": {"class_path": "ThresholdPruner", "init_args": {"lower": 2.0}},
+            "n_trials": 1,
+        }
+    )
+    code, _, err = bustseg("sweep", "--config", path, "--data.root", phantoms)
+    assert code == 2
+    assert "no trial of own finished" in err
+    (trial,) = trials("own")
+    assert trial.state == TrialState.PRUNED
+    ((parent,), children) = runs()
+    run = children["0"]
+    assert (run.info.status, run.data.tags["sweep.state"]) == ("FINISHED", "PRUNED")
+    assert run.data.tags["sweep.reason"].startswith("ThresholdPruner after epoch 1")
+    assert len(mlflow.MlflowClient(tracking_uri()).get_metric_history(run.info.run_id, "val/loss")) == 1
+    assert parent.data.metrics["sweep/pruned"] == 1
+
+
+def _benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sweep_kill", REPOSITORY / "benchmarks" / "sweep_kill.py")
+    assert spec is not None and spec.loader is not None  # noqa: PT018
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_resumes(phantoms: Path) -> None:
+    sweep_kill = _benchmark()
+    options = ["--config", str(SWEEP), "--data.root", str(phantoms), "--resume"]
+    for finished, seconds in ((0, 0.0), (1, 0.3)):
+        sweep = sweep_kill.Sweep(options, Path.cwd())
+        while finished == 0 and sweep.begun is None and sweep.process.poll() is None:
+            time.sleep(0.05)
+        assert sweep.kill_after(finished, seconds), "it was still at work"
+    last = sweep_kill.Sweep(options, Path.cwd())
+    assert last.process.wait(300) == 0
+    sweep_kill.check(Path.cwd(), "sweep", 4)
+
+
+@pytest.mark.slow
+def test_three_workers_on_postgresql_run_each_point_once(bustseg: Bustseg, phantoms: Path, postgres: str) -> None:
+    options = ["--config", SWEEP, "--data.root", phantoms, "--storage", postgres, "--study", "three"]
+    code, _, err = bustseg("sweep", *options, "--workers", 3)
+    assert code == 0, err
+    done = trials("three", postgres)
+    assert [trial.state for trial in done] == [TrialState.COMPLETE] * 4
+    assert len({json.dumps(trial.params) for trial in done}) == 4
+    assert os.getpid() not in {trial.user_attrs[OWNER]["pid"] for trial in done}
+    ((parent,), children) = runs()
+    assert parent.info.status == "FINISHED"
+    assert {run.info.status for run in children.values()} == {"FINISHED"}
+
+
+def test_a_worker_ends_with_its_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    read, write_end = os.pipe()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(fileno=lambda: read))
+    workers.follow_supervisor()
+    time.sleep(0.2)
+    assert not codes
+    os.close(write_end)
+    deadline = time.monotonic() + 10
+    while not codes and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.close(read)
+    assert codes == [130]
+
+
+def test_termination_counts_as_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stopped() -> None:
+        with workers.termination_is_interrupt():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert signal.getsignal(signal.SIGTERM) == before
