@@ -1,7 +1,7 @@
 """Networks: plain modules that know nothing of training. Images (B, C, H, W) in, logits out."""
 
 from bustseg.models.adu_net import ADUNet
-from bustseg.models.attention import ATTENTIONS, CBAM, NonLocal, build_attention
+from bustseg.models.attention import ATTENTIONS, CBAM, NonLocal, SelectiveKernel, Transformer, build_attention
 from bustseg.models.ddra_net import DDRANet
 from bustseg.models.decoder import DSCBlock, DSCDecoder
 from bustseg.models.depthwise import use_fast_depthwise
@@ -25,7 +25,9 @@ __all__ = [
     "Encoder",
     "FusionUNet",
     "NonLocal",
+    "SelectiveKernel",
     "SwinUNet",
+    "Transformer",
     "build_attention",
     "build_encoder",
     "use_fast_depthwise",
