@@ -68,7 +68,12 @@ def gated(pixel: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
     1 / p - 1 of p = sigmoid(a) sigmoid(b) is exp(-a) + exp(-b) + exp(-a - b).
     """
     pixel, presence = pixel.float(), presence.float()
-    return -torch.logaddexp(torch.logaddexp(-pixel, -presence), -pixel - presence)
+    return -_logaddexp(_logaddexp(-pixel, -presence), -pixel - presence)
+
+
+def _logaddexp(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``torch.logaddexp``, which torch's older ONNX exporter does not know."""
+    return b + F.softplus(a - b)
 
 
 class DSCDecoder(nn.Module):
