@@ -1,4 +1,4 @@
-"""What every network promises, asked of each config that ships: the paper's 20, the offline 20, and the baselines.
+"""What every network promises, asked of each config that ships: the paper's 20, the offline 20, baselines, flagship.
 
 Configs that differ in their loss or in frozen encoders share a network, so the checks that cannot tell them apart run
 once. No weights are at hand.
@@ -22,7 +22,11 @@ from torch import nn
 from bustseg.checkpoint import without_pretrained
 from bustseg.task import SegmentationTask
 
-FILES = [path for family in ("paper", "offline", "baselines") for path in sorted((CONFIGS / family).glob("*.yaml"))]
+FILES = [
+    path
+    for family in ("paper", "offline", "baselines", "flagship")
+    for path in sorted((CONFIGS / family).glob("*.yaml"))
+]
 LIBRARY = "segmentation_models_pytorch"
 
 
@@ -73,8 +77,8 @@ def test_every_family_is_there():
     families = [path.parent.name for path in FILES]
     assert families.count("paper") == families.count("offline") == 20
     assert {"swin_unet", "adu_net", "ddra_net", "dpnet", "mrfe_cnn"} <= {path.stem for path in FILES}
-    assert len(NETWORKS) == 6 + 6 + families.count("baselines")
-    assert len(TRAINED) == 10 + 10 + families.count("baselines")
+    others = len(families) - 40
+    assert (len(NETWORKS), len(TRAINED)) == (6 + 6 + others, 10 + 10 + others)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -164,6 +168,7 @@ def test_one_training_step(configs):
         assert type(task.loss).__name__ == loss
         before = {name: value.clone() for name, value in task.network.state_dict().items()}
         optimizer = task.train().configure_optimizers()
+        optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
         task.training_step(batch(), 0).backward()
         frozen = [name for name, value in task.network.named_parameters() if not value.requires_grad]
         assert bool(frozen) == bool(model_section(path)["network"].get("init_args", {}).get("freeze_encoders"))
