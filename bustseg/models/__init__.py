@@ -1,21 +1,33 @@
 """Networks: plain modules that know nothing of training. Images (B, C, H, W) in, logits out."""
 
-from bustseg.models.attention import ATTENTIONS, CBAM, NonLocal, build_attention
+from bustseg.models.adu_net import ADUNet
+from bustseg.models.attention import ATTENTIONS, CBAM, NonLocal, SelectiveKernel, Transformer, build_attention
+from bustseg.models.ddra_net import DDRANet
 from bustseg.models.decoder import DSCBlock, DSCDecoder
 from bustseg.models.depthwise import use_fast_depthwise
+from bustseg.models.dpnet import DPNet
 from bustseg.models.encoders import Encoder, build_encoder
 from bustseg.models.fusion_unet import FusionUNet
+from bustseg.models.mrfe_cnn import MRFECNN
+from bustseg.models.swin_unet import SwinUNet
 from bustseg.models.weights import PACKAGED, use_packaged_weights
 
 __all__ = [
     "ATTENTIONS",
     "CBAM",
+    "MRFECNN",
     "PACKAGED",
+    "ADUNet",
+    "DDRANet",
+    "DPNet",
     "DSCBlock",
     "DSCDecoder",
     "Encoder",
     "FusionUNet",
     "NonLocal",
+    "SelectiveKernel",
+    "SwinUNet",
+    "Transformer",
     "build_attention",
     "build_encoder",
     "use_fast_depthwise",

@@ -6,13 +6,16 @@ YAML can give ``class_path`` and ``init_args``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import gcd
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from bustseg.errors import UserError
+from bustseg.models.layers import ConvNormAct
 
 
 class CBAM(nn.Module):
@@ -101,10 +104,78 @@ class NonLocal(nn.Module):
         return x + self.W(y.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
+class SelectiveKernel(nn.Module):
+    """Selective-kernel convolution: paths of different reach, mixed per channel by what the whole map shows.
+
+    Each path is a grouped 3 x 3 convolution with BatchNorm and ReLU, dilated to reach further. Their sum, averaged over
+    the positions, goes through a bottleneck and gives each channel its weights of the paths (softmax).
+
+    Source: Li et al. 2019, https://arxiv.org/abs/1903.06586, section 3.1, with its r = 16, L = 32, G = 32; brought to
+    breast ultrasound by ESKNet, Chen et al. 2024, https://doi.org/10.1016/j.eswa.2024.123265.
+
+    Args:
+        channels: C
+        reduction: of the bottleneck, which has at least 32 channels
+        dilations: of the paths
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, dilations: Sequence[int] = (1, 2)) -> None:
+        super().__init__()
+        groups, hidden = gcd(channels, 32), max(32, channels // reduction)
+        self.paths = nn.ModuleList(
+            ConvNormAct(channels, channels, dilation=dilation, groups=groups) for dilation in dilations
+        )
+        self.squeeze = nn.Sequential(
+            nn.Linear(channels, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)
+        )
+        self.select = nn.Linear(hidden, channels * len(dilations), bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = torch.stack([path(x) for path in self.paths])  # (P, B, C, H, W)
+        squeezed = self.squeeze(maps.sum(0).mean((2, 3)))
+        weights = self.select(squeezed).unflatten(1, (len(self.paths), -1)).softmax(1)  # (B, P, C)
+        return (maps * weights.transpose(0, 1)[..., None, None]).sum(0)
+
+
+class Transformer(nn.Module):
+    """Transformer layers over all positions of a map, added to it: the "transformer or self-attention" of the paper's
+    future work.
+
+    ``x + expand(layers(reduce(x) + position(reduce(x))))``: 1 x 1 convolutions lead to a narrower map and back (as the
+    fused bottleneck of three encoders has 2816 channels, of which one layer at full width would need 95 million
+    parameters), a depthwise 3 x 3 convolution tells the layers where a position is (so that any size fits; Chu et al.
+    2021, https://arxiv.org/abs/2102.10882). The last convolution starts at zero, so that it starts as the identity.
+
+    Args:
+        channels: C
+        width: channels of the layers
+        depth: number of layers
+        heads: of their self-attention
+    """
+
+    def __init__(self, channels: int, width: int = 256, depth: int = 2, heads: int = 8) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, width, 1)
+        self.position = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.layers = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Conv2d(width, channels, 1)
+        nn.init.zeros_(self.expand.weight)
+        assert self.expand.bias is not None
+        nn.init.zeros_(self.expand.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.reduce(x)
+        tokens = (y + self.position(y)).flatten(2).transpose(1, 2)
+        return x + self.expand(self.norm(self.layers(tokens)).transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),
     "cbam": CBAM,
     "nonlocal": NonLocal,
+    "sk": SelectiveKernel,
+    "transformer": Transformer,
 }
 """Attention modules by name: what a config may write in short for a ``class_path``."""
 

@@ -68,12 +68,12 @@ def gated(pixel: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
     1 / p - 1 of p = sigmoid(a) sigmoid(b) is exp(-a) + exp(-b) + exp(-a - b).
     """
     pixel, presence = pixel.float(), presence.float()
-    return -_log_add(_log_add(-pixel, -presence), -pixel - presence)
+    return -_logaddexp(_logaddexp(-pixel, -presence), -pixel - presence)
 
 
-def _log_add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """``torch.logaddexp`` made of operators that ONNX has."""
-    return torch.maximum(x, y) + F.softplus(-(x - y).abs())
+def _logaddexp(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``torch.logaddexp``, which torch's older ONNX exporter does not know."""
+    return b + F.softplus(a - b)
 
 
 class DSCDecoder(nn.Module):

@@ -10,8 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from bustseg.errors import UserError
+from bustseg.models.attention import build_attention
 from bustseg.models.decoder import DSCDecoder, PresenceGate, resize
 from bustseg.models.encoders import Encoder, build_encoder
+
+Attention = Literal["none", "cbam", "nonlocal", "sk", "transformer"] | Callable[[int], nn.Module]
+"""A name of :data:`bustseg.models.attention.ATTENTIONS`, or a callable that makes a module for a number of channels."""
 
 
 class FusionUNet(nn.Module):
@@ -31,7 +35,8 @@ class FusionUNet(nn.Module):
 
     Args:
         encoders: names of torchvision or timm models, see :func:`bustseg.models.encoders.build_encoder`
-        attention: ``none``, ``cbam``, ``nonlocal``, or a callable that makes a module for a number of channels
+        attention: after each of the decoder's blocks: ``none``, ``cbam``, ``nonlocal``, ``sk``, ``transformer``, or a
+            callable that makes a module for a number of channels
         skips: concatenate the encoders' maps of strides 16 to 2 before the blocks (the paper's networks have none)
         weights: ``imagenet``, ``none`` or a file, for all encoders or one for each
         freeze_encoders: encoders are not trained, run without autograd, and keep their BatchNorm statistics
@@ -41,6 +46,7 @@ class FusionUNet(nn.Module):
         upsample: how the decoder doubles its maps
         presence: also estimate whether the image shows a lesion at all, from the fused bottleneck, and let that gate
             every pixel, see :class:`PresenceGate` (the paper's networks do not)
+        bottleneck: on the fused features, chosen as ``attention`` is (the paper's networks have none)
 
     Raises:
         UserError: there is no such encoder or attention
@@ -55,7 +61,7 @@ class FusionUNet(nn.Module):
     def __init__(
         self,
         encoders: list[str] | tuple[str, ...] = ("resnet18", "densenet121", "efficientnet_b0"),
-        attention: Literal["none", "cbam", "nonlocal"] | Callable[[int], nn.Module] = "none",
+        attention: Attention = "none",
         skips: bool = False,
         weights: str | list[str] = "imagenet",
         freeze_encoders: bool = False,
@@ -64,6 +70,7 @@ class FusionUNet(nn.Module):
         decoder_channels: list[int] | tuple[int, ...] = (512, 256, 128, 64),
         upsample: Literal["bilinear", "nearest"] = "bilinear",
         presence: bool = False,
+        bottleneck: Attention = "none",
     ) -> None:
         super().__init__()
         each = [weights] * len(encoders) if isinstance(weights, str) else list(weights)
@@ -81,6 +88,7 @@ class FusionUNet(nn.Module):
             self.encoders.eval()
         self.dropout = nn.Dropout(dropout)
         widths = [dict(zip(encoder.strides, encoder.channels, strict=True)) for encoder in self._encoders()]
+        self.bottleneck = build_attention(bottleneck, sum(encoder.channels[-1] for encoder in self._encoders()))
         self.skip_strides = (16, 8, 4, 2)[: len(decoder_channels)] if skips else ()
         self.decoder = DSCDecoder(
             in_channels=sum(encoder.channels[-1] for encoder in self._encoders()),
@@ -123,7 +131,7 @@ class FusionUNet(nn.Module):
             _concatenate([own[stride] for own in maps if stride in own], size, stride) for stride in self.skip_strides
         ]
         assert fused is not None
-        fused = self.dropout(fused)
+        fused = self.dropout(self.bottleneck(fused))
         gate = None if self.presence is None else self.presence(fused)
         logits = self.decoder(fused, skips, size, gate)
         return logits[..., :height, :width]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bustseg.models import CBAM, NonLocal
+from bustseg.models import CBAM, NonLocal, SelectiveKernel, Transformer
 
 
 def textbook(block: NonLocal, x: torch.Tensor) -> torch.Tensor:
@@ -85,3 +85,41 @@ def test_counts(channels):
     inner = channels // 2
     expected = 3 * (channels * inner + inner) + inner * channels + channels
     assert sum(p.numel() for p in NonLocal(channels).parameters()) == expected
+
+
+def test_selective_kernel_is_the_textbook_form():
+    torch.manual_seed(0)
+    block = SelectiveKernel(32)
+    x = torch.randn(4, 32, 9, 7)
+    near, far = (path(x) for path in block.paths)  # Li et al. 2019, equations 1 to 6
+    assert [path[0].dilation for path in block.paths] == [(1, 1), (2, 2)]
+    s = (near + far).mean((2, 3))
+    z = torch.relu(block.squeeze[1](s @ block.squeeze[0].weight.T))
+    a, b = (z @ half.T for half in block.select.weight.chunk(2))
+    share = (a.exp() / (a.exp() + b.exp()))[:, :, None, None]
+    torch.testing.assert_close(block(x), share * near + (1 - share) * far, rtol=1e-4, atol=1e-5)
+
+
+def test_selective_kernel_counts():
+    # two grouped convolutions with BatchNorm, the bottleneck of 32 with BatchNorm, one row per path and channel
+    expected = 2 * (256 * 256 * 9 // 32 + 2 * 256) + 256 * 32 + 2 * 32 + 32 * 2 * 256
+    assert sum(p.numel() for p in SelectiveKernel(256).parameters()) == expected
+
+
+def test_transformer_starts_as_the_identity_and_learns():
+    torch.manual_seed(0)
+    block, x = Transformer(24, width=16, depth=1, heads=2), torch.randn(2, 24, 5, 7)
+    assert torch.equal(block(x), x)
+    nn.init.normal_(block.expand.weight)
+    changed = x.clone()
+    changed[:, :, 0, 0] += 1
+    seen = (block(changed) - block(x)).abs().amax((0, 1))
+    assert seen[-1, -1] > 0  # every position sees every other
+
+
+def test_transformer_knows_positions():
+    torch.manual_seed(0)
+    block, x = Transformer(8, width=16, depth=1, heads=2), torch.randn(1, 8, 4, 4)
+    nn.init.normal_(block.expand.weight)
+    turned = block(x.flip(3)).flip(3)
+    assert (turned - block(x)).abs().max() > 1e-3

@@ -107,6 +107,17 @@ def test_attention_as_a_callable():
     assert net.decoder.attentions[0].mlp[0].out_features == 32
 
 
+@pytest.mark.parametrize("bottleneck", ["transformer", lambda channels: CBAM(channels, reduction=16)])
+def test_bottleneck_sits_on_the_fused_features(bottleneck):
+    net = FusionUNet([R, E], weights="none", bottleneck=bottleneck).eval()
+    seen = []
+    net.bottleneck.register_forward_hook(lambda _, args, out: seen.append((args[0].shape, out.shape)))
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 65, 97)).shape == (1, 1, 65, 97)
+    assert seen == [((1, 512 + 1280, 3, 4),) * 2]
+    assert not list(FusionUNet([R], weights="none").bottleneck.parameters())
+
+
 def test_cam_layer_names_the_last_block():
     net = FusionUNet([R], weights="none")
     assert net.get_submodule(net.cam_layer) is net.decoder.blocks[-1]
@@ -163,7 +174,7 @@ def test_weights_must_match_encoders():
 
 
 def test_unknown_attention_is_named():
-    with pytest.raises(UserError, match="no attention 'cbm': choose none, cbam, nonlocal"):
+    with pytest.raises(UserError, match="no attention 'cbm': choose none, cbam, nonlocal, sk, transformer or"):
         FusionUNet([R], attention="cbm", weights="none")
 
 
