@@ -14,9 +14,9 @@ from rich.table import Table
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.splits import read_split
 from bustseg.errors import UserError
-from bustseg.nested_runs import PARENT, Scores, config_digest, fit_and_test, reopen_parent
+from bustseg.nested_runs import Scores, config_digest, fit_and_test, reopen_parent
 from bustseg.progress import console
-from bustseg.tracking import Tracker
+from bustseg.tracking import PARENT_TAG, Tracker
 from bustseg.training import BustsegCLI, build_cli, one_value
 
 FOLD, KEY = "cv.fold", "cv.key"
@@ -65,7 +65,7 @@ def cross_validate(args: list[str]) -> int:
         for fold in numbers:
             console.rule(f"fold {fold} ({numbers.index(fold) + 1} of {len(numbers)})")
             own = [*rest, *options, "--data.fold", str(fold)]
-            tags = {PARENT: str(parent.run_id), FOLD: str(fold), "cv.split": plan.datamodule.split_scheme}
+            tags = {PARENT_TAG: str(parent.run_id), FOLD: str(fold), "cv.split": plan.datamodule.split_scheme}
             results[fold] = _one_fold(own, tags, known.get(fold))
     except BaseException as error:
         parent.killed = isinstance(error, KeyboardInterrupt)

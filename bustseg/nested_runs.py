@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 from bustseg.checkpoint import resolve_checkpoint
 from bustseg.errors import UserError
 from bustseg.progress import console
-from bustseg.tracking import Tracker, open_store, tracking_uri
+from bustseg.tracking import Tracker, child_runs, newest_run, open_store, tracking_uri
 from bustseg.training import one_value, run_verb
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
-
-PARENT = "mlflow.parentRunId"
-"""MLflow's own tag, by which its UI nests runs."""
 
 MACHINE = ("--trainer.accelerator", "--trainer.devices", "--tracking.uri")
 """Options that say where to run, which a checkpoint does not carry over to a test."""
@@ -46,7 +43,8 @@ def config_digest(config: Mapping[str, Any], without: Sequence[str] = (), **fact
     return hashlib.sha256(json.dumps([kept, facts], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _client(uri: str | None) -> MlflowClient:
+def store_client(uri: str | None = None) -> MlflowClient:
+    """Client of the store in use, which is there."""
     from mlflow.tracking import MlflowClient
 
     store = tracking_uri(uri)
@@ -54,35 +52,21 @@ def _client(uri: str | None) -> MlflowClient:
     return MlflowClient(store)
 
 
-def find_runs(options: Mapping[str, Any], tag: str, value: str) -> list[Run]:
-    """Runs of the experiment whose tag has this value, newest first.
+def reopen_parent(options: Mapping[str, Any], tag: str, key: str) -> tuple[Tracker | None, list[Run]]:
+    """The newest parent run whose ``tag`` is ``key``, running again, and its children, oldest first; or None.
 
     Args:
         options: the `tracking` section of a configuration
-        tag: name of the tag
-        value: its value
+        tag: tag of parents of this kind
+        key: digest of what they are about
     """
-    client = _client(options.get("uri"))
-    experiment = client.get_experiment_by_name(options["experiment"])
-    if experiment is None:
-        return []
-    return client.search_runs(
-        [experiment.experiment_id],
-        filter_string=f"tags.`{tag}` = '{value}'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1000,
-    )
-
-
-def reopen_parent(options: Mapping[str, Any], tag: str, key: str) -> tuple[Tracker | None, list[Run]]:
-    """The newest parent run whose ``tag`` is ``key``, running again, and its children, oldest first; or None."""
-    found = find_runs(options, tag, key)
-    if not found:
+    client = store_client(options.get("uri"))
+    found = newest_run(client, options["experiment"], tag, key)
+    if found is None:
         return None, []
-    own = {**options, "run_name": found[0].info.run_name, "tags": None}
-    parent = Tracker(**own, run_id=found[0].info.run_id)
+    parent = Tracker(**{**options, "run_name": found.info.run_name, "tags": None}, run_id=found.info.run_id)
     parent.reopen()
-    return parent, find_runs(options, PARENT, found[0].info.run_id)[::-1]
+    return parent, child_runs(client, found)
 
 
 def fit_and_test(args: list[str], tags: Mapping[str, str], known: Run | None = None) -> tuple[str, Scores]:
@@ -90,7 +74,7 @@ def fit_and_test(args: list[str], tags: Mapping[str, str], known: Run | None = N
 
     Args:
         args: of `bustseg fit`
-        tags: of the child; :data:`PARENT` among them
+        tags: of the child; :data:`~bustseg.tracking.PARENT_TAG` among them
         known: the child's run of an earlier attempt
 
     Returns:
@@ -123,7 +107,7 @@ def _go_on(run: Run, args: list[str]) -> str | None:
         resolve_checkpoint(run.info.run_id, prefer="last")
     except UserError:
         if run.info.status == "RUNNING":  # its process is gone: no one else will end it
-            _client(one_value(args, "--tracking.uri")[0]).set_terminated(run.info.run_id, "KILLED")
+            store_client(one_value(args, "--tracking.uri")[0]).set_terminated(run.info.run_id, "KILLED")
         return None
     run_verb("fit", ["--ckpt_path", run.info.run_id, *machine_options(args)])
     return run.info.run_id

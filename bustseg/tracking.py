@@ -314,6 +314,41 @@ class Tracker(MLFlowLogger):
         self._send(lambda: self.experiment.update_run(self.run_id, status="RUNNING"), "the run's status")
 
 
+PARENT_TAG = "mlflow.parentRunId"
+"""Tag by which MLflow shows a run under another."""
+
+
+def newest_run(client: Any, experiment: str, tag: str, value: str) -> Any | None:
+    """The newest run of an experiment whose ``tag`` is ``value``; None if there is none."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    runs = client.search_runs(
+        [found.experiment_id],
+        filter_string=f"tags.`{tag}` = '{value}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return runs[0] if runs else None
+
+
+def child_runs(client: Any, parent: Any) -> list[Any]:
+    """The runs under ``parent`` (a run), oldest first."""
+    runs: list[Any] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [parent.info.experiment_id],
+            filter_string=f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
 def flatten(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Nested mappings as ``(dotted key, value)``; lists of plain values stay values."""
     if isinstance(config, Mapping) and config:

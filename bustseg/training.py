@@ -364,6 +364,30 @@ def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
     return cli
 
 
+class _ParsedCLI(BustsegCLI):
+    """A CLI that fills in the defaults and makes nothing."""
+
+    def instantiate_classes(self) -> None:
+        self._dump_config()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
+def resolve_config(args: list[str]) -> dict[str, Any]:
+    """Whole configuration of a fit as plain types, defaults filled in; nothing is made or looked up.
+
+    Raises:
+        UserError: a config, key or value that cannot be used
+    """
+    _check_configs(args)
+    try:
+        config = _ParsedCLI(["fit", *args]).config_dump
+    except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
+        raise _explain_parse_error(error) from error
+    return {key: value for key, value in config.items() if key not in ("config", "ckpt_path", "weights_only")}
+
+
 def _check_configs(args: list[str]) -> None:
     """Look at config files before the parser does, whose message does not name the file."""
     for path in (args[i + 1] for i, item in enumerate(args[:-1]) if item in ("--config", "-c")):
