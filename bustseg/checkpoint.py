@@ -51,6 +51,31 @@ def without_pretrained(config: Any) -> Any:
     return copy.copy(config)
 
 
+def pretrained_parts(network: Any, prefix: str = "") -> dict[str, Any]:
+    """Where a network's config says which pretrained weights it takes: dotted key (``init_args.weights``) to value."""
+    found: dict[str, Any] = {}
+    for key, value in network.items() if isinstance(network, Mapping) else ():
+        name = f"{prefix}{key}"
+        found |= {name: value} if key in _WEIGHT_ARGUMENTS else pretrained_parts(value, f"{name}.")
+    return found
+
+
+def pretrained_value(key: str, weights: str) -> Any:
+    """What the argument ``key`` takes for ``weights``, which are ``imagenet`` or ``none``."""
+    argument = key.rpartition(".")[2]
+    if weights == "none":
+        return _WEIGHT_ARGUMENTS[argument]
+    return True if argument == "pretrained" else weights
+
+
+def build_task(model: Mapping[str, Any]) -> SegmentationTask:
+    """The task of a configuration's `model` section, with random weights."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SegmentationTask, "model", fail_untyped=False)
+    section = {**model, "network": without_pretrained(model["network"])}
+    return parser.instantiate_classes(parser.parse_object({"model": section})).model
+
+
 def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTask:
     """The trained task of a checkpoint, in evaluation mode, from the file alone.
 
@@ -58,12 +83,8 @@ def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTas
         UserError: the file is no checkpoint of bustseg, or its network's class cannot be imported
     """
     content = read_checkpoint(path)
-    model = dict(content[RECORD]["config"]["model"])
-    model["network"] = without_pretrained(model["network"])
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(SegmentationTask, "model", fail_untyped=False)
     try:
-        task = parser.instantiate_classes(parser.parse_object({"model": model})).model
+        task = build_task(content[RECORD]["config"]["model"])
         task.load_state_dict(content["state_dict"])
         task.record = content[RECORD]
     except UserError:
@@ -73,17 +94,22 @@ def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTas
     return task.to(device).eval()
 
 
+def build_data(data: Mapping[str, Any]) -> BUSIDataModule:
+    """The data module of a configuration's `data` section; not set up yet."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(BUSIDataModule, "data", fail_untyped=False)
+    return parser.instantiate_classes(parser.parse_object({"data": dict(data)})).data
+
+
 def load_data(path: Path) -> BUSIDataModule:
     """The data module that a checkpoint was trained with; not set up yet.
 
     Raises:
         UserError: the file is no checkpoint of bustseg, or its data source cannot be made
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(BUSIDataModule, "data", fail_untyped=False)
     data = read_checkpoint(path)[RECORD]["config"].get("data", {})
     try:
-        return parser.instantiate_classes(parser.parse_object({"data": data})).data
+        return build_data(data)
     except UserError:
         raise
     except Exception as error:

@@ -168,6 +168,21 @@ def _ui(args: argparse.Namespace) -> int:
     os.execv(sys.executable, [sys.executable, *command])
 
 
+def _integers(text: str) -> list[int]:
+    """``1,7`` as numbers."""
+    return [int(item) for item in text.split(",") if item]
+
+
+def _reproduce(args: list[str]) -> int:
+    from bustseg.reproduce import reproduce
+
+    options, rest = _parser().parse_known_args(args)
+    for name in ("only", "seeds"):
+        if (given := getattr(options, name)) is not None:
+            setattr(options, name, [number for part in given for number in part])
+    return reproduce(options, rest)
+
+
 def _compare(args: argparse.Namespace) -> int:
     from bustseg.compare import KNOWN
     from bustseg.compare_report import report
@@ -242,6 +257,29 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--storage", metavar="URL", help="Optuna storage (default: OPTUNA_STORAGE or sqlite:///mlruns/optuna.db)"
     )
+
+    table = verb(
+        verbs,
+        "reproduce",
+        None,
+        "fit and test the rows of the paper's tables, beside its figures; takes every option of fit as well",
+        "bustseg reproduce --table 1 --family offline --only 1 7 --resume",
+    )
+    table.allow_abbrev = False  # or an option of fit would be taken for one of these
+    table.add_argument("--table", default="1", help="1, 5, or a file like configs/tables/table1.yaml (default 1)")
+    table.add_argument(
+        "--family", default="paper", help="paper, or offline: the rows on encoders whose weights install with pip"
+    )
+    table.add_argument("--only", type=_integers, nargs="+", metavar="ROW", help="rows to run, in this order (1 7 3)")
+    table.add_argument("--seeds", type=_integers, nargs="+", metavar="SEED", help="one run of each row per seed (0)")
+    table.add_argument("--max_epochs", type=int, help="epochs at most (default: the configs', 50)")
+    table.add_argument("--devices", help="as trainer.devices")
+    table.add_argument(
+        "--encoder_weights", choices=("imagenet", "none"), help="of all networks (default: the configs')"
+    )
+    table.add_argument("--resume", action="store_true", help="skip finished rows and continue the interrupted one")
+    table.add_argument("--plan", action="store_true", help="print what would run and how long it may take, and stop")
+    table.add_argument("--out", metavar="DIR", help="folder for TABLE.md, TABLE.csv and TABLE.png")
 
     data = verbs.add_parser("data", help="make, check and split data", description="make, check and split data")
     data_verbs = data.add_subparsers(dest="data_verb", metavar="VERB", required=True)
@@ -446,6 +484,8 @@ def run(args: Sequence[str]) -> int:
         from bustseg.sweep import sweep
 
         return sweep(list(args[1:]))
+    if args and args[0] == "reproduce" and not {"-h", "--help"} & set(args):
+        return _reproduce(list(args))
     namespace = _parser().parse_args(list(args))
     return namespace.function(namespace)
 

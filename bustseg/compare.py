@@ -118,7 +118,7 @@ def load_runs(runs: Sequence[str], experiment: str | None = None) -> list[RunTab
     Raises:
         UserError: a run, experiment or table that is missing or cannot be read
     """
-    tables = [_load(run) for run in runs]
+    tables = [load_run(run) for run in runs]
     if experiment is not None:
         tables += _experiment_tables(experiment, {table.run_id for table in tables})
     if len(tables) < 2:
@@ -135,7 +135,8 @@ def load_runs(runs: Sequence[str], experiment: str | None = None) -> list[RunTab
     return [RunTable(**{**vars(table), "name": name}) for table, name in zip(tables, unique, strict=True)]
 
 
-def _load(run: str) -> RunTable:
+def load_run(run: str) -> RunTable:
+    """Per-image table of one run, see :func:`load_runs`."""
     path = Path(run)
     if path.is_dir():
         found = [path / place for place in (TABLE, Path(TABLE).name, f"artifacts/{TABLE}") if (path / place).is_file()]

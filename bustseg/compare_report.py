@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
 
@@ -18,7 +18,7 @@ from bustseg.colours import OUTLINES
 from bustseg.compare import COMPARED, LOWER_IS_BETTER, SHOWN, Comparison, RunTable, compare, load_runs, read_groups
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS, overlap_scores
-from bustseg.progress import console, error_console, track
+from bustseg.progress import console, error_console, print_wide, track
 
 LEVEL = 0.05
 """Adjusted p below which a difference is marked."""
@@ -160,9 +160,7 @@ def print_comparison(result: Comparison, detailed: bool = False) -> None:
         for run, own in section.groupby("run", sort=False):
             cells = {row["convention"] or anywhere: _cell(row) for _, row in own.iterrows()}
             table.add_row("  " + plain(str(run)), *(cells.get(name, "") for name in conventions))
-    natural = console.measure(table, options=console.options.update(width=10_000)).maximum
-    # where nobody watches, as wide as it needs to be
-    (console if console.is_terminal else Console(width=natural)).print(table)
+    print_wide(table)
     for note in result.notes:
         console.print(f"- {note}", highlight=False, markup=False)
 
@@ -333,8 +331,13 @@ def choose_images(dice: np.ndarray, lesion: np.ndarray, false: np.ndarray, each:
     return [(reason, position) for position, reason in chosen.items()]
 
 
-def draw_sheet(tables: Sequence[RunTable], path: Path) -> bool:
+def draw_sheet(tables: Sequence[RunTable], path: Path, runs: int = _PICTURED_RUNS) -> bool:
     """Draw chosen test images with the outlines of every run's prediction, as in the paper's table 3.
+
+    Args:
+        tables: the runs
+        path: PNG file to write
+        runs: how many runs are drawn at most
 
     Returns:
         False, and nothing is drawn, when a checkpoint is not at hand
@@ -342,7 +345,7 @@ def draw_sheet(tables: Sequence[RunTable], path: Path) -> bool:
     Raises:
         UserError: a checkpoint or its data cannot be loaded
     """
-    tables = tables[:_PICTURED_RUNS]
+    tables = tables[:runs]
     missing = [table.name for table in tables if table.checkpoint is None]
     if missing:
         error_console.print(f"no pictures: no checkpoint of {', '.join(missing)}", highlight=False, markup=False)
@@ -406,8 +409,9 @@ def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
     return float(overlap_scores(tp, fp, fn, tn)["dice_paper"][0])
 
 
-def _short(name: str, length: int = 30) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+def _short(name: str) -> str:
+    """A run's name above its pictures: two lines at most."""
+    return "\n".join(textwrap.wrap(name, 30, max_lines=2, placeholder="…"))
 
 
 # ----------------------------------------------------------------------------------------------------------- MLflow

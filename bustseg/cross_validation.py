@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import statistics
 import tempfile
@@ -13,13 +11,13 @@ from typing import Any
 
 from rich.table import Table
 
-from bustseg.checkpoint import resolve_checkpoint
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.splits import read_split
 from bustseg.errors import UserError
+from bustseg.nested_runs import Scores, config_digest, fit_and_test, reopen_parent
 from bustseg.progress import console
-from bustseg.tracking import PARENT_TAG, Tracker, child_runs, newest_run
-from bustseg.training import BustsegCLI, build_cli, one_value, run_verb
+from bustseg.tracking import PARENT_TAG, Tracker
+from bustseg.training import BustsegCLI, build_cli, one_value
 
 FOLD, KEY = "cv.fold", "cv.key"
 _SHOWN = (
@@ -34,8 +32,6 @@ _SHOWN = (
     "false_positive_rate_normal",
     "missed_lesion_rate",
 )
-
-Scores = dict[str, float]
 
 
 def cross_validate(args: list[str]) -> int:
@@ -79,7 +75,7 @@ def cross_validate(args: list[str]) -> int:
     _record(parent, results)
     parent.finalize("success")
     _print(results)
-    console.print(f"run {parent.run_id}  experiment {parent.name}  store {parent.uri}", highlight=False)
+    console.print(f"run {parent.run_id}  experiment {parent._experiment_name}  store {parent.uri}", highlight=False)
     return 0
 
 
@@ -101,28 +97,20 @@ def _folds(data: BUSIDataModule) -> tuple[list[int], list[str]]:
 
 
 def _key(plan: BustsegCLI) -> str:
-    """Digest of everything that decides the results, by which ``--resume`` knows its run."""
+    """Digest by which ``--resume`` knows its run."""
     plan.datamodule.prepare_data()
-    config = {
-        key: plan.config_dump.get(key) for key in ("seed_everything", "model", "data", "trainer", "early_stopping")
-    }
-    config["data"] = {key: value for key, value in config["data"].items() if key != "fold"}
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return config_digest(plan.config_dump, without=["data.fold"])
 
 
 def _parent(plan: BustsegCLI, key: str, folds: list[int], resume: bool) -> tuple[Tracker, dict[int, Any]]:
     """The run over all folds, new or the newest of this key, and the runs of its folds that are there."""
     options: dict[str, Any] = dict(plan.tracking_options)
-    name = options.pop("run_name", None) or plan.default_name()
     if resume:
-        tracker = Tracker(**options, run_name=name)
-        client = tracker._mlflow_client
-        found = newest_run(client, options["experiment"], KEY, key)
-        if found is not None:
-            parent = Tracker(**options, run_name=name, run_id=found.info.run_id)
-            parent.reopen()
-            return parent, {int(run.data.tags[FOLD]): run for run in child_runs(client, found) if FOLD in run.data.tags}
+        parent, children = reopen_parent(options, KEY, key)
+        if parent is not None:
+            return parent, {int(run.data.tags[FOLD]): run for run in children if FOLD in run.data.tags}
         console.print("there is no cross-validation of this configuration to resume: starting anew")
+    name = options.pop("run_name", None) or plan.default_name()
     tags = {**(options.pop("tags", None) or {}), KEY: key, "cv.folds": str(len(folds))}
     parent = Tracker(**options, run_name=f"{name} ({len(folds)} folds)", tags=tags)
     parent.log_config(plan.config_dump)
@@ -131,38 +119,7 @@ def _parent(plan: BustsegCLI, key: str, folds: list[int], resume: bool) -> tuple
 
 def _one_fold(args: list[str], tags: Mapping[str, str], known: Any) -> Scores:
     """Scores of one fold's test, from its run if that is finished."""
-    run_id = None
-    if known is not None:
-        scores = {name: value for name, value in known.data.metrics.items() if name.startswith("test/")}
-        if known.info.status == "FINISHED" and scores:
-            console.print(f"done already (run {known.info.run_id})", highlight=False)
-            return scores
-        run_id = known.info.run_id
-        if known.info.status != "FINISHED":
-            run_id = _go_on(known)
-    if run_id is None:
-        run_id = run_verb("fit", args, tags).trainer.logger.run_id  # type: ignore[union-attr]
-    tested = run_verb("test", ["--ckpt_path", str(run_id), *_machine(args)])
-    return {name: float(value) for name, value in tested.trainer.callback_metrics.items() if name.startswith("test/")}
-
-
-def _go_on(run: Any) -> str | None:
-    """Continue an interrupted fit after its last finished epoch; None when it finished none."""
-    try:
-        resolve_checkpoint(run.info.run_id, prefer="last")
-    except UserError:
-        return None
-    run_verb("fit", ["--ckpt_path", run.info.run_id])
-    return run.info.run_id
-
-
-def _machine(args: list[str]) -> list[str]:
-    """The options that say where to run, which a checkpoint does not carry."""
-    kept = []
-    for option in ("--trainer.accelerator", "--trainer.devices", "--tracking.uri"):
-        value, _ = one_value(args, option)
-        kept += [option, value] if value is not None else []
-    return kept
+    return fit_and_test(args, tags, known)[1]
 
 
 def mean_and_spread(results: Mapping[int, Scores]) -> dict[str, tuple[float, float]]:

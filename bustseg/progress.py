@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
@@ -16,6 +16,12 @@ console = Console(soft_wrap=True)
 
 error_console = Console(stderr=True, soft_wrap=True)
 """Warnings, errors and progress go here, so that a piped result stays clean."""
+
+
+def print_wide(table: RenderableType) -> None:
+    """Print a table on standard output; where nobody watches, as wide as it needs to be."""
+    natural = console.measure(table, options=console.options.update(width=10_000)).maximum
+    (console if console.is_terminal else Console(width=natural)).print(table)
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

@@ -117,9 +117,15 @@ class SegmentationTask(LightningModule):
         image = F.interpolate(image.float(), size, mode="bilinear", antialias=True)
         return image, F.interpolate(mask.float(), size, mode="area") >= 0.5
 
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits (B, 1, H, W) of a batch; from its features where it has them."""
+        if "features" in batch:
+            return self.network.decode(batch["features"], batch["image"].shape[-2:])  # type: ignore[operator]
+        return self(batch["image"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         image, mask = self._scaled(batch["image"], batch["mask"])
-        loss = self.loss(self(image), mask)
+        loss = self.loss(self.logits({**batch, "image": image}), mask)
         # looking at the value waits for the GPU, so there only now and then; the epoch's mean is checked anyway
         if self.device.type == "cpu" or batch_idx % 20 == 0:
             self._check_finite(loss)
@@ -164,7 +170,7 @@ class SegmentationTask(LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> Tensor:
         mask, size = batch["mask"], len(batch["index"])
         if size:
-            logits = self(batch["image"]).float()
+            logits = self.logits(batch).float()
             self._loss(stage).update(self.loss(logits, mask), size)
         else:  # other processes have images left
             logits = torch.zeros(mask.shape, device=mask.device)

@@ -27,6 +27,7 @@ from bustseg.callbacks import (
     BestCheckpoint,
     EpochLines,
     ExplainCallback,
+    FrozenFeatures,
     ImageTables,
     LastCheckpoint,
     ModelRecorder,
@@ -93,6 +94,7 @@ CALLBACKS: dict[type[pl.Callback], str] = {
     BestCheckpoint: "checkpoint",
     TestPasses: "report",
     ExplainCallback: "explain",
+    FrozenFeatures: "frozen_features",
 }
 """Callbacks with a section of their own in a configuration."""
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY
 from mlflow.entities import Run
 
-from bustseg import cross_validation
+from bustseg import cross_validation, nested_runs
 from bustseg.cross_validation import mean_and_spread
 from bustseg.tracking import tracking_uri
 
@@ -44,7 +44,7 @@ def test_folds_hang_under_one_run_and_an_interrupted_one_resumes(
 ) -> None:
     options = ("--data.split", "kfold", "--data.kfold_of", "paper", "--folds", 3)
     verbs: list[str] = []
-    run_verb = cross_validation.run_verb
+    run_verb = nested_runs.run_verb
 
     def stops_in_the_third_fit(verb: str, *args: object) -> object:
         verbs.append(verb)
@@ -52,7 +52,7 @@ def test_folds_hang_under_one_run_and_an_interrupted_one_resumes(
             raise KeyboardInterrupt
         return run_verb(verb, *args)
 
-    monkeypatch.setattr(cross_validation, "run_verb", stops_in_the_third_fit)
+    monkeypatch.setattr(nested_runs, "run_verb", stops_in_the_third_fit)
     code, out, _ = cv(bustseg, phantoms, *options)
     assert code == 130
     assert "2 of 3 folds are done" in out
@@ -63,7 +63,7 @@ def test_folds_hang_under_one_run_and_an_interrupted_one_resumes(
     # as if the first fold's fit had been stopped as well
     mlflow.MlflowClient(tracking_uri()).set_terminated(folds[0].info.run_id, "KILLED")
     verbs.clear()
-    monkeypatch.setattr(cross_validation, "run_verb", lambda verb, *args: verbs.append(verb) or run_verb(verb, *args))
+    monkeypatch.setattr(nested_runs, "run_verb", lambda verb, *args: verbs.append(verb) or run_verb(verb, *args))
     code, out, err = cv(bustseg, phantoms, *options, "--resume")
     assert code == 0, err
     assert verbs == ["fit", "test", "fit", "test"], "finished folds are skipped"

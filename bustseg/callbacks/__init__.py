@@ -3,6 +3,7 @@
 from bustseg.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from bustseg.callbacks.curves import TestCurves
 from bustseg.callbacks.explain import ExplainCallback
+from bustseg.callbacks.frozen import FrozenFeatures
 from bustseg.callbacks.model import ModelRecorder
 from bustseg.callbacks.panels import PredictionPanels
 from bustseg.callbacks.per_image import ImageTables
@@ -14,6 +15,7 @@ __all__ = [
     "BestCheckpoint",
     "EpochLines",
     "ExplainCallback",
+    "FrozenFeatures",
     "ImageTables",
     "LastCheckpoint",
     "ModelRecorder",

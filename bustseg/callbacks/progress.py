@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
@@ -29,11 +30,15 @@ class WatchedProgressBar(RichProgressBar):
 
 
 class EpochLines(Callback):
-    """One line per epoch with the watched metrics, the time and the throughput; logs the throughput too."""
+    """One line per epoch with the watched metrics and the time; logs throughput, time with validation, GPU memory."""
 
     def __init__(self) -> None:
         self._started = 0.0
         self._images = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
@@ -50,10 +55,14 @@ class EpochLines(Callback):
             pl_module.log("train/images_per_second", self._images * trainer.world_size / seconds, rank_zero_only=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = time.perf_counter() - self._started
+        pl_module.log("train/epoch_seconds", seconds, rank_zero_only=True)
+        if trainer.strategy.root_device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(trainer.strategy.root_device) / 2**30
+            pl_module.log("train/peak_memory_gib", peak, rank_zero_only=True)
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
         shown = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in WATCHED if name in metrics)
-        seconds = time.perf_counter() - self._started
         total = trainer.max_epochs
         console.print(f"epoch {trainer.current_epoch + 1}/{total}  {shown}  {seconds:.1f} s", highlight=False)

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import albumentations as A
 import numpy as np
@@ -42,6 +42,8 @@ class Batch(TypedDict):
     """``int64`` (B,), position in :data:`bustseg.data.sources.LABELS`"""
     index: Tensor
     """``int64`` (B,), position in the data module's ``samples``"""
+    features: NotRequired[list[Tensor]]
+    """What the network's frozen part gave for the images, where a callback has kept it; no loader yields it"""
 
 
 class SegmentationDataset(Dataset[Batch]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -114,30 +114,49 @@ class FusionUNet(nn.Module):
             self.encoders.eval()
         return self
 
-    def encode(self, x: torch.Tensor) -> list[dict[int, torch.Tensor]]:
-        """Feature maps of each encoder by stride, finest first; without autograd when the encoders are frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
-            return [dict(zip(encoder.strides, encoder(x), strict=True)) for encoder in self._encoders()]
+    @property
+    def frozen(self) -> bool:
+        """Whether :meth:`encode` gives the same maps for an image whenever it is asked."""
+        learning = any(parameter.requires_grad for parameter in self.encoders.parameters())
+        return self.freeze_encoders and not learning
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What the decoder takes of images (B, C, H, W): fused maps of stride 32, then each skip, coarsest first.
+
+        The encoders' maps stand side by side in channels. A stride that no encoder has gives a map of 0 channels.
+        Without autograd when the encoders are frozen.
+        """
         height, width = x.shape[-2:]
         if height % 32 or width % 32:
             x = F.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate")
         size = x.shape[-2:]
-        maps = self.encode(x)
-        coarsest = [own[encoder.strides[-1]] for own, encoder in zip(maps, self._encoders(), strict=True)]
-        fused = _concatenate(coarsest, size, 32)
-        skips = [
-            _concatenate([own[stride] for own in maps if stride in own], size, stride) for stride in self.skip_strides
-        ]
-        assert fused is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
+            maps = [dict(zip(encoder.strides, encoder(x), strict=True)) for encoder in self._encoders()]
+            coarsest = [own[encoder.strides[-1]] for own, encoder in zip(maps, self._encoders(), strict=True)]
+            skips = [[own[stride] for own in maps if stride in own] for stride in self.skip_strides]
+            return [
+                _concatenate(own, size, stride) if own else x.new_zeros(len(x), 0, *_shape(size, stride))
+                for own, stride in zip([coarsest, *skips], (32, *self.skip_strides), strict=True)
+            ]
+
+    def decode(self, maps: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+        """Logits (B, 1, H, W) from what :meth:`encode` gave for images of ``size`` (H, W)."""
+        height, width = size
+        fused, *skips = maps
+        padded = (height + -height % 32, width + -width % 32)
         fused = self.dropout(self.bottleneck(fused))
         gate = None if self.presence is None else self.presence(fused)
-        logits = self.decoder(fused, skips, size, gate)
+        logits = self.decoder(fused, skips, padded, gate)
         return logits[..., :height, :width]
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decode(self.encode(x), x.shape[-2:])
 
-def _concatenate(maps: list[torch.Tensor], size: torch.Size, stride: int) -> torch.Tensor | None:
-    """Maps side by side in channels, those of another size resized to ``size`` / ``stride``; None if there are none."""
-    shape = (size[0] // stride, size[1] // stride)
-    return torch.cat([resize(own, shape) for own in maps], 1) if maps else None
+
+def _shape(size: Sequence[int], stride: int) -> tuple[int, int]:
+    return size[0] // stride, size[1] // stride
+
+
+def _concatenate(maps: list[torch.Tensor], size: Sequence[int], stride: int) -> torch.Tensor:
+    """Maps side by side in channels, those of another size resized to ``size`` / ``stride``."""
+    return torch.cat([resize(own, _shape(size, stride)) for own in maps], 1)

@@ -53,6 +53,18 @@ def test_logits_have_the_images_size(size, skips):
     assert all(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.parametrize("skips", [False, True])
+def test_what_is_encoded_once_decodes_to_the_same_logits(skips):
+    net = FusionUNet([R, E], skips=skips, weights="none", freeze_encoders=True).eval()
+    images = torch.randn(3, 3, 50, 70)
+    maps = net.encode(images)
+    assert [own.shape[-2:] for own in maps] == [(64 // s, 96 // s) for s in ([32, 16, 8, 4, 2] if skips else [32])]
+    torch.testing.assert_close(net.decode(maps, (50, 70)), net(images))
+    assert net.frozen
+    net.encoders[0].requires_grad_(True)
+    assert not net.frozen, "someone lets an encoder learn"
+
+
 def test_head_before_upsampling_is_head_after_upsampling():
     torch.manual_seed(0)
     net = FusionUNet([R], weights="none").eval()
@@ -69,7 +81,7 @@ def test_frozen_encoders_neither_learn_nor_record():
     net = FusionUNet([R, E], weights="none", freeze_encoders=True).train()
     before = {key: value.clone() for key, value in net.encoders.state_dict().items()}
     maps = net.encode(torch.randn(2, 3, 64, 64))
-    assert not any(own.requires_grad for each in maps for own in each.values())
+    assert not any(own.requires_grad for own in maps)
     net(torch.randn(2, 3, 64, 64)).mean().backward()
     after = net.encoders.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)

@@ -1,0 +1,124 @@
+"""What a fit will cost, from one training step on random images: parameters and seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bustseg.callbacks.frozen import SplitNetwork, size_gib, usable
+from bustseg.checkpoint import build_task
+from bustseg.data.datamodule import BUSIDataModule
+from bustseg.task import SegmentationTask
+
+_CPU_IMAGES = 4
+"""Images of the measured step on a CPU, whose time per image hardly depends on their number; a GPU takes the batch."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs on this machine.
+
+    Attributes:
+        parameters: all
+        trainable: of these
+        train: seconds of a training step per image
+        evaluate: seconds of an evaluation per image
+        encode: seconds per image of frozen encoders whose features are kept; then the two above leave them out
+    """
+
+    parameters: int
+    trainable: int
+    train: float
+    evaluate: float
+    encode: float
+
+    def fit(self, epochs: int, images: Mapping[str, int]) -> float:
+        """Seconds of a fit of ``epochs``, with ``train`` and ``val`` images."""
+        each_epoch = self.train * images["train"] + self.evaluate * images["val"]
+        return self.encode * (images["train"] + images["val"]) + epochs * each_epoch
+
+    def test(self, images: Mapping[str, int]) -> float:
+        """Seconds of a test that passes over all subsets and explains the test images; without drawing."""
+        seen = images["train"] + images["val"] + images["test"]
+        return (self.encode + self.evaluate) * seen + (self.encode + self.train) * images["test"]
+
+
+def measure_cost(config: Mapping[str, Any], data: BUSIDataModule) -> Cost:
+    """Time one step of a configuration's task after one to warm up; weights and images are random.
+
+    Args:
+        config: a fit's whole configuration
+        data: its data, set up
+    """
+    trainer = config["trainer"]
+    gpu = torch.cuda.is_available() and trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+    device = torch.device("cuda" if gpu else "cpu")
+    state = torch.get_rng_state()
+    task = build_task(config["model"]).to(device)
+    batch = data.batch_size if gpu else min(data.batch_size, _CPU_IMAGES)
+    images = torch.randint(0, 256, (batch, 1, *data.image_size), dtype=torch.uint8, device=device)
+    mask = torch.zeros(batch, 1, *data.image_size, dtype=torch.uint8, device=device)
+    mask[..., ::2, ::2] = 1
+    precision = str(trainer.get("precision"))
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+
+    def autocast() -> Any:
+        return torch.autocast(device.type, half) if half is not None else nullcontext()
+
+    features = None
+    encode = 0.0
+    limit = (config.get("frozen_features") or {}).get("max_gib", 0)
+    if usable(task, data) and isinstance(task.network, SplitNetwork):
+        network = task.network
+        network.train()
+
+        def look() -> list[torch.Tensor]:
+            with torch.no_grad(), autocast():
+                return network.encode(task.normalise(images))
+
+        found = look()
+        if size_gib(found, len(data.indices["train"]) + len(data.indices["val"])) <= limit:
+            encode, features = _seconds(look, device), found
+    given: Any = {"image": images, **({"features": features} if features is not None else {})}
+    optimizer = task.optimizer([parameter for parameter in task.parameters() if parameter.requires_grad])
+
+    def step() -> None:
+        with autocast():
+            loss = task.loss(task.logits(given), mask)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def score() -> None:
+        with torch.inference_mode(), autocast():
+            task.logits(given)
+
+    task.train()
+    train = _seconds(step, device)
+    task.eval()
+    evaluate = _seconds(score, device)
+    torch.set_rng_state(state)
+    return Cost(*count_parameters(task), train / batch, evaluate / batch, encode / batch)
+
+
+def count_parameters(task: SegmentationTask) -> tuple[int, int]:
+    """Parameters of a task's network: all, and those that are trained."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in task.network.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+
+
+def _seconds(action: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the second call."""
+    for _ in range(2):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return time.perf_counter() - started

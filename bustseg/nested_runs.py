@@ -1,0 +1,122 @@
+"""Runs under one MLflow parent: finding them again, going on with what was cut off, fit and test as one child."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bustseg.checkpoint import resolve_checkpoint
+from bustseg.errors import UserError
+from bustseg.progress import console
+from bustseg.tracking import Tracker, child_runs, newest_run, open_store, tracking_uri
+from bustseg.training import one_value, run_verb
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+MACHINE = ("--trainer.accelerator", "--trainer.devices", "--tracking.uri")
+"""Options that say where to run, which a checkpoint does not carry over to a test."""
+
+_DECIDING = ("seed_everything", "model", "data", "trainer", "early_stopping", "checkpoint")
+
+Scores = dict[str, float]
+
+
+def config_digest(config: Mapping[str, Any], without: Sequence[str] = (), **facts: str) -> str:
+    """Digest, 16 hex digits, of what decides a fit's results: a run is known by it.
+
+    Args:
+        config: a fit's whole configuration
+        without: dotted keys, such as ``data.fold``, that are left out
+        facts: what decides beside the configuration, such as a digest of the data
+    """
+    kept = json.loads(json.dumps({name: config.get(name) for name in _DECIDING}, default=str))
+    for key in without:
+        *path, last = key.split(".")
+        section = kept
+        for name in path:
+            section = section.get(name) or {}
+        section.pop(last, None)
+    return hashlib.sha256(json.dumps([kept, facts], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def store_client(uri: str | None = None) -> MlflowClient:
+    """Client of the store in use, which is there."""
+    from mlflow.tracking import MlflowClient
+
+    store = tracking_uri(uri)
+    open_store(store)
+    return MlflowClient(store)
+
+
+def reopen_parent(options: Mapping[str, Any], tag: str, key: str) -> tuple[Tracker | None, list[Run]]:
+    """The newest parent run whose ``tag`` is ``key``, running again, and its children, oldest first; or None.
+
+    Args:
+        options: the `tracking` section of a configuration
+        tag: tag of parents of this kind
+        key: digest of what they are about
+    """
+    client = store_client(options.get("uri"))
+    found = newest_run(client, options["experiment"], tag, key)
+    if found is None:
+        return None, []
+    parent = Tracker(**{**options, "run_name": found.info.run_name, "tags": None}, run_id=found.info.run_id)
+    parent.reopen()
+    return parent, child_runs(client, found)
+
+
+def fit_and_test(args: list[str], tags: Mapping[str, str], known: Run | None = None) -> tuple[str, Scores]:
+    """Train and test one child: skip what its run has finished, go on with what was cut off.
+
+    Args:
+        args: of `bustseg fit`
+        tags: of the child; :data:`~bustseg.tracking.PARENT_TAG` among them
+        known: the child's run of an earlier attempt
+
+    Returns:
+        the child's run id and the scores of its test
+    """
+    run_id = None
+    if known is not None:
+        if scores := tested(known):
+            console.print(f"done already (run {known.info.run_id})", highlight=False)
+            return known.info.run_id, scores
+        run_id = known.info.run_id if known.info.status == "FINISHED" else _go_on(known, args)
+    if run_id is None:
+        run_id = str(run_verb("fit", args, tags).trainer.logger.run_id)  # type: ignore[union-attr]
+    test = run_verb("test", ["--ckpt_path", run_id, *machine_options(args)])
+    return run_id, {
+        name: float(value) for name, value in test.trainer.callback_metrics.items() if name.startswith("test/")
+    }
+
+
+def tested(run: Run) -> Scores:
+    """Scores of a run's test; empty when the run is not finished or not tested."""
+    if run.info.status != "FINISHED":
+        return {}
+    return {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+
+
+def _go_on(run: Run, args: list[str]) -> str | None:
+    """Continue an interrupted fit after its last finished epoch; None when it finished none."""
+    try:
+        resolve_checkpoint(run.info.run_id, prefer="last")
+    except UserError:
+        if run.info.status == "RUNNING":  # its process is gone: no one else will end it
+            store_client(one_value(args, "--tracking.uri")[0]).set_terminated(run.info.run_id, "KILLED")
+        return None
+    run_verb("fit", ["--ckpt_path", run.info.run_id, *machine_options(args)])
+    return run.info.run_id
+
+
+def machine_options(args: list[str]) -> list[str]:
+    """The options of ``args`` that say where to run."""
+    kept = []
+    for option in MACHINE:
+        value, _ = one_value(args, option)
+        kept += [option, value] if value is not None else []
+    return kept

@@ -1,0 +1,145 @@
+"""The paper's tables as data: which config belongs to a row, what the paper found, and what it concludes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bustseg.errors import UserError
+
+FOLDER = Path("configs") / "tables"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a table.
+
+    Attributes:
+        row: its number
+        name: what tells it from the others, in words
+        config: a fit's configuration
+        paper: the paper's ``precision``, ``recall``, ``f1``, ``iou`` and ``dice``
+        parameters: the paper's count, as printed
+        trainable: of these
+        auc: the paper's pixel AUC by subset, as far as it states them
+    """
+
+    row: int
+    name: str
+    config: Path
+    paper: dict[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    trainable: int | None = None
+    auc: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper that compares rows.
+
+    Attributes:
+        claim: the sentence
+        pairs: row numbers; it says that the first of a pair has the higher Dice
+    """
+
+    claim: str
+    pairs: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of the paper.
+
+    Attributes:
+        name: of its file, without suffix
+        title: heading
+        legend: what abbreviations in the rows' names stand for
+        rows: in the paper's order
+        claims: what the paper concludes from it
+    """
+
+    name: str
+    title: str
+    legend: str
+    rows: list[Row]
+    claims: list[Claim]
+
+    def row(self, number: int) -> Row:
+        """The row of this number."""
+        return next(row for row in self.rows if row.row == number)
+
+
+def find_table(table: str, family: str = "paper") -> Path:
+    """File of a table: ``1`` or ``5`` in ``configs/tables`` of the working folder, the checkout or the package.
+
+    Args:
+        table: number, or a file of one's own
+        family: ``paper``, or the suffix of another file with the same rows, such as ``offline``
+
+    Raises:
+        UserError: there is none
+    """
+    if table.endswith((".yaml", ".yml")):
+        if not Path(table).is_file():
+            raise UserError(f"no table at {table}")
+        return Path(table)
+    package = Path(__file__).resolve().parent
+    folders = [folder for base in (Path(), package.parent, package) if (folder := base / FOLDER).is_dir()]
+    if not folders:
+        raise UserError(f"no {FOLDER} here: run it in a checkout of bustseg, or name a table's file with --table")
+    name = f"table{table}" if family == "paper" else f"table{table}_{family}"
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = ", ".join(sorted(path.stem.removeprefix("table") for folder in folders for path in folder.glob("*.yaml")))
+    of = f" of the family {family}" if family != "paper" else ""
+    raise UserError(f"no table {table}{of}: there are {known} (a name after _ is a family)")
+
+
+def read_table(path: Path) -> PaperTable:
+    """Read a table's file.
+
+    Keys: ``title``; ``legend``; ``rows``, each with ``row``, ``name``, ``config`` (relative to the file; else the
+    pattern ``configs`` with ``{row}``), ``paper``, ``parameters``, ``trainable``, ``auc``; ``claims``, each with
+    ``claim`` and ``pairs``; ``like``, another table whose keys hold where this file has none.
+
+    Raises:
+        UserError: it is missing or malformed
+    """
+    content = _content(path)
+    try:
+        rows = [
+            Row(
+                **{
+                    **entry,
+                    "config": path.parent / (entry.get("config") or content["configs"].format(row=entry["row"])),
+                }
+            )
+            for entry in content["rows"]
+        ]
+        claims = [Claim(entry["claim"], [(a, b) for a, b in entry["pairs"]]) for entry in content.get("claims") or []]
+        table = PaperTable(path.stem, content["title"], " ".join(content.get("legend", "").split()), rows, claims)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no table ({type(error).__name__}: {error}): see configs/tables/table1.yaml"
+        ) from error
+    numbers = [row.row for row in table.rows]
+    unknown = {number for claim in claims for pair in claim.pairs for number in pair} - set(numbers)
+    if unknown or len(set(numbers)) < len(numbers):
+        raise UserError(
+            f"{path} names a row twice" if not unknown else f"{path} has claims on rows it lacks: {unknown}"
+        )
+    return table
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no table: see configs/tables/table1.yaml")
+    return {**_content(path.parent / content["like"]), **content} if "like" in content else content

@@ -1,0 +1,467 @@
+"""`bustseg reproduce`: fit and test the rows of one of the paper's tables, beside the paper's figures."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import gc
+import hashlib
+import json
+import os
+import statistics
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock, Timeout
+from rich.markup import escape
+from rich.table import Table
+
+from bustseg.checkpoint import build_data, pretrained_parts, pretrained_value
+from bustseg.data.datamodule import BUSIDataModule
+from bustseg.errors import UserError
+from bustseg.estimate import Cost, measure_cost
+from bustseg.nested_runs import config_digest, fit_and_test, reopen_parent, store_client, tested
+from bustseg.paper_tables import PaperTable, Row, find_table, read_table
+from bustseg.progress import console, print_wide, track
+from bustseg.reproduce_report import Outcome, Result, duration, read_outcome, write_report
+from bustseg.tracking import PARENT_TAG, RUNS_DIR, Tracker, one_line
+from bustseg.training import one_value, resolve_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+EXPERIMENT = "reproduce"
+PARENT_KEY, ROW_KEY = "reproduce.table_key", "reproduce.key"
+TABLE, ROW, SEED = "reproduce.table", "reproduce.row", "reproduce.seed"
+
+_NOT_DECIDING = (
+    "trainer.accelerator",
+    "trainer.logger",
+    "trainer.default_root_dir",
+    "trainer.enable_progress_bar",
+    "data.root",  # the digest of the data says what it holds
+    "data.num_workers",
+)
+"""Where a fit runs and what it prints, which does not make another row of it."""
+
+_OWN_OPTIONS = {
+    "--config": "the table names the configs",
+    "--ckpt_path": "--resume goes on with what is there",
+    "--seed_everything": "--seeds names them",
+    "--tracking.run_name": "the rows have their names",
+}
+
+
+@dataclass
+class Job:
+    """One row under one seed.
+
+    Attributes:
+        row: the row
+        seed: of weights, order and augmentation
+        args: of `bustseg fit`
+        config: its whole configuration
+        key: digest by which its run is known
+        images: number of images by subset
+        asked: whether it is to be run now
+        run: its run, when there is one already
+        failure: why it failed just now
+    """
+
+    row: Row
+    seed: int
+    args: list[str]
+    config: dict[str, Any]
+    key: str
+    images: dict[str, int]
+    data: BUSIDataModule = field(repr=False)
+    asked: bool = True
+    run: Run | None = None
+    failure: str | None = None
+    cost: Cost | None = None
+    outcome: Outcome | None = None
+
+    @property
+    def name(self) -> str:
+        return f"row {self.row.row}, seed {self.seed}"
+
+    @property
+    def network(self) -> str:
+        """What decides its cost, as text: jobs with the same need to be measured once."""
+        sections = ({**self.config["model"], "loss": None}, self.config["trainer"], self.config["frozen_features"])
+        size = {key: self.config["data"].get(key) for key in ("image_size", "batch_size", "augmentation")}
+        return json.dumps([sections, size], sort_keys=True, default=str)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs at most."""
+        return int(self.config["trainer"].get("max_epochs") or 0)
+
+    @property
+    def open(self) -> bool:
+        """Whether it is to be run and has not been."""
+        return self.asked and self.outcome is None
+
+    def estimate(self, factor: float = 1.0) -> float | None:
+        """Seconds of fit and test when no early stopping shortens them; None when they are not known."""
+        if self.cost is None:
+            return None
+        return factor * (self.cost.fit(self.epochs, self.images) + self.cost.test(self.images))
+
+    @property
+    def state(self) -> str:
+        """``done``, ``failed: why``, ``trained, not tested``, ``running`` (elsewhere), ``cut off`` or ``not run``."""
+        if self.outcome is not None:
+            return "done"
+        if self.failure is not None:
+            return f"failed: {self.failure}"
+        if self.run is None:
+            return "not run"
+        if self.run.info.status == "FAILED":
+            return f"failed: {self.run.data.tags.get('error', 'see its run')}"
+        return {"FINISHED": "trained, not tested", "RUNNING": "running"}.get(self.run.info.status, "cut off")
+
+    def result(self) -> Result:
+        """What the report needs of it."""
+        return Result(self.row, self.seed, self.state, self.outcome, self.config)
+
+
+def reproduce(options: Namespace, rest: list[str]) -> int:
+    """`bustseg reproduce`: plan, run what is open, write the table after each row.
+
+    Args:
+        options: ``table``, ``family``, ``only``, ``seeds``, ``max_epochs``, ``devices``, ``encoder_weights``,
+            ``resume``, ``plan``, ``out``
+        rest: further options of `bustseg fit`, for all rows
+
+    Returns:
+        0, or 1 when a row failed
+
+    Raises:
+        UserError: a table, row, config, option or data that cannot be used
+    """
+    options.seeds = options.seeds or [0]
+    for option, why in _OWN_OPTIONS.items():
+        if any(item.partition("=")[0] in (option, "-c" if option == "--config" else option) for item in rest):
+            raise UserError(f"reproduce takes no {option}: {why}")
+    table = read_table(find_table(options.table, options.family))
+    uri, rest = one_value(rest, "--tracking.uri")
+    if uri is not None:  # everything that reads runs asks there
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+    jobs = plan_jobs(table, options, rest)
+    tracking = jobs[0].config["tracking"]
+    client = store_client()
+    key = hashlib.sha256(json.dumps([table.name, sorted({_unseeded(job) for job in jobs})]).encode()).hexdigest()[:16]
+    parent, resumable = None, _find_parent(client, tracking["experiment"], key)
+    if options.resume:
+        for job in jobs:
+            _look_up(client, job)
+            _end_dead(client, job)
+    print_plan(table, jobs)
+    if options.plan:
+        return 0
+    if options.resume:
+        parent, _ = reopen_parent(tracking, PARENT_KEY, key)
+        if parent is None:
+            console.print("there is no run of this table to resume: a new one begins")
+    elif resumable is not None:
+        console.print(f"a new run begins; --resume would go on with run {resumable.info.run_id}", highlight=False)
+    if parent is None:
+        parent = Tracker(
+            **{
+                **tracking,
+                "run_name": f"{table.title}",
+                "tags": {PARENT_KEY: key, TABLE: table.name},
+                "log_model": False,
+            }
+        )
+    given = {name: value for name, value in vars(options).items() if name in ("table", "family", "encoder_weights")}
+    parent.log_config({**given, "rows": len(table.rows), "options": _shown(options, rest)})
+    try:
+        _run_all(table, jobs, parent, client, options, rest)
+    except BaseException as error:
+        parent.killed = not isinstance(error, Exception)  # Ctrl-C comes out of Lightning as SystemExit
+        parent.finalize("failed")
+        if parent.killed:
+            console.print("stopped; the same command with --resume goes on")
+        raise
+    failed = [job for job in jobs if job.asked and job.failure is not None]
+    parent.finalize("failed" if failed else "success")
+    for job in failed:
+        console.print(f"{job.name} ({job.row.name}) failed: {job.failure}", highlight=False, markup=False)
+    console.print(f"run {parent.run_id}  experiment {tracking['experiment']}  store {parent.uri}", highlight=False)
+    return 1 if failed else 0
+
+
+# --------------------------------------------------------------------------------------------------------- planning
+
+
+def plan_jobs(table: PaperTable, options: Namespace, rest: list[str]) -> list[Job]:
+    """A job for every row and seed; also for rows that are not asked for, whose runs may be there.
+
+    Raises:
+        UserError: a row that the table lacks, or a config, option or data that cannot be used
+    """
+    numbers = [row.row for row in table.rows]
+    only = numbers if options.only is None else options.only
+    if unknown := [number for number in only if number not in numbers]:
+        raise UserError(f"{table.name} has no row {unknown[0]}: it has {numbers[0]} to {numbers[-1]}")
+    order = [table.row(number) for number in dict.fromkeys(only)]
+    order += [row for row in table.rows if row not in order]
+    common = list(rest)
+    for option, value in (("--trainer.max_epochs", options.max_epochs), ("--trainer.devices", options.devices)):
+        common += [option, str(value)] if value is not None else []
+    if not any(item.partition("=")[0] == "--tracking.experiment" for item in rest):
+        common += ["--tracking.experiment", EXPERIMENT]
+    missing = [row for row in order[: len(set(only))] if not row.config.is_file()]
+    if missing:
+        raise UserError(f"no config of row {missing[0].row} at {missing[0].config}")
+    jobs: list[Job] = []
+    modules: dict[str, BUSIDataModule] = {}
+    for position, row in enumerate(track(order, "reading configs")):
+        asked = position < len(set(only))
+        try:
+            args = ["--config", str(row.config), *common]
+            config = resolve_config(args)
+            if options.encoder_weights:
+                args += _begin_with(config["model"]["network"], options.encoder_weights)
+            if config["trainer"].get("fast_dev_run") or config["trainer"].get("logger") is False:
+                raise UserError("reproduce keeps its rows in MLflow: leave trainer.logger and fast_dev_run as they are")
+            data = _data(config["data"], modules)
+        except UserError as error:
+            if asked:
+                raise UserError(f"row {row.row} ({row.config.name}): {error}") from error
+            continue
+        jobs += [_job(row, seed, args, config, data, table, asked) for seed in dict.fromkeys(options.seeds)]
+    return jobs
+
+
+def _begin_with(network: dict[str, Any], weights: str) -> list[str]:
+    """Let every part of a network's config that takes pretrained weights take these; the options that do so."""
+    options = []
+    for key in pretrained_parts(network):
+        value = pretrained_value(key, weights)
+        *path, last = key.split(".")
+        section = network
+        for name in path:
+            section = section[name]
+        section[last] = value
+        options += [f"--model.network.{key}", "null" if value is None else str(value).lower()]
+    return options
+
+
+def _job(
+    row: Row, seed: int, args: list[str], config: dict[str, Any], data: BUSIDataModule, table: PaperTable, asked: bool
+) -> Job:
+    config = {**copy.deepcopy(config), "seed_everything": seed}
+    key = config_digest(config, _NOT_DECIDING, data=data.data_digest, split=data.split_digest)
+    name = f"{table.name} row {row.row:02d} seed {seed}"
+    own = [*args, "--seed_everything", str(seed), "--tracking.run_name", name]
+    images = {subset: len(indices) for subset, indices in data.indices.items()}
+    return Job(row, seed, own, config, key, images, data, asked)
+
+
+def _unseeded(job: Job) -> str:
+    """The job's key as it is for every seed."""
+    config = {**job.config, "seed_everything": None}
+    return config_digest(config, _NOT_DECIDING, data=job.data.data_digest, split=job.data.split_digest)
+
+
+def _data(section: dict[str, Any], modules: dict[str, BUSIDataModule]) -> BUSIDataModule:
+    """The data of a configuration, set up; one module for all rows that name the same."""
+    key = json.dumps(section, sort_keys=True, default=str)
+    if key not in modules:
+        data = build_data(section)
+        data.prepare_data()
+        data.setup("fit")
+        modules[key] = data
+    return modules[key]
+
+
+def _find_parent(client: MlflowClient, experiment: str, key: str) -> Run | None:
+    found = _runs(client, experiment, PARENT_KEY, key)
+    return found[0] if found else None
+
+
+def _runs(client: MlflowClient, experiment: str, tag: str, value: str) -> list[Run]:
+    """Runs of an experiment with this tag, newest first."""
+    home = client.get_experiment_by_name(experiment)
+    if home is None:
+        return []
+    return client.search_runs(
+        [home.experiment_id], filter_string=f"tags.`{tag}` = '{value}'", order_by=["attributes.start_time DESC"]
+    )
+
+
+def _look_up(client: MlflowClient, job: Job) -> None:
+    """Give a job its run: a finished one, whichever table it was run for, else the newest."""
+    found = _runs(client, job.config["tracking"]["experiment"], ROW_KEY, job.key)
+    done = [run for run in found if tested(run)]
+    job.run = next(iter([*done, *found]), None)
+    job.outcome = read_outcome(client, done[0]) if done else None
+
+
+def _end_dead(client: MlflowClient, job: Job) -> None:
+    """End a run that its process, killed, has left running."""
+    if job.run is not None and job.run.info.status == "RUNNING":
+        with _alone(job) as alone:
+            if alone:
+                client.set_terminated(job.run.info.run_id, "KILLED")
+                job.run = client.get_run(job.run.info.run_id)
+
+
+@contextmanager
+def _alone(job: Job) -> Iterator[bool]:
+    """Whether no other process on this machine runs the job; none can while the context lasts."""
+    folder = RUNS_DIR / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{job.key}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def print_plan(table: PaperTable, jobs: Sequence[Job]) -> None:
+    """Print what is to be run, what is there, and how long the rest may take, from a step of each distinct network."""
+    asked = [job for job in jobs if job.asked]
+    _measure([job for job in asked if job.open])
+    shown = Table(title=table.title, caption=table.legend or None)
+    for column in ("row", "model", "seed", "parameters", "trained", "epochs", "state", "estimate"):
+        shown.add_column(column, justify="right" if column in ("row", "seed", "parameters", "trained") else "left")
+    for job in asked:
+        counts = job.outcome or job.cost
+        estimate = job.estimate() if job.open else None
+        shown.add_row(
+            str(job.row.row),
+            escape(job.row.name),
+            str(job.seed),
+            *(("", "") if counts is None else (f"{counts.parameters:,}", f"{counts.trainable:,}")),
+            str(job.outcome.epochs) if job.outcome else f"<= {job.epochs}",
+            escape(job.state),
+            "" if not job.open else "not known" if estimate is None else duration(estimate),
+        )
+    print_wide(shown)
+    todo = [job for job in asked if job.open]
+    estimates = [seconds for job in todo if (seconds := job.estimate()) is not None]
+    console.print(
+        f"{len(asked) - len(todo)} of {len(asked)} are done; the rest takes about {duration(sum(estimates))} or less "
+        "(an estimate from one training step of each network; early stopping shortens it)"
+        if todo
+        else f"all {len(asked)} are done",
+        highlight=False,
+    )
+
+
+def _measure(jobs: Sequence[Job]) -> None:
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(job.network, job)
+    for name, job in track(list(first.items()), "timing a step of each network"):
+        try:
+            cost = measure_cost(job.config, job.data)
+        except Exception as error:  # whatever it is, the row itself will say it
+            console.print(f"{job.name}: no estimate ({one_line(error)})", highlight=False, markup=False)
+            continue
+        for other in jobs:
+            if other.network == name:
+                other.cost = cost
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+
+
+def _run_all(
+    table: PaperTable, jobs: list[Job], parent: Tracker, client: MlflowClient, options: Namespace, rest: list[str]
+) -> None:
+    command = _shown(options, rest)
+    todo = [job for job in jobs if job.open]
+    ratios: list[float] = []
+
+    def write(final: bool = False) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(options.out) if options.out else Path(temporary)
+            files = write_report(table, [job.result() for job in jobs], folder, command, final)
+            for path in files:
+                parent.log_file(path)
+            if options.out:
+                console.print(f"written: {', '.join(map(str, files))}", highlight=False)
+
+    for number, job in enumerate(todo):
+        factor = statistics.median(ratios) if ratios else 1.0
+        left = [seconds for other in todo[number:] if (seconds := other.estimate(factor)) is not None]
+        about = f", about {duration(sum(left))} left" if left else ""
+        console.rule(escape(f"{job.name}: {job.row.name} ({number + 1} of {len(todo)}{about})"))
+        started = time.perf_counter()
+        with _alone(job) as alone:
+            if not alone:
+                _look_up(client, job)
+                console.print("another process runs it: left to that", highlight=False)
+                continue
+            whole = job.run is None
+            try:
+                _run_one(job, parent, client, table, options.resume)
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise
+                job.failure = f"{type(error).__name__}: {one_line(error)}"
+                console.print(f"[red]{escape(job.name)} failed:[/] {escape(job.failure)}", highlight=False)
+        gc.collect()
+        torch.cuda.empty_cache()
+        if job.outcome is not None:
+            if whole and job.cost is not None:
+                planned = job.cost.fit(job.outcome.epochs, job.images) + job.cost.test(job.images)
+                ratios.append((time.perf_counter() - started) / planned)
+            scores = {name.removeprefix("test/"): value for name, value in job.outcome.scores.items()}
+            names = ("dice_paper", "dice_lesion", "dice_empty_one", "dice_pooled", "auc_pixel")
+            # a curve over rows in the UI; one per seed, so that none covers another
+            parent.log_metrics(
+                {f"{name}/seed_{job.seed}": scores[name] for name in names if name in scores}, step=job.row.row
+            )
+        if number < len(todo) - 1:
+            write()
+    write(final=True)
+
+
+def _run_one(job: Job, parent: Tracker, client: MlflowClient, table: PaperTable, resume: bool) -> None:
+    if resume:  # another process may have finished it since the plan
+        _look_up(client, job)
+    if job.outcome is None:
+        tags = {PARENT_TAG: str(parent.run_id), ROW_KEY: job.key, TABLE: table.name, ROW: str(job.row.row)}
+        run_id, _ = fit_and_test(job.args, {**tags, SEED: str(job.seed)}, job.run)
+        job.run = client.get_run(run_id)
+        job.outcome = read_outcome(client, job.run)
+
+
+def _shown(options: Namespace, rest: list[str]) -> str:
+    """The command as a reader may repeat it; without paths of this machine."""
+    parts = [f"bustseg reproduce --table {Path(options.table).name}"]
+    if options.family != "paper":
+        parts.append(f"--family {options.family}")
+    if options.seeds != [0]:
+        parts.append(f"--seeds {' '.join(map(str, options.seeds))}")
+    for name in ("max_epochs", "devices", "encoder_weights"):
+        if (value := getattr(options, name)) is not None:
+            parts.append(f"--{name} {value}")
+    skip = False
+    for item in rest:
+        private = item.partition("=")[0] in ("--data.root", "--trainer.default_root_dir")
+        if not (private or skip):
+            parts.append(item)
+        skip = private and "=" not in item
+    return " ".join(parts)
