@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from torch import nn
 
 from bustseg.errors import UserError
 from bustseg.task import SegmentationTask
-from tests.conftest import TINY
 
 
 class Column(nn.Module):

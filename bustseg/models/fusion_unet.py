@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from bustseg.errors import UserError
 from bustseg.models.attention import build_attention
 from bustseg.models.decoder import DSCDecoder, PresenceGate, resize
 from bustseg.models.encoders import Encoder, build_encoder
+from bustseg.models.layers import pad_to_multiple
 
 Attention = Literal["none", "cbam", "nonlocal", "sk", "transformer"] | Callable[[int], nn.Module]
 """A name of :data:`bustseg.models.attention.ATTENTIONS`, or a callable that makes a module for a number of channels."""
@@ -126,9 +126,7 @@ class FusionUNet(nn.Module):
         The encoders' maps stand side by side in channels. A stride that no encoder has gives a map of 0 channels.
         Without autograd when the encoders are frozen.
         """
-        height, width = x.shape[-2:]
-        if height % 32 or width % 32:
-            x = F.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate")
+        x = pad_to_multiple(x, 32)
         size = x.shape[-2:]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
             maps = [dict(zip(encoder.strides, encoder(x), strict=True)) for encoder in self._encoders()]
