@@ -11,6 +11,7 @@ import numpy as np
 
 from bustseg.data.cache import decode
 from bustseg.deploy.backends import Backend
+from bustseg.deploy.confidence import ImageRange, image_range
 from bustseg.errors import UserError
 
 CALIBRATION_IMAGES = 300
@@ -28,6 +29,8 @@ class CheckImages:
         origin: what they are, in words
         data_digest: digest of the data set; None without one
         split_digest: digest of its split; None without one
+        training: range of the training images; None where they are not known. Then ``images`` and ``masks`` are those
+            of validation
     """
 
     images: np.ndarray
@@ -36,6 +39,7 @@ class CheckImages:
     origin: str
     data_digest: str | None = None
     split_digest: str | None = None
+    training: ImageRange | None = None
 
 
 def check_images(
@@ -76,16 +80,19 @@ def _of_run(checkpoint: Path, size: tuple[int, int], root: Path | None) -> Check
             raise
         return None
     assert data.cache is not None
-    val, train = data.indices["val"], data.indices["train"][:CALIBRATION_IMAGES]
+    val, train = data.indices["val"], data.indices["train"]
+    # they are in order of the classes, so that the first ones would all be benign
+    spread = train[np.linspace(0, max(len(train) - 1, 0), min(len(train), CALIBRATION_IMAGES)).astype(np.int64)]
     if not len(val):
         return None
     return CheckImages(
         np.asarray(data.cache.images[val]),
         np.asarray(data.cache.masks[val]),
-        np.asarray(data.cache.images[train if len(train) else val]),
+        np.asarray(data.cache.images[spread if len(train) else val]),
         f"{len(val)} validation images of {data.source.name}, split {Path(data.split_scheme).name}",
         data.data_digest,
         data.split_digest,
+        image_range(data.cache.images[index] for index in train) if len(train) else None,
     )
 
 

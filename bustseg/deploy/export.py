@@ -36,7 +36,7 @@ from bustseg.deploy.check import (
     logits_of,
     overlap,
 )
-from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES
+from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, fit_temperature
 from bustseg.deploy.exported import FORMAT_VERSION, FORMATS, METADATA, PRECISIONS, ExportedModel, sha256
 from bustseg.deploy.postprocess import POSTPROCESS
 from bustseg.errors import UserError
@@ -179,7 +179,7 @@ def export_model(
         folder = Path(temporary) / "model"
         folder.mkdir()
         file = write_network(task, size, format, precision, folder, check, reference, limits)
-        metadata = describe(task, size, format, precision, file, folder)
+        metadata = {**learned(check, reference), **describe(task, size, format, precision, file, folder)}
         write_metadata(folder, metadata)
         metadata["checks"] = _check(ExportedModel.read(folder), reference, check, limits, task.threshold)
         write_metadata(folder, metadata)
@@ -520,6 +520,23 @@ def describe(
         }
         (folder / "model_card.md").write_text(model_card(run, validation), encoding="utf-8")
     return metadata
+
+
+def learned(check: CheckImages, reference: np.ndarray) -> dict[str, Any]:
+    """What validation and training images say of a model: its temperature, and what images it knows.
+
+    Args:
+        check: images; nothing is learned from others than those of the model's own training
+        reference: the task's logits of ``check.images``
+    """
+    if check.training is None or check.masks is None:
+        return {}
+    found: dict[str, Any] = {TRAINING_IMAGES: check.training.to_dict()}
+    if 0 < check.masks.mean() < 1:
+        probability = torch.from_numpy(reference).sigmoid().numpy()
+        temperature = fit_temperature(zip(probability, check.masks, strict=True))
+        found[CALIBRATION] = Calibration(temperature).to_dict()
+    return found
 
 
 def package_versions() -> dict[str, str]:

@@ -180,6 +180,26 @@ def test_without_data_parity_is_checked_on_phantoms(
     assert "int8 needs images" in error
 
 
+def test_the_model_learns_its_temperature_and_its_images(exported: Path, trained_run: TrainedRun) -> None:
+    metadata = ExportedModel.read(exported / "openvino-fp32").metadata
+    found = check_images(trained_run.checkpoint, (32, 32))
+    probability = torch.from_numpy(logits_of(TorchBackend(load_task(trained_run.checkpoint)), found.images)).sigmoid()
+    assert found.masks is not None
+    scaled = probability.double().logit() / metadata["calibration"]["temperature"]
+    calibrated, plain = (
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(found.masks).double())
+        for logits in (scaled, probability.double().logit())
+    )
+    assert calibrated < plain
+    low, high = metadata["training_images"]["mean"]
+    assert found.calibration is not None
+    means = found.calibration.mean((1, 2))
+    assert low == pytest.approx(means.min(), abs=0.02)  # few images: all of them calibrate
+    assert high == pytest.approx(means.max(), abs=0.02)
+    predictor = Predictor(exported / "openvino-fp32")
+    assert predictor(found.images[0]).confidence is not None
+
+
 def test_images_of_a_folder_check_with_their_masks(trained_run: TrainedRun, phantoms: Path) -> None:
     found = check_images(trained_run.checkpoint, (32, 32), folder=phantoms)
     assert found.images.shape == (30, 32, 32)
