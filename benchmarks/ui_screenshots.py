@@ -2,7 +2,8 @@
 
     python benchmarks/ui_screenshots.py --experiment baselines
 
-Starts `bustseg ui` on the store in use, opens each page in headless Chromium, and ends both again.
+Starts `bustseg ui` on the store in use, opens each page in headless Chromium, and ends both again. Of a sweep's
+experiment it takes the table of trials and their comparison.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 from PIL import Image
@@ -136,6 +138,18 @@ def artifacts_of(run_id: str) -> list[str]:
     return walk()
 
 
+def children(experiment: str) -> list[str]:
+    """Finished runs under the experiment's newest parent, such as the trials of a sweep."""
+    import mlflow
+
+    from bustseg.tracking import PARENT_TAG
+
+    client = mlflow.MlflowClient(tracking_uri())
+    runs = client.search_runs([experiment], "attributes.status = 'FINISHED'", order_by=["attributes.start_time DESC"])
+    parents = [run.data.tags[PARENT_TAG] for run in runs if PARENT_TAG in run.data.tags]
+    return [run.info.run_id for run in runs if run.data.tags.get(PARENT_TAG) == (parents or [None])[0]] * bool(parents)
+
+
 async def take(devtools: int, base: str, pages: dict[str, str], out: Path, seconds: float) -> None:
     """Photograph each page, as a browser shows it whose user has closed MLflow's assistant once."""
     async with aiohttp.ClientSession() as session:
@@ -222,7 +236,11 @@ def main() -> None:
         "metrics": f"{home}/runs/{run}/model-metrics?{training}",
         "models": f"{home}/models?{training}",
     }
-    there = artifacts_of(run)
+    if trials := children(experiment):
+        # the page begins with the parallel coordinates of the parameters that differ
+        chosen = f"runs={quote(json.dumps(trials))}&experiments={quote(json.dumps([experiment]))}"
+        pages = {"runs": pages["runs"], "compare": f"/#/compare-runs?{chosen}"}
+    there = [] if trials else artifacts_of(run)
     for artifact in PICTURES:
         if artifact in there:
             name = Path(artifact).with_suffix("").as_posix().replace("/", "-")
