@@ -27,11 +27,19 @@ def test_gradients(same, taps, stride, size):
         out = fast(b := x.clone().requires_grad_())
     assert out.dtype == torch.bfloat16
     assert "Depthwise" in type(out.grad_fn).__name__
-    grad = torch.randn_like(expected)
+    grad, own = torch.randn_like(expected), copy.deepcopy(slow)
     expected.backward(grad)
     out.backward(grad.bfloat16())
-    for got, want in ((out, expected), (b.grad, a.grad), (fast.weight.grad, slow.weight.grad)):
-        assert (got.float() - want).abs().max() < 0.01 * want.abs().max()
+    with torch.autocast("cpu", torch.bfloat16):
+        own(c := x.clone().requires_grad_()).backward(grad.bfloat16())
+    for got, want, torchs in (
+        (out, expected, expected),
+        (b.grad, a.grad, c.grad),
+        (fast.weight.grad, slow.weight.grad, own.weight.grad),
+    ):
+        # a CPU without bf16 arithmetic rounds more often, in torch's own gradients as in these
+        rounding = (torchs.float() - want).abs().max()
+        assert (got.float() - want).abs().max() < max(0.01 * want.abs().max(), 1.5 * rounding)
 
 
 def test_fp32_and_inference_take_torchs_own_path():
