@@ -193,8 +193,8 @@ def test_requirements_name_all_that_inference_imports(trained_run: TrainedRun, t
     unpinned = {
         module
         for module in imported - sys.stdlib_module_names - {"bustseg"}
-        # some modules come with a package that is pinned: yaml and sqlalchemy with mlflow, safetensors and huggingface_hub
-        # with timm; only exported models need a runtime
+        # some modules come with a package that is pinned: yaml and sqlalchemy with mlflow, safetensors and
+        # huggingface_hub with timm; only exported models need a runtime
         if not {name.replace("_", "-") for name in distributions[module]} & set(pinned)
         and module not in ("yaml", "sqlalchemy", "safetensors", "huggingface_hub", "onnxruntime", "openvino")
     }
