@@ -102,7 +102,7 @@ def known_metrics() -> list[str]:
     metrics.update(logits, mask, torch.arange(3), torch.arange(3))
     curves.update(logits, mask)
     names = [f"val/{name}" for name in (*metrics.compute(), *curves.compute())]
-    return [*names, "val/loss", "train/loss", "train/images_per_second"]
+    return [*names, "val/loss", "train/loss", "train/images_per_second", "train/epoch_seconds"]
 
 
 @contextmanager
