@@ -152,7 +152,7 @@ def run_variant(
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--root", default=os.environ.get("BUSI_ROOT"), help="BUSI's folder")
-    arguments.add_argument("--config", default="configs/paper/model_01.yaml")
+    arguments.add_argument("--config", default=str(Path(__file__).resolve().parents[1] / "configs/paper/model_01.yaml"))
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--steps", type=int, default=8)
     arguments.add_argument("--warmup", type=int, default=2)
