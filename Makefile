@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# test files go to this many processes; a file stays in one, since its tests share trained networks
+WORKERS ?= 2
 
 .PHONY: help setup quickstart test test-fast lint format ui clean
 
@@ -22,7 +24,7 @@ quickstart: $(STAMP) ## train and test a small network on phantoms, no data need
 	$(BIN)/bustseg test --ckpt_path latest
 
 test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(STAMP) ## run the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow'
