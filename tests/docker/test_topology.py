@@ -136,7 +136,9 @@ def move_local_store(local: TrainedRun, client: mlflow.MlflowClient, databases: 
     before, after = mlflow.MlflowClient(local.uri).get_run(local.run_id), client.get_run(local.run_id)
     assert after.data.to_dictionary() == before.data.to_dictionary()
     assert after.info.artifact_uri == f"mlflow-artifacts:/{local.run_id}/artifacts"
-    copy = mlflow.artifacts.download_artifacts(f"runs:/{local.run_id}/checkpoints/best.ckpt")
+    copy = mlflow.artifacts.download_artifacts(
+        f"runs:/{local.run_id}/checkpoints/best.ckpt", tracking_uri=client.tracking_uri
+    )
     assert Path(copy).read_bytes() == local.checkpoint.read_bytes()
     new = client.create_experiment("numbered after those that were moved")
     assert int(new) > int(before.info.experiment_id)
