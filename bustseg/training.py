@@ -29,6 +29,7 @@ from bustseg.callbacks import (
     ExplainCallback,
     FrozenFeatures,
     ImageTables,
+    Interrupts,
     LastCheckpoint,
     ModelRecorder,
     PredictionPanels,
@@ -464,14 +465,16 @@ def run_verb(
     cli = build_cli(verb, args)
     if tags and isinstance(cli.trainer.logger, Tracker):
         cli.trainer.logger.tags = {**(cli.trainer.logger.tags or {}), **tags}
-    cli.trainer.callbacks = [*callbacks, *cli.trainer.callbacks]  # type: ignore[attr-defined]
+    interrupts = Interrupts()
+    cli.trainer.callbacks = [interrupts, *callbacks, *cli.trainer.callbacks]  # type: ignore[attr-defined]
     # before the run begins, so that data that cannot be used leave no run behind
     cli.datamodule.prepare_data()
     cli.datamodule.setup(verb)
     if verb != "fit":
         cli.config_init[verb].verbose = False  # the table below says each number's convention
     try:
-        LightningCLI._run_subcommand(cli, verb)
+        with interrupts:
+            LightningCLI._run_subcommand(cli, verb)
     except SystemExit as error:  # Lightning's answer to Ctrl-C, which a caller with more runs to come has to know
         raise KeyboardInterrupt from error
     _report(cli, verb)

@@ -1,9 +1,11 @@
 """What a run leaves behind."""
 
+from bustseg.callbacks.averaging import MovingAverage
 from bustseg.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from bustseg.callbacks.curves import TestCurves
 from bustseg.callbacks.explain import ExplainCallback
 from bustseg.callbacks.frozen import FrozenFeatures
+from bustseg.callbacks.interrupts import Interrupts
 from bustseg.callbacks.model import ModelRecorder
 from bustseg.callbacks.panels import PredictionPanels
 from bustseg.callbacks.per_image import ImageTables
@@ -17,8 +19,10 @@ __all__ = [
     "ExplainCallback",
     "FrozenFeatures",
     "ImageTables",
+    "Interrupts",
     "LastCheckpoint",
     "ModelRecorder",
+    "MovingAverage",
     "PredictionPanels",
     "RunRecorder",
     "TestCurves",
