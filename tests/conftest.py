@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,9 @@ class TrainedRun:
 
 
 @pytest.fixture(scope="session")
-def _trained_run(phantoms: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+def _trained_run(phantoms: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedRun]:
+    import mlflow
+
     from bustseg.cli import main
 
     folder = tmp_path_factory.mktemp("trained")
@@ -98,7 +100,11 @@ def _trained_run(phantoms: Path, cache_folder: Path, tmp_path_factory: pytest.Te
             patch.delenv(name, raising=False)
         assert main(["fit", "--config", str(TINY), "--data.root", str(phantoms)]) == 0
     (checkpoint,) = folder.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt")
-    return TrainedRun(checkpoint.parts[-4], f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}", checkpoint)
+    uri = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
+    yield TrainedRun(checkpoint.parts[-4], uri, checkpoint)
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.run_id == checkpoint.parts[-4], "a test has written into the store that all share"
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 import bustseg
+from bustseg import box
 from bustseg.checkpoint import load_task, read_checkpoint
 from bustseg.data.sources import read_native
 from bustseg.deploy.predictor import Prediction, Predictor
@@ -274,6 +275,8 @@ def save_model(checkpoint: Path, path: Path, model: Any = None) -> None:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+    # the package's own trained model is no part of its code, and would be copied into every run
+    shutil.rmtree(path / "code" / box.FOLDER.relative_to(Path(bustseg.__file__).parents[1]), ignore_errors=True)
     _link(checkpoint, path / WEIGHTS)
     model.model_size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     model.save(str(path / "MLmodel"))

@@ -264,13 +264,13 @@ def test_a_network_of_the_users_own_travels_with_the_model(
 def test_a_store_elsewhere_gets_a_copy(
     trained_run: TrainedRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    client = mlflow.MlflowClient(trained_run.uri)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'elsewhere.db'}")
     sent: dict[str, list[str]] = {}
 
     def receive(self: Any, model_id: str, local_dir: str, artifact_path: str | None = None) -> None:
         sent[model_id] = sorted(path.name for path in Path(local_dir).iterdir())
 
-    run = client.create_run(client.get_run(trained_run.run_id).info.experiment_id)
+    run = client.create_run(client.create_experiment("elsewhere", artifact_location=str(tmp_path / "artifacts")))
     monkeypatch.setattr(mlflow_model, "local_path", lambda uri: None)
     monkeypatch.setattr(mlflow.MlflowClient, "log_model_artifacts", receive)
     model_id = log_model(client, run.info.run_id, trained_run.checkpoint)
