@@ -57,6 +57,9 @@ The half-precision weights of ``bf16`` are compared in float32 arithmetic, so th
 MAX_DICE_DROP = 0.005
 """Loss of Dice on validation images that an export may cost: half a point."""
 
+RESTORED_LAYERS, RANKING_IMAGES = 16, 24
+"""What the search for layers that do not bear int8 may take: layers put back into float32, images to rank them by."""
+
 NOTICE = "Research tool, not a medical device: no finding in a patient may rest on it."
 
 
@@ -256,7 +259,10 @@ def write_network(
 
     network = openvino_core().read_model(path)
     if precision == "int8":
+        # int8 layers with a free batch crash OpenVINO on CPUs with AMX (openvino #37577)
+        network.reshape([1, 1, *size])
         network = _quantise_openvino(network, check, reference, task.threshold, limits)
+        network.reshape([-1, 1, *size])
     # 16 bits halve the file; float32 must stay what it is
     openvino.save_model(network, folder / "model.xml", compress_to_fp16=precision == "bf16")
     del network
@@ -332,24 +338,34 @@ def _quantise_openvino(
         limits.dice_drop
     ):
         return quantised
-    console.print("int8 costs too much Dice: looking for the layers that must stay in float32", highlight=False)
-    masks, decisive = check.masks, _decisive(before)
+    console.print(
+        "int8 costs too much Dice: looking for the layers that must stay in float32 (minutes, up to "
+        f"{RESTORED_LAYERS} layers)",
+        highlight=False,
+    )
+    decisive = _decisive(before)
 
-    def validate(compiled: Any, images: Any) -> tuple[float, None]:
-        logits = np.concatenate([compiled(image)[0][:, 0] for image in images])
-        found = _dice(logits, masks, threshold)
-        return min(found[name] for name in decisive), None
+    def validate(compiled: Any, samples: Any) -> tuple[float, None]:
+        images, masks = zip(*samples, strict=True)
+        logits = np.concatenate([compiled(image[None, None])[0][:, 0] for image in images])
+        found = _dice(logits, np.stack(masks), threshold)
+        # a subset may lack one kind of image
+        return min(found[name] for name in decisive if name in found), None
 
     with _quiet():
         return nncf.quantize_with_accuracy_control(
             network,
             calibration_dataset=samples,
-            validation_dataset=nncf.Dataset([image[None, None] for image in check.images]),
+            validation_dataset=nncf.Dataset(list(zip(check.images, check.masks, strict=True))),
             validation_fn=validate,
             max_drop=limits.dice_drop,
             preset=options["preset"],
             subset_size=options["subset_size"],
             advanced_quantization_parameters=options["advanced_parameters"],
+            # layers are compared on few images, and a network that needs more of them in float32 is none for int8
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                max_num_iterations=RESTORED_LAYERS, ranking_subset_size=RANKING_IMAGES
+            ),
         )
 
 
