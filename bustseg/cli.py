@@ -112,10 +112,12 @@ def _export(args: argparse.Namespace) -> int:
         args.format,
         args.precision,
         Path(args.out).expanduser(),
-        _path(args.data_root),
-        _path(args.images),
-        limits,
-        args.overwrite,
+        root=_path(args.data_root),
+        images=_path(args.images),
+        limits=limits,
+        overwrite=args.overwrite,
+        threshold=args.threshold,
+        min_area=args.min_area,
     )
 
 
@@ -400,6 +402,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--max_dice_drop", type=float, default=0.5, help="Dice on validation images that may be lost, in points (0.5)"
+    )
+
+    export.add_argument(
+        "--threshold", type=float, help="probability that makes a lesion (default: as trained; see bustseg validate)"
+    )
+    export.add_argument(
+        "--min_area", type=float, help="components below this share of the image are removed (default: as trained)"
     )
 
     bench = verb(

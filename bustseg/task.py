@@ -19,7 +19,9 @@ from bustseg.data.datamodule import Batch
 from bustseg.errors import TrainingError, UserError
 from bustseg.losses import BCELoss
 from bustseg.metrics import PixelCurves, SegmentationMetrics
+from bustseg.metrics.rows import logit_threshold
 from bustseg.models import use_fast_depthwise
+from bustseg.postprocess import PostProcess
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -44,6 +46,8 @@ class SegmentationTask(LightningModule):
         train_scale: share of the image's side that training sees, by the first epoch (from 0) that it holds for, such
             as ``{0: 0.5, 20: 0.75, 30: 1.0}``: most of a training on small images costs a fraction of the time
             (progressive resizing; Tan and Le 2021, EfficientNetV2). Evaluation always sees the whole image.
+        postprocess: what is done to the masks in ``test``, ``validate`` and prediction (not in the validation during a
+            fit, as with ``flip``): small components removed, holes filled; nothing by default
         flip: average the logits of each image and its mirror image in ``test``, ``validate`` and prediction (not in the
             validation during a fit, where it would only cost time)
     """
@@ -61,12 +65,14 @@ class SegmentationTask(LightningModule):
         channels_last: bool = True,
         train_scale: dict[int, float] | None = None,
         flip: bool = False,
+        postprocess: PostProcess | None = None,
     ) -> None:
         super().__init__()
         if train_scale is not None and not (0 in train_scale and all(0 < s <= 1 for s in train_scale.values())):
             raise UserError(f"train_scale is {train_scale}: give scales above 0 and up to 1, the first for epoch 0")
         self.train_scale = train_scale or {0: 1.0}
         self.flip = flip
+        self.postprocess = postprocess or PostProcess()
         self.network = use_fast_depthwise(network)
         self.loss = loss if loss is not None else BCELoss()
         self.optimizer = optimizer
@@ -165,7 +171,7 @@ class SegmentationTask(LightningModule):
     def predict_mask(self, image: np.ndarray) -> np.ndarray:
         """Predicted mask, ``uint8`` 0 or 1 (H, W), of one grey ``uint8`` image (H, W) of the network's size."""
         batch = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)[None, None]
-        return (self(batch).float().sigmoid()[0, 0] > self.threshold).to(torch.uint8).cpu().numpy()
+        return self.postprocess((self(batch).float().sigmoid()[0, 0] > self.threshold).to(torch.uint8).cpu().numpy())
 
     def _evaluate(self, batch: Batch, stage: str) -> Tensor:
         mask, size = batch["mask"], len(batch["index"])
@@ -174,9 +180,22 @@ class SegmentationTask(LightningModule):
             self._loss(stage).update(self.loss(logits, mask), size)
         else:  # other processes have images left
             logits = torch.zeros(mask.shape, device=mask.device)
-        self.overlap(stage).update(logits, mask, batch["label"], batch["index"])
         self.curves(stage).update(logits, mask)
+        if not self._fitting:
+            logits = self._postprocessed(logits)
+        self.overlap(stage).update(logits, mask, batch["label"], batch["index"])
         return logits
+
+    def _postprocessed(self, logits: Tensor) -> Tensor:
+        """Logits (B, 1, H, W) whose pixels that `postprocess` changes are put just across the threshold."""
+        if self.postprocess == PostProcess():
+            return logits
+        cut = logit_threshold(self.threshold)
+        before = (logits > cut).cpu()
+        after = torch.stack([torch.from_numpy(self.postprocess(mask[0].numpy().astype(np.uint8))) for mask in before])
+        after = after[:, None].bool().to(logits.device)
+        kept = torch.where(after, logits.clamp_min(cut + 1e-3), logits.clamp_max(cut - 1e-3))
+        return torch.where(after == before.to(logits.device), logits, kept)
 
     def overlap(self, stage: str) -> SegmentationMetrics:
         """Per-image confusion counts of ``val`` or ``test``."""

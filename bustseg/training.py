@@ -32,6 +32,7 @@ from bustseg.callbacks import (
     Interrupts,
     LastCheckpoint,
     ModelRecorder,
+    OperatingPointSearch,
     PredictionPanels,
     RunRecorder,
     TestCurves,
@@ -177,6 +178,8 @@ class BustsegCLI(LightningCLI):
         extra: list[pl.Callback] = [RunRecorder(self.config_dump), EpochLines(), OneProcessStops()]
         if self.subcommand == "test":
             extra += [ImageTables(), TestCurves(), PredictionPanels()]
+        if self.subcommand == "validate":
+            extra.append(OperatingPointSearch())
         # after the others, so that the model card has their figures
         extra.append(ModelRecorder())
         if self.subcommand == "fit":

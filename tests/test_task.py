@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
 from torch import nn
 
 from bustseg.errors import UserError
+from bustseg.postprocess import PostProcess
 from bustseg.task import SegmentationTask
 
 
@@ -68,7 +72,7 @@ def test_the_flagship_recipe_on_a_tiny_network(bustseg, phantoms: Path) -> None:
     options = [
         *("--config", TINY, "--data.root", phantoms, "--model.network.init_args.presence", "true"),
         *("--model.network.init_args.skips", "true", "--model.train_scale", "{0: 0.5, 1: 1.0}", "--model.flip", "true"),
-        *("--trainer.callbacks+", "lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay", "0.5"),
+        *("--trainer.callbacks+", "bustseg.callbacks.MovingAverage", "--trainer.callbacks.decay", "0.5"),
     ]
     code, out, err = bustseg("fit", *options)
     assert code == 0, err
@@ -76,6 +80,62 @@ def test_the_flagship_recipe_on_a_tiny_network(bustseg, phantoms: Path) -> None:
     code, out, err = bustseg("fit", "--ckpt_path", run, "--trainer.max_epochs", "3")
     assert code == 0, err
     assert "epoch 3/3" in out + err
-    code, out, err = bustseg("test", "--ckpt_path", run, "--report.subsets", "[]", "--explain.enabled", "false")
+    code, out, err = bustseg("validate", "--ckpt_path", run)
+    assert code == 0, err
+    (chosen,) = (line for line in out.splitlines() if line.startswith("best on these images: "))
+    options = chosen.removeprefix("best on these images: ").partition("  (")[0].split()
+    code, out, err = bustseg(
+        "test", "--ckpt_path", run, "--report.subsets", "[]", "--explain.enabled", "false", *options
+    )
     assert code == 0, err
     assert "dice" in out
+    client = mlflow.MlflowClient("sqlite:///mlruns/mlflow.db")
+    assert client.get_run(run).data.tags["chosen.threshold"] == options[1]
+    code, out, err = bustseg("export", run, "--threshold", options[1], "--min_area", "0.01", "--out", "exported")
+    assert code == 0, err
+    metadata = json.loads(Path("exported/bustseg.json").read_text())
+    assert metadata["threshold"] == float(options[1])
+    assert metadata["postprocess"]["min_area_px_relative"] == 0.01
+
+
+class Given(nn.Module):
+    """Gives the logits that it was made with."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("logits", logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(x), -1, -1, -1)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+def test_post_processing_changes_the_masks_that_are_scored(threshold: float) -> None:
+    logits = torch.full((1, 1, 20, 20), -4.0)
+    logits[..., 2:12, 2:12] = 3
+    logits[..., 6, 6] = -2  # a hole
+    logits[..., 17, 17] = 5  # a speck
+    mask = torch.zeros(1, 1, 20, 20, dtype=torch.uint8)
+    mask[..., 2:12, 2:12] = 1
+    batch = {
+        "image": torch.zeros(1, 1, 20, 20, dtype=torch.uint8),
+        "mask": mask,
+        "label": torch.zeros(1, dtype=torch.int64),
+        "index": torch.zeros(1, dtype=torch.int64),
+    }
+
+    def dice(**settings: object) -> tuple[float, torch.Tensor]:
+        task = SegmentationTask(Given(logits), threshold=threshold, postprocess=PostProcess(**settings)).eval()
+        given = task.test_step(batch, 0)
+        assert torch.equal(torch.from_numpy(task.predict_mask(np.zeros((20, 20), np.uint8))), mask[0, 0]) == bool(
+            settings
+        )
+        return float(task.overlap("test").compute()["dice_lesion"]), given
+
+    plain, same = dice()
+    assert plain == pytest.approx(2 * 99 / (100 + 100))
+    assert torch.equal(same, logits)
+    clean, changed = dice(min_area_px_relative=0.01, fill_holes=True)
+    assert clean == 1
+    moved = (changed != logits).nonzero()[:, 2:]
+    assert moved.tolist() == [[6, 6], [17, 17]], "other pixels keep their probability"

@@ -7,6 +7,7 @@ from bustseg.callbacks.explain import ExplainCallback
 from bustseg.callbacks.frozen import FrozenFeatures
 from bustseg.callbacks.interrupts import Interrupts
 from bustseg.callbacks.model import ModelRecorder
+from bustseg.callbacks.operating import OperatingPointSearch
 from bustseg.callbacks.panels import PredictionPanels
 from bustseg.callbacks.per_image import ImageTables
 from bustseg.callbacks.progress import EpochLines, WatchedProgressBar
@@ -23,6 +24,7 @@ __all__ = [
     "LastCheckpoint",
     "ModelRecorder",
     "MovingAverage",
+    "OperatingPointSearch",
     "PredictionPanels",
     "RunRecorder",
     "TestCurves",

@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,9 +38,10 @@ from bustseg.deploy.check import (
 )
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, fit_temperature
 from bustseg.deploy.exported import FORMAT_VERSION, FORMATS, METADATA, PRECISIONS, ExportedModel, sha256
-from bustseg.deploy.postprocess import POSTPROCESS
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS
+from bustseg.metrics.rows import logit_threshold
+from bustseg.postprocess import POSTPROCESS, PostProcess
 from bustseg.progress import console, error_console
 from bustseg.task import SegmentationTask
 from bustseg.tracking import one_line, tracking_uri
@@ -103,18 +104,9 @@ class Limits:
     dice_drop: float = MAX_DICE_DROP
 
 
-def export_command(
-    model: str,
-    format: str,
-    precision: str,
-    out: Path,
-    root: Path | None = None,
-    images: Path | None = None,
-    limits: Limits | None = None,
-    overwrite: bool = False,
-) -> int:
-    """`bustseg export`: see :func:`export_model`; prints what the checks found."""
-    exported = export_model(model, format, precision, out, root, images, limits, overwrite)
+def export_command(model: str, format: str, precision: str, out: Path, **options: Any) -> int:
+    """`bustseg export`: prints what the checks of :func:`export_model` found, which takes the options."""
+    exported = export_model(model, format, precision, out, **options)
     checks = exported.metadata["checks"]
     size = sum(file["bytes"] for file in exported.metadata["files"].values()) / 1e6
     console.print(f"{exported.folder}: {format}, {precision}, {size:.1f} MB", highlight=False)
@@ -144,6 +136,8 @@ def export_model(
     images: Path | None = None,
     limits: Limits | None = None,
     overwrite: bool = False,
+    threshold: float | None = None,
+    min_area: float | None = None,
 ) -> ExportedModel:
     """Export a trained network into the folder ``out``, which appears only when all checks are passed.
 
@@ -156,6 +150,8 @@ def export_model(
         images: folder of images to check and calibrate on instead
         limits: what the export may cost
         overwrite: replace an exported model that is there
+        threshold: probability above which a pixel belongs to a lesion; the checkpoint's when not given
+        min_area: share of the image below which a component is removed; the checkpoint's when not given
 
     Raises:
         UserError: bad input, a package that is not installed, or a check that fails
@@ -169,6 +165,11 @@ def export_model(
     _check_installed(format, precision)
     checkpoint = resolve_checkpoint(model)
     task = load_task(checkpoint)
+    if threshold is not None:
+        logit_threshold(threshold)  # which knows what a threshold may be
+        task.threshold = threshold
+    if min_area is not None:
+        task.postprocess = replace(task.postprocess, min_area_px_relative=min_area)
     size = trained_image_size(task)
     check = check_images(checkpoint, size, root, images)
     if precision == "int8" and check.calibration is None:
@@ -510,8 +511,9 @@ def describe(
         "output": {"name": "logits", "type": "float32", "resize": "bilinear, before the sigmoid"},
         "threshold": task.threshold,
         "flip": task.flip,
-        # what a predictor does with the logits, where the checkpoint's record says so
-        **{key: record[key] for key in (POSTPROCESS, CALIBRATION, TRAINING_IMAGES) if key in record},
+        # what a predictor does with the masks, and with the probabilities where the checkpoint's record says so
+        **({} if task.postprocess == PostProcess() else {POSTPROCESS: task.postprocess.to_dict()}),
+        **{key: record[key] for key in (CALIBRATION, TRAINING_IMAGES) if key in record},
         "classes": ["background", "lesion"],
         "network": network.get("class_path") if isinstance(network, Mapping) else type(task.network).__name__,
         "parameters": sum(parameter.numel() for parameter in task.network.parameters()),

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from bustseg.deploy.confidence import LOW_CONFIDENCE, NEAR_THRESHOLD, TINY, Calibration, ImageRange, mask_confidence
-from bustseg.deploy.postprocess import PostProcess, labelled
+from bustseg.postprocess import PostProcess, labelled
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from bustseg.data.sources import to_grey
 from bustseg.deploy.backends import Backend, TorchBackend, exported_backend
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, ImageRange
 from bustseg.deploy.exported import METADATA, ExportedModel, is_exported, sha256
-from bustseg.deploy.postprocess import POSTPROCESS, PostProcess
 from bustseg.deploy.prediction import Prediction
 from bustseg.errors import DataError, UserError
+from bustseg.postprocess import POSTPROCESS, PostProcess
 
 if TYPE_CHECKING:  # an exported model needs no torch, whose import takes seconds
     import torch
@@ -90,7 +90,7 @@ class Predictor:
         task: the task, if the model is no exported one
         path: file that tells the model from all others: the checkpoint or the exported folder's metadata
         postprocess, calibration, images: what the model's record says of its masks, its probabilities and the images
-            that it was trained on, see :mod:`bustseg.deploy.postprocess` and :mod:`bustseg.deploy.confidence`
+            that it was trained on, see :mod:`bustseg.postprocess` and :mod:`bustseg.deploy.confidence`
 
     Raises:
         UserError: no such model, one whose runtime is not installed, or a task that knows no image size
@@ -133,7 +133,7 @@ class Predictor:
             trained_size, trained_threshold = image_size or trained_image_size(self.task), self.task.threshold
         self.threshold = trained_threshold if threshold is None else threshold
         self.image_size = image_size or trained_size
-        self.postprocess = PostProcess.from_dict(record.get(POSTPROCESS))
+        self.postprocess = self.task.postprocess if self.task else PostProcess.from_dict(record.get(POSTPROCESS))
         self.calibration = Calibration.from_dict(record.get(CALIBRATION))
         self.images = ImageRange.from_dict(record.get(TRAINING_IMAGES))
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bustseg.deploy.confidence import Calibration, ImageRange, fit_temperature, image_range, mask_confidence
-from bustseg.deploy.postprocess import PostProcess
 from bustseg.deploy.prediction import Prediction
 from bustseg.errors import UserError
+from bustseg.postprocess import PostProcess
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from bustseg.colours import PREDICTION, rgb
 from bustseg.deploy.inputs import Inputs
 from bustseg.deploy.output import write_whole
 from bustseg.deploy.predict import _ahead
+from bustseg.postprocess import PostProcess
 from bustseg.progress import StreamProgress
 
 Bustseg = Callable[..., tuple[int, str, str]]
@@ -216,10 +217,11 @@ def test_an_export_carries_what_the_checkpoint_knows_of_its_masks(trained_run: T
     task = load_task(trained_run.checkpoint)
     (tmp_path / "model.onnx").write_bytes(b"")
     arguments = ((32, 32), "onnx", "fp32", tmp_path / "model.onnx", tmp_path)
-    own = {"postprocess": {"keep": "largest"}, "calibration": {"temperature": 1.5}}
+    own = {"postprocess": PostProcess(keep="largest").to_dict(), "calibration": {"temperature": 1.5}}
     assert not own.keys() & describe(task, *arguments).keys()
     assert task.record is not None
-    task.record = {**task.record, **own}
+    task.postprocess = PostProcess(keep="largest")
+    task.record = {**task.record, "calibration": own["calibration"]}
     assert own.items() <= describe(task, *arguments).items()
 
 

@@ -1,7 +1,7 @@
 """What is done to a mask after the threshold: small components removed, only the largest kept, holes filled.
 
-The settings belong to a model: they were chosen on its validation images, and travel with it as a plain mapping under
-the key ``postprocess`` of a checkpoint's record or of an exported model's metadata.
+The settings belong to a model: they were chosen on its validation images (``bustseg validate`` recommends some), and
+travel with it, as ``model.postprocess`` of its configuration or ``postprocess`` of an exported model's metadata.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from bustseg.errors import UserError
 
 POSTPROCESS = "postprocess"
-"""Where a model's record keeps its settings."""
+"""Where an exported model's metadata keep its settings."""
 
 KEEP = ("all", "largest")
 

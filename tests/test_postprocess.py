@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bustseg.deploy.postprocess import PostProcess
 from bustseg.errors import UserError
+from bustseg.postprocess import PostProcess
 
 EIGHT = np.ones((3, 3))
 

@@ -1,0 +1,52 @@
+"""What `bustseg validate` recommends: threshold and smallest component."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bustseg.data.datamodule import Batch
+from bustseg.metrics import OperatingPoints, best_point
+from bustseg.progress import console
+from bustseg.task import SegmentationTask
+from bustseg.tracking import Tracker
+
+
+class OperatingPointSearch(Callback):
+    """After a validation, says which threshold and smallest component serve its images best.
+
+    They are chosen by mean Dice, convention ``empty_one``, which weighs false alarms on images without a lesion, too.
+    The choice is printed as options of ``bustseg test``, and left as tags ``chosen.threshold`` and ``chosen.min_area``.
+    """
+
+    def __init__(self) -> None:
+        self._points = OperatingPoints()
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._points = OperatingPoints().to(pl_module.device)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if isinstance(pl_module, SegmentationTask):
+            self._points.update(outputs, batch["mask"], batch["index"])  # type: ignore[arg-type]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        points = self._points.points()
+        if not points or not isinstance(pl_module, SegmentationTask):
+            return
+        best = best_point(points)
+        if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
+            trainer.logger.set_tags({"chosen.threshold": str(best.threshold), "chosen.min_area": str(best.min_area)})
+        console.print(
+            f"best on these images: --model.threshold {best.threshold} "
+            f"--model.postprocess.min_area_px_relative {best.min_area}  (Dice empty_one {best.dice_empty_one:.4f}, "
+            f"lesion {best.dice_lesion:.4f}, false positives on normals {best.false_positive_rate_normal:.1%})",
+            highlight=False,
+            soft_wrap=True,
+        )

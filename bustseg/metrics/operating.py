@@ -1,0 +1,109 @@
+"""Threshold and smallest component, chosen together on images that may be used for choosing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bustseg.metrics.rows import RowMetric, check_shapes, lesion_pixels
+from bustseg.postprocess import labelled
+
+THRESHOLDS = tuple(round(0.2 + 0.05 * step, 2) for step in range(13))
+"""Candidates for the probability above which a pixel belongs to a lesion."""
+
+MIN_AREAS = (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
+"""Candidates for the share of the image below which a component is removed."""
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a model's masks are cut by, and what that gives.
+
+    Attributes:
+        threshold: probability above which a pixel belongs to a lesion
+        min_area: share of the image below which a component is removed
+        dice_empty_one, dice_lesion: mean Dice over the images; the second over those with a lesion, NaN without one
+        false_positive_rate_normal: share of the images without a lesion that are not left empty, NaN without one
+    """
+
+    threshold: float
+    min_area: float
+    dice_empty_one: float
+    dice_lesion: float
+    false_positive_rate_normal: float
+
+
+class OperatingPoints(RowMetric):
+    """Mean Dice over images for every pair of :data:`THRESHOLDS` and :data:`MIN_AREAS`.
+
+    Keeps 91 numbers (0.7 kB) per image. Components are 8-connected, as in :class:`bustseg.postprocess.PostProcess`.
+
+    Args:
+        kwargs: options of :class:`torchmetrics.Metric`
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(columns=2 + len(THRESHOLDS) * len(MIN_AREAS), **kwargs)
+
+    def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            logits: (B, 1, H, W), any float type
+            mask: (B, 1, H, W) of 0 and 1, any type
+            index: (B,) positions of the images in the data set
+
+        Raises:
+            ValueError: the shapes do not fit together
+        """
+        check_shapes(logits, mask, index)
+        assert isinstance(self.rows, list)
+        if not len(logits):
+            return
+        probability = logits.detach().float().sigmoid().cpu().numpy()[:, 0]
+        lesion = lesion_pixels(mask).cpu().numpy()[:, 0]
+        dice = torch.from_numpy(np.stack([_dice(p, g) for p, g in zip(probability, lesion, strict=True)]))
+        size = torch.from_numpy(lesion.sum((1, 2)))
+        rows = torch.cat([index.cpu()[:, None].long(), size[:, None].long(), dice.flatten(1).view(torch.int64)], dim=1)
+        self.rows.append(rows.to(logits.device))
+
+    def compute(self) -> Tensor:
+        """Means of all pairs (91, 3), float64 on the CPU; no rows without images. Every process must call it.
+
+        Columns: Dice ``empty_one``, Dice ``lesion``, false positives on normals; thresholds outside, areas inside.
+        """
+        rows = self.merged_images()
+        if not len(rows):
+            return torch.zeros(0, 3, dtype=torch.float64)
+        lesion = rows[:, 1] > 0
+        dice = rows[:, 2:].contiguous().view(torch.float64)
+        return torch.stack([dice.mean(0), dice[lesion].mean(0), 1 - dice[~lesion].mean(0)], dim=1)
+
+    def points(self) -> list[OperatingPoint]:
+        """The same as :meth:`compute`, by name."""
+        pairs = [(threshold, area) for threshold in THRESHOLDS for area in MIN_AREAS]
+        return [OperatingPoint(*pair, *means) for pair, means in zip(pairs, self.compute().tolist(), strict=False)]
+
+
+def _dice(probability: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+    """Dice of one image (H, W) for all pairs, float64 (thresholds, areas); two empty masks agree by 1."""
+    result = np.empty((len(THRESHOLDS), len(MIN_AREAS)))
+    smallest = np.array(MIN_AREAS) * lesion.size
+    for row, threshold in zip(result, THRESHOLDS, strict=True):
+        areas, labels = labelled(probability > threshold)
+        hits = np.bincount(labels[lesion], minlength=len(areas) + 1)[1:]
+        kept = areas[:, None] >= smallest
+        total = (areas[:, None] * kept).sum(0) + lesion.sum()
+        row[:] = np.where(total > 0, 2 * (hits[:, None] * kept).sum(0) / np.maximum(total, 1), 1)
+    return result
+
+
+def best_point(points: list[OperatingPoint]) -> OperatingPoint:
+    """The pair of the highest ``dice_empty_one``; of equals the smaller area, then the threshold nearest to 0.5."""
+    highest = max(point.dice_empty_one for point in points) - 1e-12
+    equals = [point for point in points if point.dice_empty_one >= highest]
+    return min(equals, key=lambda point: (point.min_area, abs(point.threshold - 0.5)))
