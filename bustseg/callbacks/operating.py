@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bustseg.data.datamodule import Batch
@@ -43,10 +45,15 @@ class OperatingPointSearch(Callback):
         best = best_point(points)
         if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
             trainer.logger.set_tags({"chosen.threshold": str(best.threshold), "chosen.min_area": str(best.min_area)})
+        alarms = (
+            ""
+            if math.isnan(best.false_positive_rate_normal)
+            else (f", false positives on normals {best.false_positive_rate_normal:.1%}")
+        )
         console.print(
             f"best on these images: --model.threshold {best.threshold} "
             f"--model.postprocess.min_area_px_relative {best.min_area}  (Dice empty_one {best.dice_empty_one:.4f}, "
-            f"lesion {best.dice_lesion:.4f}, false positives on normals {best.false_positive_rate_normal:.1%})",
+            f"lesion {best.dice_lesion:.4f}{alarms})",
             highlight=False,
             soft_wrap=True,
         )
