@@ -79,6 +79,11 @@ def is_dicom(path: Path) -> bool:
     # names such as 1.2.840.113619 have no suffix either
     if suffix and not suffix[1:].isdigit():
         return False
+    return has_mark(path)
+
+
+def has_mark(path: Path) -> bool:
+    """Whether a file begins as DICOM files do, whatever its name."""
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"

@@ -242,15 +242,7 @@ def _is_output(folder: Path) -> bool:
 
 def _is_dicom(path: Path) -> bool:
     """Whether a file is DICOM, whatever its name: pictures by their suffix are not, others are looked into."""
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return False
-    if dicom.is_dicom(path):
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return path.suffix.lower() not in IMAGE_SUFFIXES and (dicom.is_dicom(path) or dicom.has_mark(path))
 
 
 def _dicom_items(path: Path, number: int) -> Iterator[Item]:
