@@ -38,7 +38,7 @@ def found(logits: Tensor, mask: Tensor) -> list[OperatingPoint]:
 def test_every_pair_agrees_with_the_steps_taken_apart() -> None:
     logits, mask = blobs()
     points = found(logits, mask)
-    assert len({(point.threshold, point.min_area) for point in points}) == len(points) == 91
+    assert len({(point.threshold, point.min_area) for point in points}) == len(points) == 105
     for point in points[::5]:
         cut = logits.sigmoid() > point.threshold
         step = PostProcess(min_area_px_relative=point.min_area)

@@ -1,0 +1,122 @@
+"""The flagship on each split: fit, choose threshold and smallest component on validation, look at the test once.
+
+    python benchmarks/flagship.py --root $BUSI_ROOT --curated_list curated_busi_v1.csv [--only "lesion 0" grouped ...]
+
+Every step goes through the command line. Runs that are finished are not trained again, and a run that has been tested
+is not tested again, so that the test set is looked at once. Prints a Markdown table: as trained (threshold 0.5) on
+validation, with the chosen point on validation, with the chosen point on test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "flagship" / "grouped.yaml"
+COLUMNS = {
+    "dice_lesion": "Dice lesion",
+    "dice_empty_one": "empty_one",
+    "dice_paper": "paper",
+    "dice_pooled": "pooled",
+    "false_positive_rate_normal": "FP on normals",
+    "missed_lesion_rate": "missed",
+    "auc_pixel": "AUC",
+}
+
+
+def variants(curated_list: str | None) -> dict[str, list[str]]:
+    """Options of each training by its name."""
+    named = {f"lesion {seed}": ["--data.split", "lesion", "--data.split_seed", seed] for seed in "012"}
+    for name in named:
+        named[name] += ["--seed_everything", name[-1]]
+    named |= {"paper": ["--data.split", "paper"], "grouped": []}
+    if curated_list:
+        named["curated"] = ["--data.split", "curated", "--data.curated_list", curated_list]
+    return named
+
+
+def bustseg(*args: str) -> str:
+    """Run a command, showing what it says, and return its standard output."""
+    print("$ bustseg", *args, file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, "-m", "bustseg.cli", *args], stdout=subprocess.PIPE, text=True, check=True)
+    print(done.stdout, file=sys.stderr, flush=True)
+    return done.stdout
+
+
+def find_run(client: mlflow.MlflowClient, name: str) -> Any:
+    """The newest finished run of a training; None when there is none."""
+    experiment = client.get_experiment_by_name("flagship")
+    if experiment is None:
+        return None
+    wanted = f"attributes.run_name = 'flagship {name}' and attributes.status = 'FINISHED'"
+    return next(iter(client.search_runs([experiment.experiment_id], wanted, max_results=1)), None)
+
+
+def measure(client: mlflow.MlflowClient, name: str, options: list[str]) -> list[dict[str, Any]]:
+    """Train what is not trained, choose, test what is not tested; rows of the table."""
+    run = find_run(client, name)
+    if run is None:
+        bustseg("fit", "--config", str(CONFIG), *options, "--tracking.run_name", f"flagship {name}")
+        run = find_run(client, name)
+        assert run is not None
+    run_id = run.info.run_id
+    if "chosen.threshold" not in run.data.tags:
+        bustseg("validate", "--ckpt_path", run_id)
+        before = client.get_run(run_id).data
+        for key, value in before.metrics.items():
+            if key.startswith("val/"):
+                client.set_tag(run_id, f"as_trained.{key}", f"{value:.6f}")
+    tags = client.get_run(run_id).data.tags
+    chosen = ["--model.threshold", tags["chosen.threshold"]]
+    chosen += ["--model.postprocess.min_area_px_relative", tags["chosen.min_area"]]
+    if "test/dice_lesion" not in run.data.metrics:
+        bustseg("validate", "--ckpt_path", run_id, *chosen)
+        bustseg("test", "--ckpt_path", run_id, *chosen, "--report.subsets", "[]")
+    data = client.get_run(run_id).data
+    point = f"{data.tags['chosen.threshold']}, {data.tags['chosen.min_area']}"
+    trained = {key: float(data.tags.get(f"as_trained.val/{key}", "nan")) for key in COLUMNS}
+    rows = [{"training": name, "images": "val", "point": "0.5, 0", **trained}]
+    for subset in ("val", "test"):
+        scores = {key: data.metrics.get(f"{subset}/{key}", math.nan) for key in COLUMNS}
+        rows.append({"training": name, "images": subset, "point": point, **scores})
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table, and the mean and spread over the three seeds of the lesion split."""
+    head = ["training", "images", "threshold, smallest component", *COLUMNS.values()]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for row in rows:
+        cells = ["-" if math.isnan(row[key]) else f"{row[key]:.4f}" for key in COLUMNS]
+        lines.append("| " + " | ".join([row["training"], row["images"], row["point"], *cells]) + " |")
+    seeds = [row["dice_lesion"] for row in rows if row["training"].startswith("lesion") and row["images"] == "test"]
+    if len(seeds) > 1:
+        mean = sum(seeds) / len(seeds)
+        spread = math.sqrt(sum((value - mean) ** 2 for value in seeds) / (len(seeds) - 1))
+        lines += ["", f"Test Dice of the lesion split over {len(seeds)} seeds: {mean:.4f} ± {spread:.4f}"]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="BUSI (default: BUSI_ROOT)")
+    parser.add_argument("--curated_list", help="list of the curated split; without it that split is left out")
+    parser.add_argument("--only", nargs="+", help="these trainings")
+    args = parser.parse_args()
+    named = variants(args.curated_list)
+    client = mlflow.MlflowClient("sqlite:///mlruns/mlflow.db")
+    rows: list[dict[str, Any]] = []
+    for name in args.only or named:
+        root = ["--data.root", args.root] if args.root else []
+        rows += measure(client, name, [*named[name], *root])
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
