@@ -21,10 +21,10 @@ class OperatingPointSearch(Callback):
     """
 
     def __init__(self) -> None:
-        self._points = OperatingPoints()
+        self.points = OperatingPoints()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._points = OperatingPoints().to(pl_module.device)
+        self.points = OperatingPoints().to(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -36,10 +36,10 @@ class OperatingPointSearch(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if isinstance(pl_module, SegmentationTask):
-            self._points.update(outputs, batch["mask"], batch["index"])  # type: ignore[arg-type]
+            self.points.update(outputs, batch["mask"], batch["index"])  # type: ignore[arg-type]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        points = self._points.points()
+        points = self.points.points()
         if not points or not isinstance(pl_module, SegmentationTask):
             return
         best = best_point(points)
