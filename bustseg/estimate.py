@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Cost:
         train: seconds of a training step per image
         evaluate: seconds of an evaluation per image
         encode: seconds per image of frozen encoders whose features are kept; then the two above leave them out
+        scale: share of the image's side that training sees, by the first epoch that it holds for
     """
 
     parameters: int
@@ -36,11 +37,18 @@ class Cost:
     train: float
     evaluate: float
     encode: float
+    scale: Mapping[int, float] = field(default_factory=lambda: {0: 1.0})
 
     def fit(self, epochs: int, images: Mapping[str, int]) -> float:
         """Seconds of a fit of ``epochs``, with ``train`` and ``val`` images."""
-        each_epoch = self.train * images["train"] + self.evaluate * images["val"]
-        return self.encode * (images["train"] + images["val"]) + epochs * each_epoch
+        starts = sorted(self.scale)
+        # the time of a step goes with the area of its images
+        whole = sum(
+            (min(end, epochs) - min(start, epochs)) * self.scale[start] ** 2
+            for start, end in zip(starts, [*starts[1:], epochs], strict=True)
+        )
+        train = self.train * images["train"] * whole
+        return self.encode * (images["train"] + images["val"]) + train + epochs * self.evaluate * images["val"]
 
     def test(self, images: Mapping[str, int]) -> float:
         """Seconds of a test that passes over all subsets and explains the test images; without drawing."""
@@ -103,7 +111,7 @@ def measure_cost(config: Mapping[str, Any], data: BUSIDataModule) -> Cost:
     task.eval()
     evaluate = _seconds(score, device)
     torch.set_rng_state(state)
-    return Cost(*count_parameters(task), train / batch, evaluate / batch, encode / batch)
+    return Cost(*count_parameters(task), train / batch, evaluate / batch, encode / batch, task.train_scale)
 
 
 def count_parameters(task: SegmentationTask) -> tuple[int, int]:

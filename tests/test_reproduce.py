@@ -326,6 +326,13 @@ def test_cost_by_hand() -> None:
     assert cost.test(images) == pytest.approx(0.3 * 130 + 0.7 * 20)
 
 
+def test_growing_images_cost_by_their_area() -> None:
+    images = {"train": 100, "val": 10, "test": 10}
+    cost = Cost(10, 5, train=0.5, evaluate=0.1, encode=0.0, scale={0: 0.5, 8: 1.0})
+    assert cost.fit(10, images) == pytest.approx(0.5 * 100 * (8 / 4 + 2) + 10 * 0.1 * 10)
+    assert cost.fit(4, images) == pytest.approx(0.5 * 100 * 4 / 4 + 4 * 0.1 * 10)
+
+
 def test_numbers_in_words() -> None:
     assert [duration(seconds) for seconds in (40, 600, 12_600)] == ["40 s", "10 min", "3.5 h"]
     assert mean_sd([0.5]) == "0.5000"
