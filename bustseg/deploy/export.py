@@ -8,6 +8,7 @@ areas, which the network was trained on, has no counterpart in either format.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -41,6 +42,7 @@ from bustseg.deploy.exported import FORMAT_VERSION, FORMATS, METADATA, PRECISION
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS
 from bustseg.metrics.rows import logit_threshold
+from bustseg.models import FusionUNet
 from bustseg.postprocess import POSTPROCESS, PostProcess
 from bustseg.progress import console, error_console
 from bustseg.task import SegmentationTask
@@ -57,6 +59,9 @@ The half-precision weights of ``bf16`` are compared in float32 arithmetic, so th
 
 MAX_DICE_DROP = 0.005
 """Loss of Dice on validation images that an export may cost: half a point."""
+
+FIRST_LAYERS = 3
+"""Convolutions in a row after the image that stay in float32 when int8 costs too much with them."""
 
 RESTORED_LAYERS, RANKING_IMAGES = 16, 24
 """What the search for layers that do not bear int8 may take: layers put back into float32, images to rank them by."""
@@ -75,7 +80,9 @@ class DeployedNetwork(nn.Module):
 
     def __init__(self, task: SegmentationTask) -> None:
         super().__init__()
-        self.network = task.network
+        folded = fold_input(task)
+        self.folded = folded is not None
+        self.network = task.network if folded is None else folded
         self.flip = task.flip
         self.scale: Tensor
         self.shift: Tensor
@@ -83,12 +90,36 @@ class DeployedNetwork(nn.Module):
         self.register_buffer("shift", task.shift.clone())
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.shift + image.float() * self.scale
+        grey = image.float()
+        x = torch.cat([grey, torch.ones_like(grey)], 1) if self.folded else self.shift + grey * self.scale
         if not self.flip:
             return self.network(x).float()
         count = image.shape[0]
         logits = self.network(torch.cat([x, x.flip(-1)]))
         return (logits[:count] + logits[count:].flip(-1)).float() / 2
+
+
+def fold_input(task: SegmentationTask) -> nn.Module | None:
+    r"""A copy of a FusionUNet whose first convolutions take grey values and ones; None for other networks.
+
+    Of channels :math:`x_c = a_c g + b_c` a convolution makes :math:`\sum_c w_c x_c = (\sum_c w_c a_c) g + (\sum_c w_c
+    b_c) 1`, zero padding included. Filters that were trained on colours have weights of opposite sign for red, green
+    and blue, which cancel on grey images, and whose BatchNorm magnifies what is left: with weights or channels of 8 or
+    16 bits that would be their rounding. Folded, the sums are taken here in float64, and the input is integers that
+    bf16 and int8 hold exactly.
+    """
+    if not isinstance(task.network, FusionUNet):
+        return None
+    network = copy.deepcopy(task.network)
+    for encoder in network.encoders:
+        stem = next(layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d))
+        if stem.in_channels != task.scale.numel() or stem.groups != 1:
+            return None
+        weight = stem.weight.detach().double()
+        parts = [(weight * part.to(weight)).sum(1, keepdim=True) for part in (task.scale, task.shift)]
+        stem.weight = nn.Parameter(torch.cat(parts, 1).to(stem.weight.dtype))
+        stem.in_channels = 2
+    return network
 
 
 @dataclass(frozen=True)
@@ -330,26 +361,32 @@ def _quantise_openvino(
     assert check.calibration is not None
     samples = nncf.Dataset([image[None, None] for image in check.calibration])
     options = {**_quantisation(nncf), "subset_size": len(check.calibration)}
-    with _quiet():
-        quantised = nncf.quantize(network, samples, **options)
-    if check.masks is None:
-        return quantised
-    before = _dice(reference, check.masks, threshold)
-    if _largest_drop(before, _dice(_compiled_logits(quantised, check.images), check.masks, threshold)) <= (
-        limits.dice_drop
-    ):
-        return quantised
+    masks = check.masks
+    before = None if masks is None else _dice(reference, masks, threshold)
+    # the layers next to the image bear the least: their few channels have the widest ranges
+    for kept in ([], _first_convolutions(network, FIRST_LAYERS)):
+        with _quiet():
+            # with one thread, OpenVINO 2026.4 multiplies the small int8 matrices of channel attention wrongly
+            scope = nncf.IgnoredScope(names=kept, types=["MatMul"], validate=False)
+            quantised = nncf.quantize(network.clone(), samples, ignored_scope=scope, **options)
+        if before is None or masks is None:
+            return quantised
+        after = _dice(_compiled_logits(quantised, check.images), masks, threshold)
+        if _largest_drop(before, after) <= limits.dice_drop:
+            return quantised
     console.print(
         "int8 costs too much Dice: looking for the layers that must stay in float32 (minutes, up to "
         f"{RESTORED_LAYERS} layers)",
         highlight=False,
     )
+    assert before is not None
+    assert masks is not None
     decisive = _decisive(before)
 
     def validate(compiled: Any, samples: Any) -> tuple[float, None]:
-        images, masks = zip(*samples, strict=True)
+        images, wanted = zip(*samples, strict=True)
         logits = np.concatenate([compiled(image[None, None])[0][:, 0] for image in images])
-        found = _dice(logits, np.stack(masks), threshold)
+        found = _dice(logits, np.stack(wanted), threshold)
         # a subset may lack one kind of image
         return min(found[name] for name in decisive if name in found), None
 
@@ -357,17 +394,31 @@ def _quantise_openvino(
         return nncf.quantize_with_accuracy_control(
             network,
             calibration_dataset=samples,
-            validation_dataset=nncf.Dataset(list(zip(check.images, check.masks, strict=True))),
+            validation_dataset=nncf.Dataset(list(zip(check.images, masks, strict=True))),
             validation_fn=validate,
             max_drop=limits.dice_drop,
             preset=options["preset"],
             subset_size=options["subset_size"],
+            ignored_scope=nncf.IgnoredScope(types=["MatMul"], validate=False),
             advanced_quantization_parameters=options["advanced_parameters"],
             # layers are compared on few images, and a network that needs more of them in float32 is none for int8
             advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
                 max_num_iterations=RESTORED_LAYERS, ranking_subset_size=RANKING_IMAGES
             ),
         )
+
+
+def _first_convolutions(network: Any, layers: int) -> list[str]:
+    """Names of the convolutions that have fewer than ``layers`` others between them and the image."""
+    depth: dict[str, int] = {}
+    found = []
+    for operation in network.get_ordered_ops():
+        before = max((depth[source.get_node().get_friendly_name()] for source in operation.input_values()), default=0)
+        convolution = operation.get_type_name() in ("Convolution", "GroupConvolution")
+        depth[operation.get_friendly_name()] = before + convolution
+        if convolution and before < layers:
+            found.append(operation.get_friendly_name())
+    return found
 
 
 def _compiled_logits(network: Any, images: np.ndarray) -> np.ndarray:

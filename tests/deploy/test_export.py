@@ -409,3 +409,32 @@ def test_several_images_go_through_streams(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         for found in pool.map(backend, [images] * 6):
             assert np.allclose(found, expected, atol=1e-5), "in order, whoever else asks"
+
+
+def test_filters_that_cancel_on_grey_images_survive_16_bits() -> None:
+    """A first layer trained on colours, its weights for red, green and blue opposite, and magnified what is left."""
+    torch.manual_seed(0)
+    task = SegmentationTask(FusionUNet(["resnet18"], weights="none", skips=True)).eval()
+    stem = next(layer for layer in task.network.modules() if isinstance(layer, torch.nn.Conv2d))
+    with torch.no_grad():
+        opposite = 60 * torch.randn_like(stem.weight[:, :1])
+        stem.weight[:] += torch.cat([opposite, -2 * opposite, opposite], 1)
+    image = torch.randint(0, 256, (2, 1, 64, 96), dtype=torch.uint8)
+    folded = export.fold_input(task)
+    assert folded is not None
+    with torch.no_grad():
+        grey = image.double()
+        x, pair = task.double().normalise(image), torch.cat([grey, torch.ones_like(grey)], 1)
+        assert torch.allclose(folded.double()(pair), task.network(x), atol=1e-4)
+
+        def rounding(network: torch.nn.Module, given: torch.Tensor) -> float:
+            layer = next(one for one in network.modules() if isinstance(one, torch.nn.Conv2d))
+            exact = layer(given)
+            layer.weight.copy_(layer.weight.to(torch.bfloat16))
+            return float((layer(given.to(torch.bfloat16).double()) - exact).norm() / exact.norm())
+
+        assert rounding(folded, pair) < 0.2 * rounding(task.network, x)
+
+
+def test_networks_of_other_libraries_are_exported_as_they_are() -> None:
+    assert export.fold_input(SegmentationTask(torch.nn.Conv2d(3, 1, 1))) is None
