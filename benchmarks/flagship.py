@@ -3,8 +3,8 @@
     python benchmarks/flagship.py --root $BUSI_ROOT --curated_list curated_busi_v1.csv [--only "lesion 0" grouped ...]
 
 Every step goes through the command line. Runs that are finished are not trained again, and a run that has been tested
-is not tested again, so that the test set is looked at once. Prints a Markdown table: as trained (threshold 0.5) on
-validation, with the chosen point on validation, with the chosen point on test.
+is not tested again, so that the test set is looked at once. Prints a Markdown table: the validation images, with the
+chosen point, and the test images, with it.
 """
 
 from __future__ import annotations
@@ -66,26 +66,21 @@ def measure(client: mlflow.MlflowClient, name: str, options: list[str]) -> list[
         run = find_run(client, name)
         assert run is not None
     run_id = run.info.run_id
-    if "chosen.threshold" not in run.data.tags:
+    if "chosen.dice_lesion" not in run.data.tags:
         bustseg("validate", "--ckpt_path", run_id)
-        before = client.get_run(run_id).data
-        for key, value in before.metrics.items():
-            if key.startswith("val/"):
-                client.set_tag(run_id, f"as_trained.{key}", f"{value:.6f}")
     tags = client.get_run(run_id).data.tags
     chosen = ["--model.threshold", tags["chosen.threshold"]]
     chosen += ["--model.postprocess.min_area_px_relative", tags["chosen.min_area"]]
     if "test/dice_lesion" not in run.data.metrics:
-        bustseg("validate", "--ckpt_path", run_id, *chosen)
         bustseg("test", "--ckpt_path", run_id, *chosen, "--report.subsets", "[]")
     data = client.get_run(run_id).data
     point = f"{data.tags['chosen.threshold']}, {data.tags['chosen.min_area']}"
-    trained = {key: float(data.tags.get(f"as_trained.val/{key}", "nan")) for key in COLUMNS}
-    rows = [{"training": name, "images": "val", "point": "0.5, 0", **trained}]
-    for subset in ("val", "test"):
-        scores = {key: data.metrics.get(f"{subset}/{key}", math.nan) for key in COLUMNS}
-        rows.append({"training": name, "images": subset, "point": point, **scores})
-    return rows
+    validation = {key: float(data.tags.get(f"chosen.{key}", "nan")) for key in COLUMNS}
+    test = {key: data.metrics.get(f"test/{key}", math.nan) for key in COLUMNS}
+    return [
+        {"training": name, "images": subset, "point": point, **scores}
+        for subset, scores in (("val", validation), ("test", test))
+    ]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

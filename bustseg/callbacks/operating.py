@@ -17,7 +17,7 @@ class OperatingPointSearch(Callback):
     """After a validation, says which threshold and smallest component serve its images best.
 
     They are chosen by mean Dice, convention ``empty_one``, which weighs false alarms on images without a lesion, too.
-    The choice is printed as options of ``bustseg test``, and left as tags ``chosen.threshold`` and ``chosen.min_area``.
+    The choice is printed as options of ``bustseg test``, and left with its scores as tags ``chosen...``.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,8 @@ class OperatingPointSearch(Callback):
             return
         best = best_point(points)
         if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
-            trainer.logger.set_tags({"chosen.threshold": str(best.threshold), "chosen.min_area": str(best.min_area)})
+            names = ("threshold", "min_area", "dice_empty_one", "dice_lesion", "false_positive_rate_normal")
+            trainer.logger.set_tags({f"chosen.{name}": f"{getattr(best, name):.6g}" for name in names})
         alarms = (
             ""
             if math.isnan(best.false_positive_rate_normal)
