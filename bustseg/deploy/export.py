@@ -61,7 +61,7 @@ MAX_DICE_DROP = 0.005
 """Loss of Dice on validation images that an export may cost: half a point."""
 
 FIRST_LAYERS = 3
-"""Convolutions in a row after the image that stay in float32 when int8 costs too much with them."""
+"""Convolutions in a row after the image that stay in float32 in an int8 model."""
 
 RESTORED_LAYERS, RANKING_IMAGES = 16, 24
 """What the search for layers that do not bear int8 may take: layers put back into float32, images to rank them by."""
@@ -361,26 +361,26 @@ def _quantise_openvino(
     assert check.calibration is not None
     samples = nncf.Dataset([image[None, None] for image in check.calibration])
     options = {**_quantisation(nncf), "subset_size": len(check.calibration)}
+    scope = nncf.IgnoredScope(
+        # the layers next to the image bear the least: their few channels have the widest ranges
+        names=_first_convolutions(network, FIRST_LAYERS),
+        # with one thread, OpenVINO 2026.4 multiplies the small int8 matrices of channel attention wrongly
+        types=["MatMul"],
+        validate=False,
+    )
+    with _quiet():
+        quantised = nncf.quantize(network.clone(), samples, ignored_scope=scope, **options)
     masks = check.masks
-    before = None if masks is None else _dice(reference, masks, threshold)
-    # the layers next to the image bear the least: their few channels have the widest ranges
-    for kept in ([], _first_convolutions(network, FIRST_LAYERS)):
-        with _quiet():
-            # with one thread, OpenVINO 2026.4 multiplies the small int8 matrices of channel attention wrongly
-            scope = nncf.IgnoredScope(names=kept, types=["MatMul"], validate=False)
-            quantised = nncf.quantize(network.clone(), samples, ignored_scope=scope, **options)
-        if before is None or masks is None:
-            return quantised
-        after = _dice(_compiled_logits(quantised, check.images), masks, threshold)
-        if _largest_drop(before, after) <= limits.dice_drop:
-            return quantised
+    if masks is None:
+        return quantised
+    before = _dice(reference, masks, threshold)
+    if _largest_drop(before, _dice(_compiled_logits(quantised, check.images), masks, threshold)) <= limits.dice_drop:
+        return quantised
     console.print(
         "int8 costs too much Dice: looking for the layers that must stay in float32 (minutes, up to "
         f"{RESTORED_LAYERS} layers)",
         highlight=False,
     )
-    assert before is not None
-    assert masks is not None
     decisive = _decisive(before)
 
     def validate(compiled: Any, samples: Any) -> tuple[float, None]:
@@ -399,7 +399,7 @@ def _quantise_openvino(
             max_drop=limits.dice_drop,
             preset=options["preset"],
             subset_size=options["subset_size"],
-            ignored_scope=nncf.IgnoredScope(types=["MatMul"], validate=False),
+            ignored_scope=scope,
             advanced_quantization_parameters=options["advanced_parameters"],
             # layers are compared on few images, and a network that needs more of them in float32 is none for int8
             advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
