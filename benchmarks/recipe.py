@@ -57,8 +57,6 @@ def checkpoint(client: mlflow.MlflowClient, name: str, seed: int, root: list[str
 
 def scores(run_id: str, root: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Dice of each validation image at the best point, and which images have a lesion."""
-    import torch
-
     from bustseg.callbacks import OperatingPointSearch
     from bustseg.metrics import best_point
     from bustseg.metrics.operating import MIN_AREAS, THRESHOLDS
@@ -67,10 +65,9 @@ def scores(run_id: str, root: list[str]) -> tuple[np.ndarray, np.ndarray]:
     cli = run_verb("validate", ["--ckpt_path", run_id, *root])
     search = next(one for one in cli.trainer.callbacks if isinstance(one, OperatingPointSearch))  # type: ignore[attr-defined]
     best = best_point(search.points.points())
-    rows = search.points.merged_images()
+    dice, lesion = search.points.per_image()
     place = THRESHOLDS.index(best.threshold) * len(MIN_AREAS) + MIN_AREAS.index(best.min_area)
-    dice = rows[:, 2:].contiguous().view(torch.float64)[:, place].numpy()
-    return dice, (rows[:, 1] > 0).numpy()
+    return dice[:, place].numpy(), lesion.numpy()
 
 
 def main() -> None:

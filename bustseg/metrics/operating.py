@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bustseg.metrics.rows import RowMetric, check_shapes, lesion_pixels
+from bustseg.metrics.rows import DiceRows, check_shapes, lesion_pixels
 from bustseg.postprocess import labelled
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(15))
@@ -37,7 +37,7 @@ class OperatingPoint:
     false_positive_rate_normal: float
 
 
-class OperatingPoints(RowMetric):
+class OperatingPoints(DiceRows):
     """Mean Dice over images for every pair of :data:`THRESHOLDS` and :data:`MIN_AREAS`.
 
     Keeps 105 numbers (0.8 kB) per image. Components are 8-connected, as in :class:`bustseg.postprocess.PostProcess`.
@@ -47,7 +47,7 @@ class OperatingPoints(RowMetric):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(columns=2 + len(THRESHOLDS) * len(MIN_AREAS), **kwargs)
+        super().__init__(settings=len(THRESHOLDS) * len(MIN_AREAS), **kwargs)
 
     def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
         """Count one batch.
@@ -61,26 +61,21 @@ class OperatingPoints(RowMetric):
             ValueError: the shapes do not fit together
         """
         check_shapes(logits, mask, index)
-        assert isinstance(self.rows, list)
         if not len(logits):
             return
         probability = logits.detach().float().sigmoid().cpu().numpy()[:, 0]
         lesion = lesion_pixels(mask).cpu().numpy()[:, 0]
         dice = torch.from_numpy(np.stack([_dice(p, g) for p, g in zip(probability, lesion, strict=True)]))
-        size = torch.from_numpy(lesion.sum((1, 2)))
-        rows = torch.cat([index.cpu()[:, None].long(), size[:, None].long(), dice.flatten(1).view(torch.int64)], dim=1)
-        self.rows.append(rows.to(logits.device))
+        self.append(index, torch.from_numpy(lesion.sum((1, 2))), dice.flatten(1), logits.device)
 
     def compute(self) -> Tensor:
         """Means of all pairs (105, 3), float64 on the CPU; no rows without images. Every process must call it.
 
         Columns: Dice ``empty_one``, Dice ``lesion``, false positives on normals; thresholds outside, areas inside.
         """
-        rows = self.merged_images()
-        if not len(rows):
+        dice, lesion = self.per_image()
+        if not len(dice):
             return torch.zeros(0, 3, dtype=torch.float64)
-        lesion = rows[:, 1] > 0
-        dice = rows[:, 2:].contiguous().view(torch.float64)
         return torch.stack([dice.mean(0), dice[lesion].mean(0), 1 - dice[~lesion].mean(0)], dim=1)
 
     def points(self) -> list[OperatingPoint]:

@@ -82,6 +82,29 @@ class RowMetric(Metric):
         self._computed = None  # torchmetrics keeps the result from before
 
 
+class DiceRows(RowMetric):
+    """Table of each image's index, lesion pixels, and Dice under several settings (the bits of float64).
+
+    Args:
+        settings: how many
+        kwargs: torchmetrics' own options
+    """
+
+    def __init__(self, settings: int, **kwargs: Any) -> None:
+        super().__init__(columns=2 + settings, **kwargs)
+
+    def append(self, index: Tensor, size: Tensor, dice: Tensor, device: torch.device) -> None:
+        """Add a batch: index (B,), lesion pixels (B,), Dice (B, settings) float64; the table is kept on ``device``."""
+        assert isinstance(self.rows, list)
+        rows = torch.cat([index.cpu()[:, None].long(), size.cpu()[:, None].long(), dice.view(torch.int64)], dim=1)
+        self.rows.append(rows.to(device))
+
+    def per_image(self) -> tuple[Tensor, Tensor]:
+        """Dice (n, settings) float64 and whether there is a lesion (n,), on the CPU. Every process must call it."""
+        rows = self.merged_images()
+        return rows[:, 2:].contiguous().view(torch.float64), rows[:, 1] > 0
+
+
 def check_shapes(logits: Tensor, mask: Tensor, index: Tensor) -> None:
     """Check a batch: logits and mask (B, 1, H, W), index (B,).
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from bustseg.metrics.curves import SWEEP
-from bustseg.metrics.rows import RowMetric, check_shapes, lesion_pixels
+from bustseg.metrics.rows import DiceRows, check_shapes, lesion_pixels
 
 
-class DiceSweep(RowMetric):
+class DiceSweep(DiceRows):
     """Mean Dice over images as a function of the threshold.
 
     Keeps 99 numbers (0.8 kB) per image: its Dice at every threshold of :data:`bustseg.metrics.curves.SWEEP`.
@@ -21,7 +21,7 @@ class DiceSweep(RowMetric):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(columns=2 + len(SWEEP), **kwargs)
+        super().__init__(settings=len(SWEEP), **kwargs)
         self.register_buffer("logits", torch.logit(SWEEP).float(), persistent=False)
 
     logits: Tensor
@@ -38,7 +38,6 @@ class DiceSweep(RowMetric):
             ValueError: the shapes do not fit together
         """
         check_shapes(logits, mask, index)
-        assert isinstance(self.rows, list)
         if not len(logits):
             return
         n, cells = len(logits), len(SWEEP) + 1
@@ -51,8 +50,7 @@ class DiceSweep(RowMetric):
         above = counts.flip(2).cumsum(2).flip(2).cpu()
         size, (fp, tp) = above[:, 1, :1], above[:, :, 1:].unbind(1)
         dice = torch.where(size > 0, 2 * tp.double() / (tp + fp + size).clamp_min(1), (fp == 0).double())
-        rows = torch.cat([index.cpu()[:, None].long(), size.long(), dice.view(torch.int64)], dim=1)
-        self.rows.append(rows.to(flat.device))
+        self.append(index, size[:, 0], dice, flat.device)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean over images at every threshold of ``SWEEP``, float64 (99,) on the CPU, by name.
@@ -61,11 +59,9 @@ class DiceSweep(RowMetric):
         ``false_positive_rate_normal``, the share of the images without a lesion on which anything is predicted. A
         curve that the images cannot define has no key. Every process must call it.
         """
-        rows = self.merged_images()
-        if not len(rows):
+        dice, lesion = self.per_image()
+        if not len(dice):
             return {}
-        lesion = rows[:, 1] > 0
-        dice = rows[:, 2:].contiguous().view(torch.float64)
         result = {"dice_empty_one": dice.mean(0), "dice_paper": (dice * lesion[:, None]).mean(0)}
         if lesion.any():
             result["dice_lesion"] = dice[lesion].mean(0)
