@@ -49,21 +49,21 @@ def bustseg(*args: str) -> str:
     return done.stdout
 
 
-def find_run(client: mlflow.MlflowClient, name: str) -> Any:
-    """The newest finished run of a training; None when there is none."""
-    experiment = client.get_experiment_by_name("flagship")
-    if experiment is None:
+def find_run(client: mlflow.MlflowClient, experiment: str, name: str) -> Any:
+    """The newest finished run of this name; None when there is none."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
         return None
-    wanted = f"attributes.run_name = 'flagship {name}' and attributes.status = 'FINISHED'"
-    return next(iter(client.search_runs([experiment.experiment_id], wanted, max_results=1)), None)
+    wanted = f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'"
+    return next(iter(client.search_runs([found.experiment_id], wanted, max_results=1)), None)
 
 
 def measure(client: mlflow.MlflowClient, name: str, options: list[str]) -> list[dict[str, Any]]:
     """Train what is not trained, choose, test what is not tested; rows of the table."""
-    run = find_run(client, name)
+    run = find_run(client, "flagship", f"flagship {name}")
     if run is None:
         bustseg("fit", "--config", str(CONFIG), *options, "--tracking.run_name", f"flagship {name}")
-        run = find_run(client, name)
+        run = find_run(client, "flagship", f"flagship {name}")
         assert run is not None
     run_id = run.info.run_id
     if "chosen.dice_lesion" not in run.data.tags:

@@ -5,27 +5,24 @@
 
 Each variant is `configs/flagship/grouped.yaml` with the options below at 128 px for 9 epochs, under every seed (of
 weights, order and augmentation; the split stays). The table has the Dice of the validation images at the threshold and
-smallest component that serve them best, which flatters all variants alike, the mean over seeds; and the difference from
-`base` with a 95 % bootstrap interval over images, the same images for both.
+smallest component that `bustseg validate` recommends for them, which flatters all variants alike, the mean over seeds;
+and the difference from `base` with a 95 % bootstrap interval over images, the same images for both.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-from pathlib import Path
 
 import mlflow
 import numpy as np
+from flagship import CONFIG, bustseg, find_run
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "flagship" / "grouped.yaml"
 SHORT = [
     *("--data.image_size", "128", "--model.train_scale", "null", "--trainer.max_epochs", "9"),
     *("--model.lr_scheduler.init_args.T_max", "9", "--early_stopping.patience", "30"),
-    # what the recipe was before: the last variant and the log in docs/results say why it changed
+    # what the recipe was before: the last variants and the log in docs/results say why it changed
     *("--model.optimizer.init_args.lr", "6e-4", "--checkpoint.monitor", "val/dice_empty_one"),
-    *("--checkpoint.mode", "max", "--tracking.experiment", "recipe"),
+    *("--checkpoint.mode", "max", "--data.batch_size", "16", "--tracking.experiment", "recipe"),
 ]
 NETWORK = "--model.network.init_args"
 VARIANTS = {
@@ -41,30 +38,25 @@ VARIANTS = {
 
 def checkpoint(client: mlflow.MlflowClient, name: str, seed: int, root: list[str]) -> str:
     """Run id of a variant under a seed; trained now if it is not there."""
-    wanted = f"attributes.run_name = '{name}, seed {seed}' and attributes.status = 'FINISHED'"
-    for attempt in range(2):
-        experiment = client.get_experiment_by_name("recipe")
-        if experiment is not None:
-            for run in client.search_runs([experiment.experiment_id], wanted, max_results=1):
-                return run.info.run_id
-        if attempt == 0:
-            options = [*SHORT, *VARIANTS[name], *root, "--seed_everything", str(seed)]
-            options += ["--tracking.run_name", f"{name}, seed {seed}"]
-            command = [sys.executable, "-m", "bustseg.cli", "fit", "--config", str(CONFIG), *options]
-            subprocess.run(command, check=True)
-    raise SystemExit(f"{name}, seed {seed} has left no finished run")
+    run_name = f"{name}, seed {seed}"
+    if find_run(client, "recipe", run_name) is None:
+        bustseg(
+            *("fit", "--config", str(CONFIG), *SHORT, *VARIANTS[name], *root),
+            *("--seed_everything", str(seed), "--tracking.run_name", run_name),
+        )
+    return find_run(client, "recipe", run_name).info.run_id
 
 
 def scores(run_id: str, root: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Dice of each validation image at the best point, and which images have a lesion."""
     from bustseg.callbacks import OperatingPointSearch
-    from bustseg.metrics import best_point
     from bustseg.metrics.operating import MIN_AREAS, THRESHOLDS
     from bustseg.training import run_verb
 
     cli = run_verb("validate", ["--ckpt_path", run_id, *root])
     search = next(one for one in cli.trainer.callbacks if isinstance(one, OperatingPointSearch))  # type: ignore[attr-defined]
-    best = best_point(search.points.points())
+    best = search.points.recommended()
+    assert best is not None
     dice, lesion = search.points.per_image()
     place = THRESHOLDS.index(best.threshold) * len(MIN_AREAS) + MIN_AREAS.index(best.min_area)
     return dice[:, place].numpy(), lesion.numpy()

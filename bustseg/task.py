@@ -158,10 +158,12 @@ class SegmentationTask(LightningModule):
             self._check_finite(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate(batch, "val")
+        """Logits (B, 1, H, W) before `postprocess`, so that callbacks can choose it."""
+        return self._evaluate(batch, "val")[0]
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate(batch, "test")
+        """Logits (B, 1, H, W) as they are scored, after `postprocess`."""
+        return self._evaluate(batch, "test")[1]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Lesion probabilities (B, 1, H, W)."""
@@ -173,7 +175,8 @@ class SegmentationTask(LightningModule):
         batch = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)[None, None]
         return self.postprocess((self(batch).float().sigmoid()[0, 0] > self.threshold).to(torch.uint8).cpu().numpy())
 
-    def _evaluate(self, batch: Batch, stage: str) -> Tensor:
+    def _evaluate(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
+        """Logits before and after `postprocess`, which is counted."""
         mask, size = batch["mask"], len(batch["index"])
         if size:
             logits = self.logits(batch).float()
@@ -181,10 +184,9 @@ class SegmentationTask(LightningModule):
         else:  # other processes have images left
             logits = torch.zeros(mask.shape, device=mask.device)
         self.curves(stage).update(logits, mask)
-        if not self._fitting:
-            logits = self._postprocessed(logits)
-        self.overlap(stage).update(logits, mask, batch["label"], batch["index"])
-        return logits
+        scored = logits if self._fitting else self._postprocessed(logits)
+        self.overlap(stage).update(scored, mask, batch["label"], batch["index"])
+        return logits, scored
 
     def _postprocessed(self, logits: Tensor) -> Tensor:
         """Logits (B, 1, H, W) whose pixels that `postprocess` changes are put just across the threshold."""

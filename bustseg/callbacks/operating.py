@@ -6,8 +6,9 @@ import math
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bustseg.callbacks.subsets import weights_epoch
 from bustseg.data.datamodule import Batch
-from bustseg.metrics import OperatingPoints, best_point
+from bustseg.metrics import OperatingPoints
 from bustseg.progress import console
 from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker
@@ -16,8 +17,10 @@ from bustseg.tracking import Tracker
 class OperatingPointSearch(Callback):
     """After a validation, says which threshold and smallest component serve its images best.
 
-    They are chosen by mean Dice, convention ``empty_one``, which weighs false alarms on images without a lesion, too.
-    The choice is printed as options of ``bustseg test``, and left with its scores as tags ``chosen...``.
+    They are chosen by mean Dice, convention ``empty_one``, which weighs false alarms on images without a lesion, too
+    (:meth:`bustseg.metrics.OperatingPoints.recommended`), from the logits as they are before any ``postprocess``.
+    The choice is printed as options of ``bustseg test``, and left with its scores and the epoch of the weights as tags
+    ``chosen...``.
     """
 
     def __init__(self) -> None:
@@ -39,13 +42,13 @@ class OperatingPointSearch(Callback):
             self.points.update(outputs, batch["mask"], batch["index"])  # type: ignore[arg-type]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        points = self.points.points()
-        if not points or not isinstance(pl_module, SegmentationTask):
+        best = self.points.recommended()
+        if best is None or not isinstance(pl_module, SegmentationTask):
             return
-        best = best_point(points)
         if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
             names = ("threshold", "min_area", "dice_empty_one", "dice_lesion", "false_positive_rate_normal")
-            trainer.logger.set_tags({f"chosen.{name}": f"{getattr(best, name):.6g}" for name in names})
+            tags = {f"chosen.{name}": f"{getattr(best, name):.6g}" for name in names}
+            trainer.logger.set_tags({**tags, "chosen.epoch": str(weights_epoch(trainer) + 1)})
         alarms = (
             ""
             if math.isnan(best.false_positive_rate_normal)

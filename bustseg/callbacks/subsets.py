@@ -52,10 +52,11 @@ def log_subset(trainer: Trainer, subset: str, metrics: dict[str, float]) -> None
         # the metrics have been reduced over ranks already
         trainer.lightning_module.log_dict(values, rank_zero_only=False)
     elif isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
-        trainer.logger.log_metrics({**values, "epoch": _epoch(trainer)})
+        trainer.logger.log_metrics({**values, "epoch": weights_epoch(trainer)})
 
 
-def _epoch(trainer: Trainer) -> int:
+def weights_epoch(trainer: Trainer) -> int:
+    """Epoch, counted from 0, that the tested or validated weights are from."""
     path = trainer.ckpt_path
     return int(read_checkpoint(path)["epoch"]) if path else trainer.current_epoch  # type: ignore[arg-type]
 

@@ -2,7 +2,7 @@
 
 from bustseg.metrics.components import ComponentCounts, match_components
 from bustseg.metrics.curves import Calibration, PixelCurves
-from bustseg.metrics.operating import OperatingPoint, OperatingPoints, best_point
+from bustseg.metrics.operating import OperatingPoint, OperatingPoints
 from bustseg.metrics.overlap import CONVENTIONS, METRICS, SegmentationMetrics, aggregate, overlap_scores
 from bustseg.metrics.surface import surface_distances
 from bustseg.metrics.sweep import DiceSweep, best_threshold
@@ -20,7 +20,6 @@ __all__ = [
     "PixelCurves",
     "SegmentationMetrics",
     "aggregate",
-    "best_point",
     "best_threshold",
     "image_table",
     "match_components",

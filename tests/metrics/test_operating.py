@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bustseg.metrics import OperatingPoint, OperatingPoints, SegmentationMetrics, best_point
+from bustseg.metrics import OperatingPoint, OperatingPoints, SegmentationMetrics
 from bustseg.postprocess import PostProcess
 
 
@@ -28,16 +28,16 @@ def blobs(images: int = 10, side: int = 60) -> tuple[Tensor, Tensor]:
     return torch.logit(torch.from_numpy(probability).float()), torch.from_numpy(mask)
 
 
-def found(logits: Tensor, mask: Tensor) -> list[OperatingPoint]:
+def seen(logits: Tensor, mask: Tensor) -> OperatingPoints:
     metric = OperatingPoints()
     for part in torch.arange(len(logits)).split(4):
         metric.update(logits[part], mask[part], part)
-    return metric.points()
+    return metric
 
 
 def test_every_pair_agrees_with_the_steps_taken_apart() -> None:
     logits, mask = blobs()
-    points = found(logits, mask)
+    points = seen(logits, mask).points()
     assert len({(point.threshold, point.min_area) for point in points}) == len(points) == 105
     for point in points[::5]:
         cut = logits.sigmoid() > point.threshold
@@ -51,17 +51,31 @@ def test_every_pair_agrees_with_the_steps_taken_apart() -> None:
 
 
 def test_a_speck_on_a_normal_image_is_worth_a_smallest_component() -> None:
-    logits, mask = torch.full((2, 1, 50, 50), -5.0), torch.zeros(2, 1, 50, 50)
-    logits[0, 0, 10:30, 10:30], mask[0, 0, 10:30, 10:30] = 5, 1
-    logits[1, 0, 3:5, 3:5] = 5  # 4 of 2500 pixels
-    best = best_point(found(logits, mask))
+    logits, mask = torch.full((8, 1, 50, 50), -5.0), torch.zeros(8, 1, 50, 50)
+    logits[:4, 0, 10:30, 10:30], mask[:4, 0, 10:30, 10:30] = 5, 1
+    logits[4:, 0, 3:5, 3:5] = 5  # 4 of 2500 pixels
+    best = seen(logits, mask).recommended()
     assert best == OperatingPoint(0.5, 0.002, 1.0, 1.0, 0.0)
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_of_equals_the_one_that_changes_least() -> None:
     logits, mask = torch.full((1, 1, 8, 8), -5.0), torch.zeros(1, 1, 8, 8)
-    best = best_point(found(logits, mask))
+    best = seen(logits, mask).recommended()
+    assert best is not None
     assert (best.threshold, best.min_area, best.dice_empty_one) == (0.5, 0.0, 1.0)
     assert math.isnan(best.dice_lesion)
     assert OperatingPoints().points() == []
+    assert OperatingPoints().recommended() is None
+
+
+def test_a_gain_that_hangs_on_one_image_is_not_followed() -> None:
+    """A smallest component that clears one normal of 20 stays within one standard error; clearing ten does not."""
+    for specks, expected in ((1, 0.0), (10, 0.002)):
+        logits, mask = torch.full((20, 1, 50, 50), -5.0), torch.zeros(20, 1, 50, 50)
+        logits[:specks, 0, 3:5, 3:5] = 5  # 4 of 2500 pixels
+        metric = seen(logits, mask)
+        assert max(point.dice_empty_one for point in metric.points()) == 1
+        best = metric.recommended()
+        assert best is not None
+        assert (best.threshold, best.min_area) == (0.5, expected)
