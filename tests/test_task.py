@@ -96,7 +96,7 @@ def test_the_flagship_recipe_on_a_tiny_network(bustseg, phantoms: Path) -> None:
     client = mlflow.MlflowClient("sqlite:///mlruns/mlflow.db")
     tags = client.get_run(run).data.tags
     assert tags["chosen.threshold"] == options[1]
-    assert tags["chosen.epoch"] == "3"
+    assert tags["chosen.epoch"] == "2"
     code, out, err = bustseg("export", run, "--threshold", options[1], "--min_area", "0.01", "--out", "exported")
     assert code == 0, err
     metadata = json.loads(Path("exported/bustseg.json").read_text())

@@ -48,7 +48,7 @@ class OperatingPointSearch(Callback):
         if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
             names = ("threshold", "min_area", "dice_empty_one", "dice_lesion", "false_positive_rate_normal")
             tags = {f"chosen.{name}": f"{getattr(best, name):.6g}" for name in names}
-            trainer.logger.set_tags({**tags, "chosen.epoch": str(weights_epoch(trainer) + 1)})
+            trainer.logger.set_tags({**tags, "chosen.epoch": str(weights_epoch(trainer))})
         alarms = (
             ""
             if math.isnan(best.false_positive_rate_normal)
