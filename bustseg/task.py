@@ -20,7 +20,7 @@ from bustseg.errors import TrainingError, UserError
 from bustseg.losses import BCELoss
 from bustseg.metrics import PixelCurves, SegmentationMetrics
 from bustseg.metrics.rows import logit_threshold
-from bustseg.models import use_fast_depthwise
+from bustseg.models import use_fast_depthwise, use_lean_activations
 from bustseg.postprocess import PostProcess
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -73,7 +73,7 @@ class SegmentationTask(LightningModule):
         self.train_scale = train_scale or {0: 1.0}
         self.flip = flip
         self.postprocess = postprocess or PostProcess()
-        self.network = use_fast_depthwise(network)
+        self.network = use_lean_activations(use_fast_depthwise(network))
         self.loss = loss if loss is not None else BCELoss()
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler

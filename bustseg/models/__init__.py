@@ -1,5 +1,6 @@
 """Networks: plain modules that know nothing of training. Images (B, C, H, W) in, logits out."""
 
+from bustseg.models.activations import use_lean_activations
 from bustseg.models.adu_net import ADUNet
 from bustseg.models.attention import ATTENTIONS, CBAM, NonLocal, SelectiveKernel, Transformer, build_attention
 from bustseg.models.ddra_net import DDRANet
@@ -31,5 +32,6 @@ __all__ = [
     "build_attention",
     "build_encoder",
     "use_fast_depthwise",
+    "use_lean_activations",
     "use_packaged_weights",
 ]
