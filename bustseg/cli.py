@@ -121,6 +121,12 @@ def _export(args: argparse.Namespace) -> int:
     )
 
 
+def _ensemble(args: argparse.Namespace) -> int:
+    from bustseg.ensemble import ensemble_command
+
+    return ensemble_command(args.model, Path(args.out).expanduser(), overwrite=args.overwrite)
+
+
 def _bench(args: argparse.Namespace) -> int:
     from bustseg.deploy.bench import bench_command
 
@@ -410,6 +416,17 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--min_area", type=float, help="components below this share of the image are removed (default: as trained)"
     )
+
+    ensemble = verb(
+        verbs,
+        "ensemble",
+        _ensemble,
+        "join trained networks into one checkpoint that answers with the mean of their logits",
+        "bustseg ensemble RUN_ID RUN_ID --out ensemble.ckpt",
+    )
+    ensemble.add_argument("model", nargs="+", metavar="MODEL", help="checkpoint, MLflow run id or runs:/RUN_ID")
+    ensemble.add_argument("--out", required=True, metavar="FILE", help="checkpoint to write")
+    ensemble.add_argument("--overwrite", action="store_true", help="replace the file that is there")
 
     bench = verb(
         verbs,

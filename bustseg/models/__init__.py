@@ -8,6 +8,7 @@ from bustseg.models.decoder import DSCBlock, DSCDecoder
 from bustseg.models.depthwise import use_fast_depthwise
 from bustseg.models.dpnet import DPNet
 from bustseg.models.encoders import Encoder, build_encoder
+from bustseg.models.ensemble import Ensemble
 from bustseg.models.fusion_unet import FusionUNet
 from bustseg.models.mrfe_cnn import MRFECNN
 from bustseg.models.swin_unet import SwinUNet
@@ -24,6 +25,7 @@ __all__ = [
     "DSCBlock",
     "DSCDecoder",
     "Encoder",
+    "Ensemble",
     "FusionUNet",
     "NonLocal",
     "SelectiveKernel",
