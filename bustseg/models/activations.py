@@ -1,8 +1,8 @@
 """Activations in place that keep no second copy of their input for the gradient.
 
 torch computes the gradients of ReLU6, SiLU and Hardswish from their *input*; asked to work in place, it therefore
-copies the input first, on every device, which costs more time than it saves, and as much memory as working out of
-place. EfficientNets and MobileNets are full of them.
+copies the input first, on every device, and keeps as much memory as working out of place. EfficientNets and MobileNets
+are full of them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LeanHardswish(nn.Hardswish):
         return F.hardswish(input, inplace=not _differentiated(input))
 
 
-_LEAN: dict[type[nn.Module], type[nn.Module]] = {
+LEAN: dict[type[nn.Module], type[nn.Module]] = {
     nn.ReLU6: LeanReLU6,
     nn.SiLU: LeanSiLU,
     nn.Hardswish: LeanHardswish,
@@ -72,6 +72,6 @@ def use_lean_activations(net: nn.Module) -> nn.Module:
     Values and gradients stay, bit by bit. Activations that do not work in place are left as they are.
     """
     for layer in net.modules():
-        if type(layer) in _LEAN and getattr(layer, "inplace", False):
-            layer.__class__ = _LEAN[type(layer)]
+        if type(layer) in LEAN and getattr(layer, "inplace", False):
+            layer.__class__ = LEAN[type(layer)]
     return net
