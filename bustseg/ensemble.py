@@ -28,6 +28,8 @@ def ensemble_command(models: Sequence[str], out: Path, overwrite: bool = False) 
     """
     if len(models) < 2:
         raise UserError("an ensemble needs at least two checkpoints")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: name the checkpoint to write, such as {out / 'ensemble.ckpt'}")
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists: choose another name or give --overwrite")
     paths = [resolve_checkpoint(model) for model in models]
@@ -43,7 +45,6 @@ def ensemble_command(models: Sequence[str], out: Path, overwrite: bool = False) 
         )
     buffer = io.BytesIO()
     torch.save(combined(contents), buffer)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, buffer.getvalue())
     console.print(
         f"{out}: {len(paths)} networks\nnext: bustseg validate --ckpt_path {out}",

@@ -90,4 +90,7 @@ def test_members_of_different_splits_are_joined_with_a_warning(bustseg, trained_
     code, out, err = bustseg("ensemble", trained_run.checkpoint, "other.ckpt", "--out", "both.ckpt")
     assert code == 0, err
     assert "different images" in out + err
+    code, _, err = bustseg("ensemble", trained_run.checkpoint, "other.ckpt", "--out", ".", "--overwrite")
+    assert code == 2
+    assert "is a folder" in err
     assert "split_digest" not in torch.load("both.ckpt", weights_only=True)["bustseg"]
