@@ -23,6 +23,7 @@ SHORT = [
     # what the recipe was before: the last variants and the log in docs/results say why it changed
     *("--model.optimizer.init_args.lr", "6e-4", "--checkpoint.monitor", "val/dice_empty_one"),
     *("--checkpoint.mode", "max", "--data.batch_size", "16", "--tracking.experiment", "recipe"),
+    *("--trainer.callbacks", "[{class_path: bustseg.callbacks.MovingAverage, init_args: {decay: 0.99}}]"),
 ]
 NETWORK = "--model.network.init_args"
 VARIANTS = {
