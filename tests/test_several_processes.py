@@ -210,6 +210,15 @@ def test_the_other_process_finds_its_place_in_the_environment(tmp_path: Path) ->
     assert (tmp_path / "place").read_text().split() == ["1", "2", "0", "127.0.0.1"]
 
 
+@pytest.mark.parametrize("argv, last", [(["fit"], "--ok"), (["fit", "--debug"], "--debug")])
+def test_the_other_processes_show_tracebacks_where_this_one_does(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], last: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bustseg", *argv])
+    made = ProcessLauncher(_SubprocessScriptLauncher(LightningEnvironment(), 2, 1), ["fit", "--ok"], print)
+    assert made.command[-1] == last
+
+
 def test_a_process_that_hangs_for_a_dead_one_closes_the_run_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     ended, said = threading.Event(), []
     codes: list[int] = []
