@@ -124,7 +124,8 @@ def _export(args: argparse.Namespace) -> int:
 def _ensemble(args: argparse.Namespace) -> int:
     from bustseg.ensemble import ensemble_command
 
-    return ensemble_command(args.model, Path(args.out).expanduser(), overwrite=args.overwrite)
+    out = Path(args.out).expanduser()
+    return ensemble_command(args.model, out, overwrite=args.overwrite, image_size=args.image_size)
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -427,6 +428,9 @@ def _parser() -> argparse.ArgumentParser:
     ensemble.add_argument("model", nargs="+", metavar="MODEL", help="checkpoint, MLflow run id or runs:/RUN_ID")
     ensemble.add_argument("--out", required=True, metavar="FILE", help="checkpoint to write")
     ensemble.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    ensemble.add_argument(
+        "--image_size", type=int, metavar="PX", help="side of the images that all see (default: the members' own)"
+    )
 
     bench = verb(
         verbs,

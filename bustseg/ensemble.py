@@ -20,8 +20,10 @@ SAME = ("mean", "std", "flip", "threshold", "postprocess")
 """Settings of the task that belong to all members together."""
 
 
-def ensemble_command(models: Sequence[str], out: Path, overwrite: bool = False) -> int:
+def ensemble_command(models: Sequence[str], out: Path, overwrite: bool = False, image_size: int | None = None) -> int:
     """Write an ensemble of trained checkpoints to ``out``; returns the exit code.
+
+    ``image_size`` is the side, in pixels, of the images that the ensemble sees; None: that of its members.
 
     Raises:
         UserError: fewer than two checkpoints, members that do not fit together, or ``out`` exists
@@ -34,6 +36,11 @@ def ensemble_command(models: Sequence[str], out: Path, overwrite: bool = False) 
         raise UserError(f"{out} exists: choose another name or give --overwrite")
     paths = [resolve_checkpoint(model) for model in models]
     contents = [read_checkpoint(path) for path in paths]
+    if image_size is not None:
+        if image_size < 1:
+            raise UserError(f"--image_size is {image_size}: give the side of the images in pixels")
+        for content in contents:
+            content[RECORD]["config"]["data"]["image_size"] = image_size
     for path, content in zip(paths[1:], contents[1:], strict=True):
         _check(paths[0], contents[0], path, content)
     if len({content[RECORD].get("split_digest") for content in contents}) > 1:
@@ -89,4 +96,5 @@ def _check(first: Path, one: Mapping[str, Any], path: Path, other: Mapping[str, 
     if configs[0]["data"].get("image_size") != configs[1]["data"].get("image_size"):
         differ.append("data.image_size")
     if differ:
-        raise UserError(f"{path} and {first} differ in {', '.join(differ)}, which an ensemble has only once")
+        hint = "; name one with --image_size" if differ == ["data.image_size"] else ""
+        raise UserError(f"{path} and {first} differ in {', '.join(differ)}, which an ensemble has only once{hint}")

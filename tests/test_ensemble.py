@@ -83,6 +83,22 @@ def test_members_that_do_not_fit_together_are_named(bustseg, trained_run, tmp_pa
     assert not Path("both.ckpt").exists()
 
 
+def test_members_of_different_sizes_need_one_named(bustseg, trained_run) -> None:
+    content = torch.load(trained_run.checkpoint, weights_only=True)
+    content["bustseg"]["config"]["data"]["image_size"] = 96
+    torch.save(content, "other.ckpt")
+    members = ("ensemble", trained_run.checkpoint, "other.ckpt", "--out", "both.ckpt")
+    code, _, err = bustseg(*members)
+    assert code == 2
+    assert "--image_size" in err
+    code, _, err = bustseg(*members, "--image_size", "0")
+    assert code == 2
+    assert "in pixels" in err
+    code, _, err = bustseg(*members, "--image_size", "80")
+    assert code == 0, err
+    assert torch.load("both.ckpt", weights_only=True)["bustseg"]["config"]["data"]["image_size"] == 80
+
+
 def test_members_of_different_splits_are_joined_with_a_warning(bustseg, trained_run) -> None:
     content = torch.load(trained_run.checkpoint, weights_only=True)
     content["bustseg"]["split_digest"] = "another"
