@@ -74,15 +74,11 @@ class OperatingPoints(DiceRows):
 
         Columns: Dice ``empty_one``, Dice ``lesion``, false positives on normals; thresholds outside, areas inside.
         """
-        dice, lesion = self.per_image()
-        if not len(dice):
-            return torch.zeros(0, 3, dtype=torch.float64)
-        return torch.stack([dice.mean(0), dice[lesion].mean(0), 1 - dice[~lesion].mean(0)], dim=1)
+        return _means(*self.per_image())
 
     def points(self) -> list[OperatingPoint]:
         """The same as :meth:`compute`, by name."""
-        pairs = [(threshold, area) for threshold in THRESHOLDS for area in MIN_AREAS]
-        return [OperatingPoint(*pair, *means) for pair, means in zip(pairs, self.compute().tolist(), strict=False)]
+        return _named(self.compute())
 
     def recommended(self) -> OperatingPoint | None:
         """The plainest point that is not clearly worse than the best one; None without images.
@@ -93,10 +89,10 @@ class OperatingPoints(DiceRows):
         away from a threshold of 0.5 and no smallest component; of equals the one of higher Dice. (One-standard-error
         rule: Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.)
         """
-        points = self.points()
-        if not points:
+        dice, lesion = self.per_image()
+        if not len(dice):
             return None
-        dice, _ = self.per_image()
+        points = _named(_means(dice, lesion))
         behind = dice[:, [int(dice.mean(0).argmax())]] - dice
         error = behind.std(0, correction=min(1, len(dice) - 1)) / math.sqrt(len(dice))
         good = (behind.mean(0) <= error + 1e-12).tolist()
@@ -104,6 +100,19 @@ class OperatingPoints(DiceRows):
             (point for point, close in zip(points, good, strict=True) if close),
             key=lambda point: (_steps(point), -point.dice_empty_one),
         )
+
+
+def _means(dice: Tensor, lesion: Tensor) -> Tensor:
+    """Columns of :meth:`OperatingPoints.compute` from Dice per image and point (N, 105) and who has a lesion (N,)."""
+    if not len(dice):
+        return torch.zeros(0, 3, dtype=torch.float64)
+    return torch.stack([dice.mean(0), dice[lesion].mean(0), 1 - dice[~lesion].mean(0)], dim=1)
+
+
+def _named(means: Tensor) -> list[OperatingPoint]:
+    """The rows of :func:`_means` with their pairs; none without rows."""
+    pairs = [(threshold, area) for threshold in THRESHOLDS for area in MIN_AREAS]
+    return [OperatingPoint(*pair, *row) for pair, row in zip(pairs, means.tolist(), strict=False)]
 
 
 def _dice(probability: np.ndarray, lesion: np.ndarray) -> np.ndarray:
