@@ -17,8 +17,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from bustseg.models import FusionUNet
-from bustseg.models.depthwise import FastDepthwiseConv2d, FastDepthwiseConv2dSame
+from bustseg.models import FusionUNet, use_fast_depthwise
 
 MODES = {
     "fp32 NCHW": (False, None),
@@ -46,10 +45,8 @@ class Loop:
         last, self.precision = MODES[mode]
         layout = torch.channels_last if last else torch.contiguous_format
         self.net = copy.deepcopy(net).to(device, memory_format=layout).train()
-        if mode == "the same, torch's depthwise gradients":
-            for layer in self.net.modules():
-                if isinstance(layer, (FastDepthwiseConv2d, FastDepthwiseConv2dSame)):
-                    layer.__class__ = type(layer).__base__
+        if mode != "the same, torch's depthwise gradients":
+            use_fast_depthwise(self.net)
         self.device = device
         self.images = torch.randn(batch, 3, size, size, device=device).to(memory_format=layout)
         self.masks = (torch.rand(batch, 1, size, size, device=device) > 0.9).float()

@@ -33,16 +33,6 @@ VARIANTS = {
 }
 
 
-def use_torchs_depthwise(network: nn.Module) -> None:
-    """Undo what FusionUNet does for its encoders, so that the other variants have plain torch layers."""
-    from bustseg.models import depthwise
-
-    plain = {depthwise.FastDepthwiseConv2d: nn.Conv2d, depthwise.FastDepthwiseConv2dSame: depthwise.Conv2dSame}
-    for layer in network.modules():
-        if type(layer) in plain:
-            layer.__class__ = plain[type(layer)]
-
-
 def run_variant(
     root: str, config: str, steps: int, warmup: int, batch_size: int, options: dict[str, bool]
 ) -> dict[str, float]:
@@ -79,8 +69,6 @@ def run_variant(
     network_config["init_args"]["weights"] = "none"  # speed does not depend on them
     pl.seed_everything(0, verbose=False)
     network = parser.instantiate_classes(parser.parse_object({"network": network_config})).network
-    if not options.get("bustseg"):
-        use_torchs_depthwise(network)
     clock = Clock()
     common = {
         "max_steps": warmup + steps,

@@ -12,7 +12,6 @@ import torchvision
 from torch import nn
 
 from bustseg.errors import UserError
-from bustseg.models.depthwise import use_fast_depthwise
 from bustseg.models.weights import (
     download_error,
     fail_fast,
@@ -143,7 +142,6 @@ def build_encoder(name: str, weights: str = "imagenet", in_channels: int = 3, la
         target = encoder.net if isinstance(encoder, TimmEncoder) else encoder
         first = next(key for key, value in target.state_dict().items() if value.ndim == 4)
         load_encoder_file(target, Path(weights), first)
-    use_fast_depthwise(encoder)
     return encoder
 
 
