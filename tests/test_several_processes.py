@@ -210,7 +210,7 @@ def test_the_other_process_finds_its_place_in_the_environment(tmp_path: Path) ->
     assert (tmp_path / "place").read_text().split() == ["1", "2", "0", "127.0.0.1"]
 
 
-@pytest.mark.parametrize("argv, last", [(["fit"], "--ok"), (["fit", "--debug"], "--debug")])
+@pytest.mark.parametrize(("argv", "last"), [(["fit"], "--ok"), (["fit", "--debug"], "--debug")])
 def test_the_other_processes_show_tracebacks_where_this_one_does(
     monkeypatch: pytest.MonkeyPatch, argv: list[str], last: str
 ) -> None:
