@@ -316,7 +316,8 @@ def choose_images(dice: np.ndarray, lesion: np.ndarray, false: np.ndarray, each:
     positions = np.flatnonzero(lesion)
     rising = positions[np.argsort(dice[lesion, best], kind="stable")]
     middle = max(len(rising) // 2 - each // 2, 0)
-    spread = positions[np.argsort(-np.ptp(dice[lesion], axis=1), kind="stable")]
+    apart = np.ptp(dice[lesion], axis=1)
+    spread = positions[np.argsort(-apart, kind="stable")][: np.count_nonzero(apart)]
     normals = np.flatnonzero(~lesion & (false > 0).any(1))
     normals = normals[np.argsort(-false[normals].sum(1), kind="stable")]
     chosen: dict[int, str] = {}

@@ -344,6 +344,8 @@ def test_chosen_images_are_typical_hard_and_disputed() -> None:
         ("false positive", 6),
     ]
     assert [position for _, position in choose_images(dice[:2], lesion[:2], false[:2])] == [1, 0]
+    alone = choose_images(dice[:, :1], lesion, false[:, :1], each=1)
+    assert "runs disagree" not in dict(alone), "one run agrees with itself"
 
 
 def finished(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
