@@ -2,6 +2,7 @@
 
     python benchmarks/flagship.py --root $BUSI_ROOT --curated_list curated_busi_v1.csv [--only "lesion 0" grouped ...]
 
+With ``--members 2`` every split is trained twice, from other seeds, and both networks answer as one.
 Every step goes through the command line. Runs that are finished are not trained again, and a run that has been tested
 is not tested again, so that the test set is looked at once. Prints a Markdown table: the validation images, with the
 chosen point, and the test images, with it.
@@ -33,8 +34,6 @@ COLUMNS = {
 def variants(curated_list: str | None) -> dict[str, list[str]]:
     """Options of each training by its name."""
     named = {f"lesion {seed}": ["--data.split", "lesion", "--data.split_seed", seed] for seed in "012"}
-    for name in named:
-        named[name] += ["--seed_everything", name[-1]]
     named |= {"paper": ["--data.split", "paper"], "grouped": []}
     if curated_list:
         named["curated"] = ["--data.split", "curated", "--data.curated_list", curated_list]
@@ -58,29 +57,43 @@ def find_run(client: mlflow.MlflowClient, experiment: str, name: str) -> Any:
     return next(iter(client.search_runs([found.experiment_id], wanted, max_results=1)), None)
 
 
-def measure(client: mlflow.MlflowClient, name: str, options: list[str]) -> list[dict[str, Any]]:
+def measure(client: mlflow.MlflowClient, name: str, options: list[str], members: int) -> list[dict[str, Any]]:
     """Train what is not trained, choose, test what is not tested; rows of the table."""
-    run = find_run(client, "flagship", f"flagship {name}")
-    if run is None:
-        bustseg("fit", "--config", str(CONFIG), *options, "--tracking.run_name", f"flagship {name}")
-        run = find_run(client, "flagship", f"flagship {name}")
-        assert run is not None
-    run_id = run.info.run_id
-    if "chosen.dice_lesion" not in run.data.tags:
-        bustseg("validate", "--ckpt_path", run_id)
-    tags = client.get_run(run_id).data.tags
-    chosen = ["--model.threshold", tags["chosen.threshold"]]
-    chosen += ["--model.postprocess.min_area_px_relative", tags["chosen.min_area"]]
-    if "test/dice_lesion" not in run.data.metrics:
-        bustseg("test", "--ckpt_path", run_id, *chosen, "--report.subsets", "[]")
-    data = client.get_run(run_id).data
-    point = f"{data.tags['chosen.threshold']}, {data.tags['chosen.min_area']}"
-    validation = {key: float(data.tags.get(f"chosen.{key}", "nan")) for key in COLUMNS}
-    test = {key: data.metrics.get(f"test/{key}", math.nan) for key in COLUMNS}
+    run_name = f"flagship {name}"
+    runs = [train(client, f"{run_name}, seed {seed}", seed, options) for seed in range(members)]
+    model, named = runs[0], {"validate": f"{run_name}, seed 0", "test": f"{run_name}, seed 0"}
+    if members > 1:
+        # what an ensemble scores belongs to no member's run
+        named = {verb: f"{run_name}, {members} members, {verb}" for verb in named}
+        model = f"mlruns/{run_name} {members} members.ckpt".replace(" ", "_")
+        if not Path(model).exists():
+            bustseg("ensemble", *runs, "--out", model)
+    run = find_run(client, "flagship", named["validate"])
+    if run is None or "chosen.dice_lesion" not in run.data.tags:
+        bustseg("validate", "--ckpt_path", model, "--tracking.run_name", named["validate"])
+        run = find_run(client, "flagship", named["validate"])
+    tags = run.data.tags
+    point = [tags["chosen.threshold"], tags["chosen.min_area"]]
+    run = find_run(client, "flagship", named["test"])
+    if run is None or "test/dice_lesion" not in run.data.metrics:
+        chosen = ["--model.threshold", point[0], "--model.postprocess.min_area_px_relative", point[1]]
+        subsets = ["--report.subsets", "[]"]
+        bustseg("test", "--ckpt_path", model, "--tracking.run_name", named["test"], *chosen, *subsets)
+        run = find_run(client, "flagship", named["test"])
+    validation = {key: float(tags.get(f"chosen.{key}", "nan")) for key in COLUMNS}
+    test = {key: run.data.metrics.get(f"test/{key}", math.nan) for key in COLUMNS}
     return [
-        {"training": name, "images": subset, "point": point, **scores}
+        {"training": name, "images": subset, "point": ", ".join(point), **scores}
         for subset, scores in (("val", validation), ("test", test))
     ]
+
+
+def train(client: mlflow.MlflowClient, run_name: str, seed: int, options: list[str]) -> str:
+    """Run id of a finished training of this name; trained now if it is not there."""
+    if find_run(client, "flagship", run_name) is None:
+        seeded = ["--seed_everything", str(seed), "--tracking.run_name", run_name]
+        bustseg("fit", "--config", str(CONFIG), *options, *seeded)
+    return find_run(client, "flagship", run_name).info.run_id
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -103,13 +116,16 @@ def main() -> None:
     parser.add_argument("--root", help="BUSI (default: BUSI_ROOT)")
     parser.add_argument("--curated_list", help="list of the curated split; without it that split is left out")
     parser.add_argument("--only", nargs="+", help="these trainings")
+    parser.add_argument(
+        "--members", type=int, default=1, help="trainings per split, from seeds 0, 1, ..., joined by bustseg ensemble"
+    )
     args = parser.parse_args()
     named = variants(args.curated_list)
     client = mlflow.MlflowClient("sqlite:///mlruns/mlflow.db")
     rows: list[dict[str, Any]] = []
     for name in args.only or named:
         root = ["--data.root", args.root] if args.root else []
-        rows += measure(client, name, [*named[name], *root])
+        rows += measure(client, name, [*named[name], *root], args.members)
     print(markdown(rows))
 
 
