@@ -394,6 +394,10 @@ def _run_all(
     ratios: list[float] = []
 
     def write(final: bool = False) -> None:
+        if options.resume:  # other processes may have finished rows since the plan
+            for job in jobs:
+                if job.outcome is None and job.failure is None:
+                    _look_up(client, job)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(options.out) if options.out else Path(temporary)
             files = write_report(table, [job.result() for job in jobs], folder, command, final)

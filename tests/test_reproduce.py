@@ -245,6 +245,24 @@ def test_a_killed_table_goes_on(bustseg: Bustseg, table: Path, phantoms: Path) -
 
 
 @pytest.mark.slow
+def test_the_page_has_what_another_process_finished_meanwhile(
+    bustseg: Bustseg, table: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_one = reproduce._run_one
+
+    def while_another_runs_row_1(*args: object) -> None:
+        monkeypatch.setattr(reproduce, "_run_one", run_one)
+        assert reproduce_small(bustseg, table, phantoms, "--only", 1, "--resume")[0] == 0
+        run_one(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reproduce, "_run_one", while_another_runs_row_1)
+    code, _, err = reproduce_small(bustseg, table, phantoms, "--only", 3, "--resume")
+    assert code == 0, err
+    frame = pd.read_csv("out/small.csv").set_index("row")
+    assert (frame["state"][1], frame["state"][3]) == ("done", "done")
+
+
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_run_running(
     bustseg: Bustseg, table: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
