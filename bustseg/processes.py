@@ -45,8 +45,8 @@ class ProcessLauncher(_SubprocessScriptLauncher):
         self, original: _SubprocessScriptLauncher, args: Sequence[str], on_death: Callable[[str], None]
     ) -> None:
         super().__init__(original.cluster_environment, original.num_processes, original.num_nodes)
-        debug = [argument for argument in sys.argv[1:] if argument == "--debug"]  # cli.main keeps it from the verbs
-        self.command = [sys.executable, "-P", "-m", "bustseg.cli", *args, *debug[:1]]
+        debug = ["--debug"] if "--debug" in sys.argv else []  # cli.main keeps it from the verbs
+        self.command = [sys.executable, "-P", "-m", "bustseg.cli", *args, *debug]
         self.on_death = on_death
         self._ended = threading.Event()
 
