@@ -2,7 +2,7 @@
 
     python benchmarks/flagship.py --root $BUSI_ROOT --curated_list curated_busi_v1.csv [--only "lesion 0" grouped ...]
 
-With ``--members 2`` every split is trained twice, from other seeds, and both networks answer as one.
+With ``--encoders lite2 lite1 lite0`` every split is trained with each of them, and the networks answer as one.
 Every step goes through the command line. Runs that are finished are not trained again, and a run that has been tested
 is not tested again, so that the test set is looked at once. Prints a Markdown table: the validation images, with the
 chosen point, and the test images, with it.
@@ -57,15 +57,15 @@ def find_run(client: mlflow.MlflowClient, experiment: str, name: str) -> Any:
     return next(iter(client.search_runs([found.experiment_id], wanted, max_results=1)), None)
 
 
-def measure(client: mlflow.MlflowClient, name: str, options: list[str], members: int) -> list[dict[str, Any]]:
+def measure(client: mlflow.MlflowClient, name: str, options: list[str], encoders: list[str]) -> list[dict[str, Any]]:
     """Train what is not trained, choose, test what is not tested; rows of the table."""
-    run_name = f"flagship {name}"
-    runs = [train(client, f"{run_name}, seed {seed}", seed, options) for seed in range(members)]
-    model, named = runs[0], {"validate": f"{run_name}, seed 0", "test": f"{run_name}, seed 0"}
-    if members > 1:
+    run_name = f"flagship {name}, {'+'.join(encoders)}"
+    runs = [train(client, f"flagship {name}, {encoder}", encoder, options) for encoder in encoders]
+    model, named = runs[0], {"validate": run_name, "test": run_name}
+    if len(runs) > 1:
         # what an ensemble scores belongs to no member's run
-        named = {verb: f"{run_name}, {members} members, {verb}" for verb in named}
-        model = f"mlruns/{run_name} {members} members.ckpt".replace(" ", "_")
+        named = {verb: f"{run_name}, {verb}" for verb in named}
+        model = f"mlruns/{run_name}.ckpt".replace(", ", "-").replace(" ", "-")
         if not Path(model).exists():
             bustseg("ensemble", *runs, "--out", model)
     run = find_run(client, "flagship", named["validate"])
@@ -88,11 +88,11 @@ def measure(client: mlflow.MlflowClient, name: str, options: list[str], members:
     ]
 
 
-def train(client: mlflow.MlflowClient, run_name: str, seed: int, options: list[str]) -> str:
+def train(client: mlflow.MlflowClient, run_name: str, encoder: str, options: list[str]) -> str:
     """Run id of a finished training of this name; trained now if it is not there."""
     if find_run(client, "flagship", run_name) is None:
-        seeded = ["--seed_everything", str(seed), "--tracking.run_name", run_name]
-        bustseg("fit", "--config", str(CONFIG), *options, *seeded)
+        network = ["--model.network.init_args.encoders", f"[timm/tf_efficientnet_{encoder}]"]
+        bustseg("fit", "--config", str(CONFIG), *options, *network, "--tracking.run_name", run_name)
     return find_run(client, "flagship", run_name).info.run_id
 
 
@@ -117,7 +117,11 @@ def main() -> None:
     parser.add_argument("--curated_list", help="list of the curated split; without it that split is left out")
     parser.add_argument("--only", nargs="+", help="these trainings")
     parser.add_argument(
-        "--members", type=int, default=1, help="trainings per split, from seeds 0, 1, ..., joined by bustseg ensemble"
+        "--encoders",
+        nargs="+",
+        choices=["lite0", "lite1", "lite2"],
+        default=["lite2"],
+        help="one training per split with each, joined by bustseg ensemble",
     )
     args = parser.parse_args()
     named = variants(args.curated_list)
@@ -125,7 +129,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in args.only or named:
         root = ["--data.root", args.root] if args.root else []
-        rows += measure(client, name, [*named[name], *root], args.members)
+        rows += measure(client, name, [*named[name], *root], args.encoders)
     print(markdown(rows))
 
 
