@@ -1,4 +1,4 @@
-"""What is done to a mask after the threshold: small components removed, only the largest kept, holes filled.
+"""What is done to a mask after the threshold: small or doubtful components removed, holes filled.
 
 The settings belong to a model: they were chosen on its validation images (``bustseg validate`` recommends some), and
 travel with it, as ``model.postprocess`` of its configuration or ``postprocess`` of an exported model's metadata.
@@ -23,7 +23,7 @@ KEEP = ("all", "largest")
 
 @dataclass(frozen=True)
 class PostProcess:
-    """A pure function from mask to mask; the default changes nothing.
+    """A pure function from mask (and probabilities) to mask; the default changes nothing.
 
     Components are 8-connected, as the metrics count them.
 
@@ -31,6 +31,9 @@ class PostProcess:
         min_area_px_relative: components smaller than this share of the image's pixels are removed
         keep: ``all`` components, or only the ``largest`` (of several largest the uppermost)
         fill_holes: pixels that a component encloses become part of it
+        max_confidence_gap: components whose mean logit lies further than this below that of the image's most confident
+            component are removed (2: its odds are more than 7.4 times worse); None removes none. An image that shows
+            one lesion clearly seldom shows another one that is doubtful.
 
     Raises:
         UserError: settings that cannot be used
@@ -39,6 +42,7 @@ class PostProcess:
     min_area_px_relative: float = 0.0
     keep: str = "all"
     fill_holes: bool = False
+    max_confidence_gap: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_area_px_relative < 1:
@@ -47,6 +51,10 @@ class PostProcess:
             )
         if self.keep not in KEEP:
             raise UserError(f"{POSTPROCESS}.keep is {self.keep!r}: use {' or '.join(KEEP)}")
+        if self.max_confidence_gap is not None and not self.max_confidence_gap >= 0:
+            raise UserError(
+                f"{POSTPROCESS}.max_confidence_gap is {self.max_confidence_gap}: give 0 or more, or null for none"
+            )
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> PostProcess:
@@ -66,17 +74,48 @@ class PostProcess:
         """The settings as plain types."""
         return asdict(self)
 
-    def __call__(self, mask: np.ndarray) -> np.ndarray:
-        """The mask, ``uint8`` of 0 and 1 (H, W), after the steps: holes filled, small ones removed, largest kept."""
+    def __call__(self, mask: np.ndarray, probability: np.ndarray | None = None) -> np.ndarray:
+        """The mask, ``uint8`` of 0 and 1 (H, W), after the steps.
+
+        These are, in this order: doubtful components removed, holes filled, small components removed, largest kept.
+
+        Args:
+            mask: ``uint8`` of 0 and 1 (H, W)
+            probability: that the mask was cut from, (H, W); only ``max_confidence_gap`` asks for it
+
+        Raises:
+            ValueError: ``max_confidence_gap`` is set and there is no probability
+        """
         if self == PostProcess() or not mask.any():
             return mask
+        if self.max_confidence_gap is not None:
+            if probability is None:
+                raise ValueError("max_confidence_gap compares probabilities, and none were given")
+            areas, labels = labelled(mask)
+            mask = selected(confident(areas, labels, probability, self.max_confidence_gap), labels)
         if self.fill_holes:
             mask = _filled(mask)
         areas, labels = labelled(mask)
         kept = areas >= self.min_area_px_relative * mask.size
         if self.keep == "largest" and kept.any():
             kept &= np.arange(len(areas)) == np.argmax(np.where(kept, areas, 0))
-        return np.concatenate([[False], kept])[labels].astype(np.uint8)
+        return selected(kept, labels)
+
+
+def confident(areas: np.ndarray, labels: np.ndarray, probability: np.ndarray, gap: float) -> np.ndarray:
+    """Which components of :func:`labelled` have a mean logit within ``gap`` of the highest mean, bool (n,)."""
+    if not len(areas):
+        return np.zeros(0, bool)
+    inside = labels > 0
+    certain = np.clip(probability[inside].astype(np.float64), 1e-6, 1 - 1e-6)
+    sums = np.bincount(labels[inside], np.log(certain / (1 - certain)), minlength=len(areas) + 1)[1:]
+    means = sums / areas
+    return means >= means.max() - gap - 1e-9  # means of equal pixels differ in their last bits
+
+
+def selected(kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mask, ``uint8`` of 0 and 1 (H, W), of the components of :func:`labelled` that are ``kept``, bool (n,)."""
+    return np.concatenate([[False], kept])[labels].astype(np.uint8)
 
 
 def labelled(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

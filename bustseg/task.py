@@ -173,7 +173,8 @@ class SegmentationTask(LightningModule):
     def predict_mask(self, image: np.ndarray) -> np.ndarray:
         """Predicted mask, ``uint8`` 0 or 1 (H, W), of one grey ``uint8`` image (H, W) of the network's size."""
         batch = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)[None, None]
-        return self.postprocess((self(batch).float().sigmoid()[0, 0] > self.threshold).to(torch.uint8).cpu().numpy())
+        probability = self(batch).float().sigmoid()[0, 0].cpu().numpy()
+        return self.postprocess((probability > self.threshold).astype(np.uint8), probability)
 
     def _evaluate(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         """Logits before and after `postprocess`, which is counted."""
@@ -194,7 +195,8 @@ class SegmentationTask(LightningModule):
             return logits
         cut = logit_threshold(self.threshold)
         before = (logits > cut).cpu()
-        after = torch.stack([torch.from_numpy(self.postprocess(mask[0].numpy().astype(np.uint8))) for mask in before])
+        masks = zip(before[:, 0].numpy().astype(np.uint8), logits.sigmoid().cpu().numpy()[:, 0], strict=True)
+        after = torch.stack([torch.from_numpy(self.postprocess(mask, probability)) for mask, probability in masks])
         after = after[:, None].bool().to(logits.device)
         kept = torch.where(after, logits.clamp_min(cut + 1e-3), logits.clamp_max(cut - 1e-3))
         return torch.where(after == before.to(logits.device), logits, kept)

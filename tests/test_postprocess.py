@@ -53,6 +53,28 @@ def test_the_largest_is_kept() -> None:
     assert np.array_equal(PostProcess(keep="largest", fill_holes=True)(empty), empty)
 
 
+def test_components_far_less_confident_than_the_best_go() -> None:
+    # logits of the ring 3, of the pair 2 and 0.5 (mean 1.25), of the single pixel 1.1
+    logits = np.where(MASK, 3.0, -4.0)
+    logits[1, 8], logits[2, 7], logits[4, 9] = 2, 0.5, 1.1
+    probability = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    ring, pair = MASK.copy(), MASK.copy()
+    ring[:, 4:] = 0
+    pair[4, 9] = 0
+    assert np.array_equal(PostProcess(max_confidence_gap=2)(MASK, probability), MASK)
+    assert np.array_equal(PostProcess(max_confidence_gap=1.8)(MASK, probability), pair)
+    assert np.array_equal(PostProcess(max_confidence_gap=1)(MASK, probability), ring)
+    # the most confident one stays whatever its size, and is not compared with what another step removes later
+    logits[4, 9] = 9
+    probability = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    assert PostProcess(max_confidence_gap=0)(MASK, probability).sum() == 1
+    assert not PostProcess(max_confidence_gap=0, min_area_px_relative=0.1)(MASK, probability).any()
+    # certain to the last bit is no division by zero
+    assert PostProcess(max_confidence_gap=0)(MASK, MASK.astype(np.float32)).sum() == MASK.sum()
+    with pytest.raises(ValueError, match="none were given"):
+        PostProcess(max_confidence_gap=2)(MASK)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_masks_against_scipy(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -70,11 +92,16 @@ def test_random_masks_against_scipy(seed: int) -> None:
 
 
 def test_settings_travel_as_plain_types_and_unknown_ones_are_refused() -> None:
-    settings = PostProcess(0.01, "largest", True)
+    settings = PostProcess(0.01, "largest", True, 2.0)
     assert PostProcess.from_dict(settings.to_dict()) == settings
     assert PostProcess.from_dict(None) == PostProcess()
     with pytest.raises(UserError, match="asks for postprocess dilate, which this version does not know"):
         PostProcess.from_dict({"dilate": 3})
-    for bad in ({"min_area_px_relative": 1}, {"min_area_px_relative": -0.1}, {"keep": "smallest"}):
+    for bad in (
+        {"min_area_px_relative": 1},
+        {"min_area_px_relative": -0.1},
+        {"keep": "smallest"},
+        {"max_confidence_gap": -1},
+    ):
         with pytest.raises(UserError, match="postprocess"):
             PostProcess.from_dict(bad)

@@ -141,6 +141,10 @@ def test_post_processing_changes_the_masks_that_are_scored(threshold: float) -> 
     plain, same = dice()
     assert plain == pytest.approx(2 * 99 / (100 + 100))
     assert torch.equal(same, logits)
+    logits[..., 17, 17] = 0.1
+    clean, _ = dice(max_confidence_gap=2.0, fill_holes=True)
+    assert clean == 1
+    logits[..., 17, 17] = 5
     clean, changed = dice(min_area_px_relative=0.01, fill_holes=True)
     assert clean == 1
     moved = (changed != logits).nonzero()[:, 2:]

@@ -51,7 +51,7 @@ class Prediction:
         """
         mask = (probability > threshold).view(np.uint8)
         if postprocess is not None:
-            mask = postprocess(mask)
+            mask = postprocess(mask, probability)
         unlike = () if prepared is None else tuple((images or ImageRange()).unlike(prepared))
         return cls(mask, probability, threshold, calibration, unlike)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bustseg.metrics.rows import DiceRows, check_shapes, lesion_pixels
-from bustseg.postprocess import labelled
+from bustseg.postprocess import confident, labelled
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(15))
 """Candidates for the probability above which a pixel belongs to a lesion."""
@@ -44,11 +44,13 @@ class OperatingPoints(DiceRows):
     Keeps 105 numbers (0.8 kB) per image. Components are 8-connected, as in :class:`bustseg.postprocess.PostProcess`.
 
     Args:
+        max_confidence_gap: doubtful components are removed first, as by ``PostProcess`` with the same setting
         kwargs: options of :class:`torchmetrics.Metric`
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, max_confidence_gap: float | None = None, **kwargs: Any) -> None:
         super().__init__(settings=len(THRESHOLDS) * len(MIN_AREAS), **kwargs)
+        self.max_confidence_gap = max_confidence_gap
 
     def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
         """Count one batch.
@@ -66,7 +68,8 @@ class OperatingPoints(DiceRows):
             return
         probability = logits.detach().float().sigmoid().cpu().numpy()[:, 0]
         lesion = lesion_pixels(mask).cpu().numpy()[:, 0]
-        dice = torch.from_numpy(np.stack([_dice(p, g) for p, g in zip(probability, lesion, strict=True)]))
+        gap = self.max_confidence_gap
+        dice = torch.from_numpy(np.stack([_dice(p, g, gap) for p, g in zip(probability, lesion, strict=True)]))
         self.append(index, torch.from_numpy(lesion.sum((1, 2))), dice.flatten(1), logits.device)
 
     def compute(self) -> Tensor:
@@ -115,7 +118,7 @@ def _named(means: Tensor) -> list[OperatingPoint]:
     return [OperatingPoint(*pair, *row) for pair, row in zip(pairs, means.tolist(), strict=False)]
 
 
-def _dice(probability: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+def _dice(probability: np.ndarray, lesion: np.ndarray, gap: float | None) -> np.ndarray:
     """Dice of one image (H, W) for all pairs, float64 (thresholds, areas); two empty masks agree by 1."""
     result = np.empty((len(THRESHOLDS), len(MIN_AREAS)))
     smallest = np.array(MIN_AREAS) * lesion.size
@@ -123,6 +126,8 @@ def _dice(probability: np.ndarray, lesion: np.ndarray) -> np.ndarray:
         areas, labels = labelled(probability > threshold)
         hits = np.bincount(labels[lesion], minlength=len(areas) + 1)[1:]
         kept = areas[:, None] >= smallest
+        if gap is not None:
+            kept &= confident(areas, labels, probability, gap)[:, None]
         total = (areas[:, None] * kept).sum(0) + lesion.sum()
         row[:] = np.where(total > 0, 2 * (hits[:, None] * kept).sum(0) / np.maximum(total, 1), 1)
     return result

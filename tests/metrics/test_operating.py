@@ -28,21 +28,23 @@ def blobs(images: int = 10, side: int = 60) -> tuple[Tensor, Tensor]:
     return torch.logit(torch.from_numpy(probability).float()), torch.from_numpy(mask)
 
 
-def seen(logits: Tensor, mask: Tensor) -> OperatingPoints:
-    metric = OperatingPoints()
+def seen(logits: Tensor, mask: Tensor, gap: float | None = None) -> OperatingPoints:
+    metric = OperatingPoints(gap)
     for part in torch.arange(len(logits)).split(4):
         metric.update(logits[part], mask[part], part)
     return metric
 
 
-def test_every_pair_agrees_with_the_steps_taken_apart() -> None:
+@pytest.mark.parametrize("gap", [None, 1.0])
+def test_every_pair_agrees_with_the_steps_taken_apart(gap: float | None) -> None:
     logits, mask = blobs()
-    points = seen(logits, mask).points()
+    points = seen(logits, mask, gap).points()
     assert len({(point.threshold, point.min_area) for point in points}) == len(points) == 105
     for point in points[::5]:
         cut = logits.sigmoid() > point.threshold
-        step = PostProcess(min_area_px_relative=point.min_area)
-        after = torch.stack([torch.from_numpy(step(one[0].numpy().astype(np.uint8))) for one in cut])[:, None]
+        step = PostProcess(min_area_px_relative=point.min_area, max_confidence_gap=gap)
+        pairs = zip(cut[:, 0].numpy().astype(np.uint8), logits.sigmoid()[:, 0].numpy(), strict=True)
+        after = torch.stack([torch.from_numpy(step(one, probability)) for one, probability in pairs])[:, None]
         metric = SegmentationMetrics(0.5)
         metric.update(20.0 * after - 10, mask, torch.zeros(len(mask), dtype=torch.int64), torch.arange(len(mask)))
         expected = metric.compute()
