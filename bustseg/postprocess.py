@@ -92,7 +92,7 @@ class PostProcess:
             if probability is None:
                 raise ValueError("max_confidence_gap compares probabilities, and none were given")
             areas, labels = labelled(mask)
-            mask = selected(confident(areas, labels, probability, self.max_confidence_gap), labels)
+            mask = selected(confident(areas, labels, logit_of(probability), self.max_confidence_gap), labels)
         if self.fill_holes:
             mask = _filled(mask)
         areas, labels = labelled(mask)
@@ -102,14 +102,18 @@ class PostProcess:
         return selected(kept, labels)
 
 
-def confident(areas: np.ndarray, labels: np.ndarray, probability: np.ndarray, gap: float) -> np.ndarray:
+def logit_of(probability: np.ndarray) -> np.ndarray:
+    """Logits, ``float32``, of probabilities of any shape; finite for 0 and 1, too."""
+    inside = np.clip(np.asarray(probability, np.float32), 1e-7, 1 - 1e-7)
+    return np.log(inside) - np.log1p(-inside)
+
+
+def confident(areas: np.ndarray, labels: np.ndarray, logits: np.ndarray, gap: float) -> np.ndarray:
     """Which components of :func:`labelled` have a mean logit within ``gap`` of the highest mean, bool (n,)."""
     if not len(areas):
         return np.zeros(0, bool)
     inside = labels > 0
-    certain = np.clip(probability[inside].astype(np.float64), 1e-6, 1 - 1e-6)
-    sums = np.bincount(labels[inside], np.log(certain / (1 - certain)), minlength=len(areas) + 1)[1:]
-    means = sums / areas
+    means = np.bincount(labels[inside], logits[inside], minlength=len(areas) + 1)[1:] / areas
     return means >= means.max() - gap - 1e-9  # means of equal pixels differ in their last bits
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import optimize
 
 from bustseg.errors import UserError
+from bustseg.postprocess import logit_of
 
 CALIBRATION = "calibration"
 """Where a model's record keeps its temperature."""
@@ -74,12 +75,7 @@ class Calibration:
         """Calibrated probabilities, ``float32`` of the same shape."""
         if self.temperature == 1:
             return probability
-        return _sigmoid(_logit(probability) / np.float32(self.temperature))
-
-
-def _logit(probability: np.ndarray) -> np.ndarray:
-    inside = np.clip(np.asarray(probability, np.float32), 1e-7, 1 - 1e-7)
-    return np.log(inside) - np.log1p(-inside)
+        return _sigmoid(logit_of(probability) / np.float32(self.temperature))
 
 
 def _sigmoid(logit: np.ndarray) -> np.ndarray:
@@ -104,7 +100,7 @@ def fit_temperature(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     for probability, mask in pairs:
         if np.shape(probability) != np.shape(mask):
             raise ValueError(f"probability {np.shape(probability)} and mask {np.shape(mask)} must have the same shape")
-        logit = np.clip(_logit(probability), -_LARGEST_LOGIT, _LARGEST_LOGIT).ravel()
+        logit = np.clip(logit_of(probability), -_LARGEST_LOGIT, _LARGEST_LOGIT).ravel()
         position = ((logit + _LARGEST_LOGIT) * ((_BINS - 1) / (2 * _LARGEST_LOGIT))).astype(np.int64)
         lesion = np.asarray(mask).ravel() > 0
         sums += np.bincount(position, logit, _BINS)

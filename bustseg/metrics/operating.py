@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bustseg.metrics.rows import DiceRows, check_shapes, lesion_pixels
-from bustseg.postprocess import confident, labelled
+from bustseg.postprocess import confident, labelled, logit_of
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(15))
 """Candidates for the probability above which a pixel belongs to a lesion."""
@@ -122,12 +122,13 @@ def _dice(probability: np.ndarray, lesion: np.ndarray, gap: float | None) -> np.
     """Dice of one image (H, W) for all pairs, float64 (thresholds, areas); two empty masks agree by 1."""
     result = np.empty((len(THRESHOLDS), len(MIN_AREAS)))
     smallest = np.array(MIN_AREAS) * lesion.size
+    logits = None if gap is None else logit_of(probability)
     for row, threshold in zip(result, THRESHOLDS, strict=True):
         areas, labels = labelled(probability > threshold)
         hits = np.bincount(labels[lesion], minlength=len(areas) + 1)[1:]
         kept = areas[:, None] >= smallest
-        if gap is not None:
-            kept &= confident(areas, labels, probability, gap)[:, None]
+        if gap is not None and logits is not None:
+            kept &= confident(areas, labels, logits, gap)[:, None]
         total = (areas[:, None] * kept).sum(0) + lesion.sum()
         row[:] = np.where(total > 0, 2 * (hits[:, None] * kept).sum(0) / np.maximum(total, 1), 1)
     return result
