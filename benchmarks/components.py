@@ -14,6 +14,7 @@ import torch
 
 from bustseg.checkpoint import load_data, load_task, resolve_checkpoint
 from bustseg.metrics import OperatingPoints
+from bustseg.postprocess import PostProcess
 
 GAPS = (None, 3.0, 2.5, 2.0, 1.5, 1.0, 0.0)
 THRESHOLDS = (0.5, 0.4, 0.3)
@@ -27,7 +28,7 @@ def measure(model: str, root: str | None) -> dict[tuple[float | None, float], tu
     if root:
         data.root = root
     data.setup("validate")
-    metrics = {gap: OperatingPoints(gap) for gap in GAPS}
+    metrics = {gap: OperatingPoints(PostProcess(max_confidence_gap=gap)) for gap in GAPS}
     for batch in data.val_dataloader():
         logits = task.logits(batch)
         for metric in metrics.values():

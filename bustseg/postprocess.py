@@ -34,6 +34,8 @@ class PostProcess:
         max_confidence_gap: components whose mean logit lies further than this below that of the image's most confident
             component are removed (2: its odds are more than 7.4 times worse); None removes none. An image that shows
             one lesion clearly seldom shows another one that is doubtful.
+        min_peak_probability: components none of whose pixels is at least this probable are removed (thresholding with
+            hysteresis, Canny 1986: the threshold says how far a lesion reaches, its peak whether it is one)
 
     Raises:
         UserError: settings that cannot be used
@@ -43,6 +45,7 @@ class PostProcess:
     keep: str = "all"
     fill_holes: bool = False
     max_confidence_gap: float | None = None
+    min_peak_probability: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_area_px_relative < 1:
@@ -54,6 +57,10 @@ class PostProcess:
         if self.max_confidence_gap is not None and not self.max_confidence_gap >= 0:
             raise UserError(
                 f"{POSTPROCESS}.max_confidence_gap is {self.max_confidence_gap}: give 0 or more, or null for none"
+            )
+        if not 0 <= self.min_peak_probability < 1:
+            raise UserError(
+                f"{POSTPROCESS}.min_peak_probability is {self.min_peak_probability}: it must lie from 0 to below 1"
             )
 
     @classmethod
@@ -81,18 +88,22 @@ class PostProcess:
 
         Args:
             mask: ``uint8`` of 0 and 1 (H, W)
-            probability: that the mask was cut from, (H, W); only ``max_confidence_gap`` asks for it
+            probability: that the mask was cut from, (H, W); only ``max_confidence_gap`` and ``min_peak_probability``
+                ask for it
 
         Raises:
-            ValueError: ``max_confidence_gap`` is set and there is no probability
+            ValueError: one of these is set and there is no probability
         """
         if self == PostProcess() or not mask.any():
             return mask
-        if self.max_confidence_gap is not None:
+        if self.doubts:
             if probability is None:
-                raise ValueError("max_confidence_gap compares probabilities, and none were given")
+                raise ValueError(
+                    "max_confidence_gap and min_peak_probability compare probabilities, and none were given"
+                )
             areas, labels = labelled(mask)
-            mask = selected(confident(areas, labels, logit_of(probability), self.max_confidence_gap), labels)
+            logits = None if self.max_confidence_gap is None else logit_of(probability)
+            mask = selected(self.trusted(areas, labels, probability, logits), labels)
         if self.fill_holes:
             mask = _filled(mask)
         areas, labels = labelled(mask)
@@ -101,20 +112,37 @@ class PostProcess:
             kept &= np.arange(len(areas)) == np.argmax(np.where(kept, areas, 0))
         return selected(kept, labels)
 
+    @property
+    def doubts(self) -> bool:
+        """Whether components are removed by their probabilities."""
+        return self.max_confidence_gap is not None or self.min_peak_probability > 0
+
+    def trusted(
+        self, areas: np.ndarray, labels: np.ndarray, probability: np.ndarray, logits: np.ndarray | None
+    ) -> np.ndarray:
+        """Which components of :func:`labelled` are sure enough, bool (n,).
+
+        Args:
+            areas, labels: the components
+            probability: of every pixel, (H, W)
+            logits: :func:`logit_of` these, for a caller that cuts one map at many thresholds; None without a gap
+        """
+        inside = labels > 0
+        peaks = np.zeros(len(areas) + 1, probability.dtype)
+        np.maximum.at(peaks, labels[inside], probability[inside])
+        kept = peaks[1:] >= self.min_peak_probability
+        if self.max_confidence_gap is None or not kept.any():
+            return kept
+        assert logits is not None, "a gap is one of logits"
+        means = np.bincount(labels[inside], logits[inside], minlength=len(areas) + 1)[1:] / areas
+        # means of equal pixels differ in their last bits
+        return kept & (means >= means[kept].max() - self.max_confidence_gap - 1e-9)
+
 
 def logit_of(probability: np.ndarray) -> np.ndarray:
     """Logits, ``float32``, of probabilities of any shape; finite for 0 and 1, too."""
     inside = np.clip(np.asarray(probability, np.float32), 1e-7, 1 - 1e-7)
     return np.log(inside) - np.log1p(-inside)
-
-
-def confident(areas: np.ndarray, labels: np.ndarray, logits: np.ndarray, gap: float) -> np.ndarray:
-    """Which components of :func:`labelled` have a mean logit within ``gap`` of the highest mean, bool (n,)."""
-    if not len(areas):
-        return np.zeros(0, bool)
-    inside = labels > 0
-    means = np.bincount(labels[inside], logits[inside], minlength=len(areas) + 1)[1:] / areas
-    return means >= means.max() - gap - 1e-9  # means of equal pixels differ in their last bits
 
 
 def selected(kept: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -75,6 +75,33 @@ def test_components_far_less_confident_than_the_best_go() -> None:
         PostProcess(max_confidence_gap=2)(MASK)
 
 
+def test_components_without_a_probable_pixel_go() -> None:
+    probability = np.where(MASK, 0.6, 0.1).astype(np.float32)
+    probability[0, 0], probability[2, 7] = 0.95, 0.8  # peaks: of the ring, of the pair; the single pixel has 0.6
+    ring, pair = MASK.copy(), MASK.copy()
+    ring[:, 4:] = 0
+    pair[4, 9] = 0
+    assert np.array_equal(PostProcess(min_peak_probability=0.5)(MASK, probability), MASK)
+    assert np.array_equal(PostProcess(min_peak_probability=0.8)(MASK, probability), pair)
+    assert np.array_equal(PostProcess(min_peak_probability=0.9)(MASK, probability), ring)
+    assert not PostProcess(min_peak_probability=0.96)(MASK, probability).any()
+    assert not PostProcess(min_peak_probability=0.96, max_confidence_gap=2)(MASK, probability).any()
+    with pytest.raises(ValueError, match="none were given"):
+        PostProcess(min_peak_probability=0.8)(MASK)
+
+
+def test_what_has_no_peak_is_not_what_others_are_compared_with() -> None:
+    probability = np.full((4, 8), 0.01, np.float32)
+    probability[0, 0:2], probability[3, 2:6], probability[3, 7] = 0.8, 0.55, 0.9
+    probability[3, 2] = 0.92
+    mask = (probability > 0.5).astype(np.uint8)
+    # mean logits 1.39, 0.76 and 2.2; without the last, whose peak is too low, the second is within the gap of nothing
+    found = PostProcess(max_confidence_gap=1, min_peak_probability=0.91)(mask, probability)
+    assert found.sum() == 4
+    assert found[3, 2:6].all()
+    assert PostProcess(max_confidence_gap=1)(mask, probability).sum() == 3
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_masks_against_scipy(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -92,7 +119,7 @@ def test_random_masks_against_scipy(seed: int) -> None:
 
 
 def test_settings_travel_as_plain_types_and_unknown_ones_are_refused() -> None:
-    settings = PostProcess(0.01, "largest", True, 2.0)
+    settings = PostProcess(0.01, "largest", True, 2.0, 0.9)
     assert PostProcess.from_dict(settings.to_dict()) == settings
     assert PostProcess.from_dict(None) == PostProcess()
     with pytest.raises(UserError, match="asks for postprocess dilate, which this version does not know"):
@@ -102,6 +129,8 @@ def test_settings_travel_as_plain_types_and_unknown_ones_are_refused() -> None:
         {"min_area_px_relative": -0.1},
         {"keep": "smallest"},
         {"max_confidence_gap": -1},
+        {"min_peak_probability": 1},
+        {"min_peak_probability": -0.1},
     ):
         with pytest.raises(UserError, match="postprocess"):
             PostProcess.from_dict(bad)

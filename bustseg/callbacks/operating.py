@@ -19,7 +19,7 @@ class OperatingPointSearch(Callback):
 
     They are chosen by mean Dice, convention ``empty_one``, which weighs false alarms on images without a lesion, too
     (:meth:`bustseg.metrics.OperatingPoints.recommended`), from the logits as they are before any ``postprocess``
-    but for its ``max_confidence_gap``, which is no part of the choice.
+    but for its ``max_confidence_gap`` and ``min_peak_probability``, which are no part of the choice.
     The choice is printed as options of ``bustseg test``, and left with its scores and the epoch of the weights as tags
     ``chosen...``.
     """
@@ -28,8 +28,8 @@ class OperatingPointSearch(Callback):
         self.points = OperatingPoints()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        gap = pl_module.postprocess.max_confidence_gap if isinstance(pl_module, SegmentationTask) else None
-        self.points = OperatingPoints(gap).to(pl_module.device)
+        postprocess = pl_module.postprocess if isinstance(pl_module, SegmentationTask) else None
+        self.points = OperatingPoints(postprocess).to(pl_module.device)
 
     def on_validation_batch_end(
         self,

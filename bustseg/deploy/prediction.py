@@ -90,7 +90,7 @@ class Prediction:
         if abs(self.lesion_probability - self.threshold) <= NEAR_THRESHOLD:
             reasons.append("probability near the threshold")
         if not self.area_px and self.lesion_probability > self.threshold:
-            reasons.append("only small components, removed")
+            reasons.append("only small or doubtful components, removed")
         if len(self.components) > 1:
             reasons.append("several lesions")
         if self.components and self.components[0] < TINY * self.mask.size:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bustseg.metrics.rows import DiceRows, check_shapes, lesion_pixels
-from bustseg.postprocess import confident, labelled, logit_of
+from bustseg.postprocess import PostProcess, labelled, logit_of
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(15))
 """Candidates for the probability above which a pixel belongs to a lesion."""
@@ -44,13 +44,14 @@ class OperatingPoints(DiceRows):
     Keeps 105 numbers (0.8 kB) per image. Components are 8-connected, as in :class:`bustseg.postprocess.PostProcess`.
 
     Args:
-        max_confidence_gap: doubtful components are removed first, as by ``PostProcess`` with the same setting
+        postprocess: its ``max_confidence_gap`` and ``min_peak_probability`` remove doubtful components first; its other
+            settings are not looked at
         kwargs: options of :class:`torchmetrics.Metric`
     """
 
-    def __init__(self, max_confidence_gap: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, postprocess: PostProcess | None = None, **kwargs: Any) -> None:
         super().__init__(settings=len(THRESHOLDS) * len(MIN_AREAS), **kwargs)
-        self.max_confidence_gap = max_confidence_gap
+        self.postprocess = postprocess or PostProcess()
 
     def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
         """Count one batch.
@@ -68,8 +69,8 @@ class OperatingPoints(DiceRows):
             return
         probability = logits.detach().float().sigmoid().cpu().numpy()[:, 0]
         lesion = lesion_pixels(mask).cpu().numpy()[:, 0]
-        gap = self.max_confidence_gap
-        dice = torch.from_numpy(np.stack([_dice(p, g, gap) for p, g in zip(probability, lesion, strict=True)]))
+        pairs = zip(probability, lesion, strict=True)
+        dice = torch.from_numpy(np.stack([_dice(p, g, self.postprocess) for p, g in pairs]))
         self.append(index, torch.from_numpy(lesion.sum((1, 2))), dice.flatten(1), logits.device)
 
     def compute(self) -> Tensor:
@@ -118,17 +119,17 @@ def _named(means: Tensor) -> list[OperatingPoint]:
     return [OperatingPoint(*pair, *row) for pair, row in zip(pairs, means.tolist(), strict=False)]
 
 
-def _dice(probability: np.ndarray, lesion: np.ndarray, gap: float | None) -> np.ndarray:
+def _dice(probability: np.ndarray, lesion: np.ndarray, postprocess: PostProcess) -> np.ndarray:
     """Dice of one image (H, W) for all pairs, float64 (thresholds, areas); two empty masks agree by 1."""
     result = np.empty((len(THRESHOLDS), len(MIN_AREAS)))
     smallest = np.array(MIN_AREAS) * lesion.size
-    logits = None if gap is None else logit_of(probability)
+    logits = None if postprocess.max_confidence_gap is None else logit_of(probability)
     for row, threshold in zip(result, THRESHOLDS, strict=True):
         areas, labels = labelled(probability > threshold)
         hits = np.bincount(labels[lesion], minlength=len(areas) + 1)[1:]
         kept = areas[:, None] >= smallest
-        if gap is not None and logits is not None:
-            kept &= confident(areas, labels, logits, gap)[:, None]
+        if postprocess.doubts:
+            kept &= postprocess.trusted(areas, labels, probability, logits)[:, None]
         total = (areas[:, None] * kept).sum(0) + lesion.sum()
         row[:] = np.where(total > 0, 2 * (hits[:, None] * kept).sum(0) / np.maximum(total, 1), 1)
     return result

@@ -113,7 +113,7 @@ def test_what_post_processing_removed_is_told() -> None:
     found = Prediction.of(square(side=7), 0.5, PostProcess(min_area_px_relative=0.01), Calibration(1.0))
     assert found.area_px == 0
     assert found.components == ()
-    assert "only small components, removed" in found.look_at_this
+    assert "only small or doubtful components, removed" in found.look_at_this
     assert "low confidence" in found.look_at_this, "the pixel of 0.99 speaks against an empty mask"
 
 

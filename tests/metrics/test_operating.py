@@ -28,21 +28,21 @@ def blobs(images: int = 10, side: int = 60) -> tuple[Tensor, Tensor]:
     return torch.logit(torch.from_numpy(probability).float()), torch.from_numpy(mask)
 
 
-def seen(logits: Tensor, mask: Tensor, gap: float | None = None) -> OperatingPoints:
-    metric = OperatingPoints(gap)
+def seen(logits: Tensor, mask: Tensor, postprocess: PostProcess | None = None) -> OperatingPoints:
+    metric = OperatingPoints(postprocess)
     for part in torch.arange(len(logits)).split(4):
         metric.update(logits[part], mask[part], part)
     return metric
 
 
-@pytest.mark.parametrize("gap", [None, 1.0])
-def test_every_pair_agrees_with_the_steps_taken_apart(gap: float | None) -> None:
+@pytest.mark.parametrize("doubts", [{}, {"max_confidence_gap": 1.0}, {"min_peak_probability": 0.8}])
+def test_every_pair_agrees_with_the_steps_taken_apart(doubts: dict[str, float]) -> None:
     logits, mask = blobs()
-    points = seen(logits, mask, gap).points()
+    points = seen(logits, mask, PostProcess(**doubts)).points()  # type: ignore[arg-type]
     assert len({(point.threshold, point.min_area) for point in points}) == len(points) == 105
     for point in points[::5]:
         cut = logits.sigmoid() > point.threshold
-        step = PostProcess(min_area_px_relative=point.min_area, max_confidence_gap=gap)
+        step = PostProcess(min_area_px_relative=point.min_area, **doubts)  # type: ignore[arg-type]
         pairs = zip(cut[:, 0].numpy().astype(np.uint8), logits.sigmoid()[:, 0].numpy(), strict=True)
         after = torch.stack([torch.from_numpy(step(one, probability)) for one, probability in pairs])[:, None]
         metric = SegmentationMetrics(0.5)
