@@ -48,13 +48,13 @@ def test_each_third_is_scored_with_what_was_best_on_the_others(folds: ModuleType
     # third 0 alone would take the peak of place 2; the others, and so third 0's choice, the one of place 1
     scores[fold == 0, 2, 0] = 1.0
     scores[fold != 0, 1, 0] = 0.9
-    text = folds.report(scores, labels, fold, tested=0.4)
+    text = folds.report(scores, labels, fold, at=[0.4, 0.9])
 
     first, second = f"{folds.PEAKS[1]:g} at {folds.THRESHOLDS[0]}", f"{folds.PEAKS[2]:g} at {folds.THRESHOLDS[0]}"
     assert f"({first}, {second}, {second})" in text
     # third 0 scores 0.5 there but for its normal, the others 0.5 as well
     assert "lesion by third 0.5000, 0.5000, 0.5000" in text
-    assert "the split's own test set, 0.4000: 0.00% of the draws are below" in text
+    assert "below 0.4000: 0.0% of the draws\nbelow 0.9000: 100.0% of the draws" in text
     assert f"| 0.5 | {folds.PEAKS[2]:g} | 0.6667 | +0.1667" in text
 
 
