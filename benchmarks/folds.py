@@ -8,6 +8,7 @@ trained on the other two (their last weights: the third they are judged by chose
 encoders answer as one. Printed, as Markdown:
 
 * Dice by threshold and ``model.postprocess.min_peak_probability``, differences with 95 % intervals over images
+* the threshold and smallest component that `bustseg validate`'s rule takes from all 702, by peak
 * the scores of all 702, each third with the setting that was best on the other two
 * what Dice the images that the split tests would have if they were drawn from these, 42 benign and 20 malignant,
   and the share of draws below each Dice given by ``--at``
@@ -86,6 +87,25 @@ def dice(found: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
     return np.stack(result, 1)
 
 
+def recommended(found: torch.Tensor, masks: torch.Tensor) -> str:
+    """What the rule of `bustseg validate` takes from the images (N, 1, H, W), with and without a peak."""
+    from bustseg.metrics import OperatingPoints
+    from bustseg.postprocess import PostProcess
+
+    lines = []
+    for peak in (0.0, 0.8, 0.9):
+        points = OperatingPoints(PostProcess(max_confidence_gap=GAP, min_peak_probability=peak))
+        points.update(found, masks, torch.arange(len(found)))
+        best = points.recommended()
+        assert best is not None
+        lines.append(
+            f"peak {peak:g}: threshold {best.threshold}, smallest component {best.min_area}, "
+            f"lesion {best.dice_lesion:.4f}, empty_one {best.dice_empty_one:.4f}, false positives on normals "
+            f"{best.false_positive_rate_normal:.3f}"
+        )
+    return "\n".join(lines)
+
+
 def interval(values: np.ndarray, draws: np.ndarray) -> str:
     """Mean with its 95 % bootstrap interval; of the images with a value."""
     use = ~np.isnan(values)
@@ -142,16 +162,18 @@ def main() -> None:
     args = parser.parse_args()
     client = mlflow.MlflowClient("sqlite:///mlruns/mlflow.db")
     root = ["--data.root", args.root]
-    scores, labels, fold = [], [], []
+    maps, scores, labels, fold = [], [], [], []
     for number, csv in enumerate(write_folds(Path("folds"), [args.root])):
         options = [*root, "--data.split", str(csv.resolve())]
         runs = [train(client, f"flagship fold {number}, {encoder}", encoder, options) for encoder in args.encoders]
         each = [logits(run, args.root) for run in runs]
         found = torch.stack([one[0] for one in each]).mean(0)
-        scores.append(dice(found, each[0][1]))
+        maps.append((found, each[0][1]))
+        scores.append(dice(*maps[-1]))
         labels += each[0][3]
         fold += [number] * len(found)
     print(report(np.concatenate(scores), np.array(labels), np.array(fold), args.at))
+    print("\n" + recommended(*(torch.cat(column) for column in zip(*maps, strict=True))))
 
 
 if __name__ == "__main__":

@@ -70,3 +70,17 @@ def test_masks_are_scored_by_peak(folds: ModuleType) -> None:
 
     assert found[0].tolist() == [1.0] * len(folds.PEAKS)
     assert found[1].tolist() == [float(peak > 0.731) for peak in folds.PEAKS]
+
+
+def test_the_rule_is_asked_for_each_peak(folds: ModuleType) -> None:
+    import torch
+
+    masks = torch.zeros(8, 1, 32, 32, dtype=torch.uint8)
+    masks[:4, 0, 8:16, 8:16] = 1
+    logits = torch.full((8, 1, 32, 32), -6.0)
+    logits[:4, 0, 8:16, 8:16] = 6.0
+    logits[4:, 0, 8:16, 8:16] = 1.3  # 0.786: false alarms on every normal, as large as the lesions
+    without, with_peak, _ = folds.recommended(logits, masks).splitlines()
+
+    assert without.startswith("peak 0: threshold 0.8, smallest component 0.0, lesion 1.0000, empty_one 1.0000")
+    assert with_peak.startswith("peak 0.8: threshold 0.5, smallest component 0.0, lesion 1.0000, empty_one 1.0000")
