@@ -48,19 +48,14 @@ class PostProcess:
     min_peak_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_area_px_relative < 1:
-            raise UserError(
-                f"{POSTPROCESS}.min_area_px_relative is {self.min_area_px_relative}: it must lie from 0 to below 1"
-            )
+        for name in ("min_area_px_relative", "min_peak_probability"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{POSTPROCESS}.{name} is {getattr(self, name)}: it must lie from 0 to below 1")
         if self.keep not in KEEP:
             raise UserError(f"{POSTPROCESS}.keep is {self.keep!r}: use {' or '.join(KEEP)}")
         if self.max_confidence_gap is not None and not self.max_confidence_gap >= 0:
             raise UserError(
                 f"{POSTPROCESS}.max_confidence_gap is {self.max_confidence_gap}: give 0 or more, or null for none"
-            )
-        if not 0 <= self.min_peak_probability < 1:
-            raise UserError(
-                f"{POSTPROCESS}.min_peak_probability is {self.min_peak_probability}: it must lie from 0 to below 1"
             )
 
     @classmethod
@@ -96,14 +91,13 @@ class PostProcess:
         """
         if self == PostProcess() or not mask.any():
             return mask
-        if self.doubts:
+        if self.max_confidence_gap is not None or self.min_peak_probability > 0:
             if probability is None:
                 raise ValueError(
                     "max_confidence_gap and min_peak_probability compare probabilities, and none were given"
                 )
             areas, labels = labelled(mask)
-            logits = None if self.max_confidence_gap is None else logit_of(probability)
-            mask = selected(self.trusted(areas, labels, probability, logits), labels)
+            mask = selected(self.trusted(areas, labels, probability), labels)
         if self.fill_holes:
             mask = _filled(mask)
         areas, labels = labelled(mask)
@@ -112,29 +106,19 @@ class PostProcess:
             kept &= np.arange(len(areas)) == np.argmax(np.where(kept, areas, 0))
         return selected(kept, labels)
 
-    @property
-    def doubts(self) -> bool:
-        """Whether components are removed by their probabilities."""
-        return self.max_confidence_gap is not None or self.min_peak_probability > 0
-
-    def trusted(
-        self, areas: np.ndarray, labels: np.ndarray, probability: np.ndarray, logits: np.ndarray | None
-    ) -> np.ndarray:
-        """Which components of :func:`labelled` are sure enough, bool (n,).
+    def trusted(self, areas: np.ndarray, labels: np.ndarray, probability: np.ndarray) -> np.ndarray:
+        """Which components of :func:`labelled` have a peak and are not far behind the surest of those, bool (n,).
 
         Args:
             areas, labels: the components
             probability: of every pixel, (H, W)
-            logits: :func:`logit_of` these, for a caller that cuts one map at many thresholds; None without a gap
         """
-        inside = labels > 0
-        peaks = np.zeros(len(areas) + 1, probability.dtype)
-        np.maximum.at(peaks, labels[inside], probability[inside])
-        kept = peaks[1:] >= self.min_peak_probability
+        peaks = labels[probability >= self.min_peak_probability]
+        kept = np.bincount(peaks, minlength=len(areas) + 1)[1:] > 0
         if self.max_confidence_gap is None or not kept.any():
             return kept
-        assert logits is not None, "a gap is one of logits"
-        means = np.bincount(labels[inside], logits[inside], minlength=len(areas) + 1)[1:] / areas
+        inside = labels > 0
+        means = np.bincount(labels[inside], logit_of(probability[inside]), minlength=len(areas) + 1)[1:] / areas
         # means of equal pixels differ in their last bits
         return kept & (means >= means[kept].max() - self.max_confidence_gap - 1e-9)
 

@@ -23,6 +23,9 @@ MASK = drawn(
     "####......",
     ".........#",
 )  # a ring of 12 around 4, two pixels that touch at a corner, one alone; 50 pixels
+RING, RING_AND_PAIR = MASK.copy(), MASK.copy()
+RING[:, 4:] = 0
+RING_AND_PAIR[4, 9] = 0
 
 
 def test_the_default_changes_nothing() -> None:
@@ -30,22 +33,16 @@ def test_the_default_changes_nothing() -> None:
 
 
 def test_small_components_go() -> None:
-    ring = MASK.copy()
-    ring[:, 4:] = 0
-    pair = MASK.copy()
-    pair[4, 9] = 0
     # 2 of 50 pixels are 0.04: exactly that share stays
-    assert np.array_equal(PostProcess(min_area_px_relative=0.04)(MASK), pair)
-    assert np.array_equal(PostProcess(min_area_px_relative=0.041)(MASK), ring)
+    assert np.array_equal(PostProcess(min_area_px_relative=0.04)(MASK), RING_AND_PAIR)
+    assert np.array_equal(PostProcess(min_area_px_relative=0.041)(MASK), RING)
     assert not PostProcess(min_area_px_relative=0.25)(MASK).any()
     # with its hole filled the ring has 16 pixels, a share of 0.32
     assert PostProcess(min_area_px_relative=0.25, fill_holes=True)(MASK).sum() == 16
 
 
 def test_the_largest_is_kept() -> None:
-    ring = MASK.copy()
-    ring[:, 4:] = 0
-    assert np.array_equal(PostProcess(keep="largest")(MASK), ring)
+    assert np.array_equal(PostProcess(keep="largest")(MASK), RING)
     equal = drawn("##..##", "......")
     assert np.array_equal(PostProcess(keep="largest")(equal), drawn("##....", "......"))
     assert not PostProcess(keep="largest", min_area_px_relative=0.5)(MASK).any()
@@ -58,12 +55,9 @@ def test_components_far_less_confident_than_the_best_go() -> None:
     logits = np.where(MASK, 3.0, -4.0)
     logits[1, 8], logits[2, 7], logits[4, 9] = 2, 0.5, 1.1
     probability = (1 / (1 + np.exp(-logits))).astype(np.float32)
-    ring, pair = MASK.copy(), MASK.copy()
-    ring[:, 4:] = 0
-    pair[4, 9] = 0
     assert np.array_equal(PostProcess(max_confidence_gap=2)(MASK, probability), MASK)
-    assert np.array_equal(PostProcess(max_confidence_gap=1.8)(MASK, probability), pair)
-    assert np.array_equal(PostProcess(max_confidence_gap=1)(MASK, probability), ring)
+    assert np.array_equal(PostProcess(max_confidence_gap=1.8)(MASK, probability), RING_AND_PAIR)
+    assert np.array_equal(PostProcess(max_confidence_gap=1)(MASK, probability), RING)
     # the most confident one stays whatever its size, and is not compared with what another step removes later
     logits[4, 9] = 9
     probability = (1 / (1 + np.exp(-logits))).astype(np.float32)
@@ -78,12 +72,9 @@ def test_components_far_less_confident_than_the_best_go() -> None:
 def test_components_without_a_probable_pixel_go() -> None:
     probability = np.where(MASK, 0.6, 0.1).astype(np.float32)
     probability[0, 0], probability[2, 7] = 0.95, 0.8  # peaks: of the ring, of the pair; the single pixel has 0.6
-    ring, pair = MASK.copy(), MASK.copy()
-    ring[:, 4:] = 0
-    pair[4, 9] = 0
     assert np.array_equal(PostProcess(min_peak_probability=0.5)(MASK, probability), MASK)
-    assert np.array_equal(PostProcess(min_peak_probability=0.8)(MASK, probability), pair)
-    assert np.array_equal(PostProcess(min_peak_probability=0.9)(MASK, probability), ring)
+    assert np.array_equal(PostProcess(min_peak_probability=0.8)(MASK, probability), RING_AND_PAIR)
+    assert np.array_equal(PostProcess(min_peak_probability=0.9)(MASK, probability), RING)
     assert not PostProcess(min_peak_probability=0.96)(MASK, probability).any()
     assert not PostProcess(min_peak_probability=0.96, max_confidence_gap=2)(MASK, probability).any()
     with pytest.raises(ValueError, match="none were given"):

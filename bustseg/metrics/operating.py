@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bustseg.metrics.rows import DiceRows, check_shapes, lesion_pixels
-from bustseg.postprocess import PostProcess, labelled, logit_of
+from bustseg.postprocess import PostProcess, labelled
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(15))
 """Candidates for the probability above which a pixel belongs to a lesion."""
@@ -123,13 +123,10 @@ def _dice(probability: np.ndarray, lesion: np.ndarray, postprocess: PostProcess)
     """Dice of one image (H, W) for all pairs, float64 (thresholds, areas); two empty masks agree by 1."""
     result = np.empty((len(THRESHOLDS), len(MIN_AREAS)))
     smallest = np.array(MIN_AREAS) * lesion.size
-    logits = None if postprocess.max_confidence_gap is None else logit_of(probability)
     for row, threshold in zip(result, THRESHOLDS, strict=True):
         areas, labels = labelled(probability > threshold)
         hits = np.bincount(labels[lesion], minlength=len(areas) + 1)[1:]
-        kept = areas[:, None] >= smallest
-        if postprocess.doubts:
-            kept &= postprocess.trusted(areas, labels, probability, logits)[:, None]
+        kept = (areas[:, None] >= smallest) & postprocess.trusted(areas, labels, probability)[:, None]
         total = (areas[:, None] * kept).sum(0) + lesion.sum()
         row[:] = np.where(total > 0, 2 * (hits[:, None] * kept).sum(0) / np.maximum(total, 1), 1)
     return result
