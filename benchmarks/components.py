@@ -9,10 +9,13 @@ post-processing. Prints a Markdown table: Dice ``lesion`` of each model by thres
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from bustseg.checkpoint import load_data, load_task, resolve_checkpoint
+from bustseg.data.datamodule import Batch
 from bustseg.metrics import OperatingPoints
 from bustseg.postprocess import PostProcess
 
@@ -21,16 +24,20 @@ THRESHOLDS = (0.5, 0.4, 0.3)
 
 
 @torch.inference_mode()
-def measure(model: str, root: str | None) -> dict[tuple[float | None, float], tuple[float, float]]:
-    """Dice ``lesion`` and ``empty_one`` by gap and threshold."""
-    path = resolve_checkpoint(model)
-    task, data = load_task(path).eval(), load_data(path)
+def validation_logits(path: Path, root: str | None) -> Iterator[tuple[torch.Tensor, Batch]]:
+    """Logits (B, 1, H, W) of a checkpoint for the validation images of its own split, before post-processing."""
+    task, data = load_task(path), load_data(path)
     if root:
         data.root = root
     data.setup("validate")
-    metrics = {gap: OperatingPoints(PostProcess(max_confidence_gap=gap)) for gap in GAPS}
     for batch in data.val_dataloader():
-        logits = task.logits(batch)
+        yield task.logits(batch), batch
+
+
+def measure(model: str, root: str | None) -> dict[tuple[float | None, float], tuple[float, float]]:
+    """Dice ``lesion`` and ``empty_one`` by gap and threshold."""
+    metrics = {gap: OperatingPoints(PostProcess(max_confidence_gap=gap)) for gap in GAPS}
+    for logits, batch in validation_logits(resolve_checkpoint(model), root):
         for metric in metrics.values():
             metric.update(logits, batch["mask"], batch["index"])
     return {

@@ -19,13 +19,22 @@ Trainings that are finished are not done again. The images that the split tests 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
 import pandas as pd
 import torch
+from components import validation_logits
 from flagship import bustseg, train
+from recipe import with_interval
+
+from bustseg.statistics import Bootstrap
+
+if TYPE_CHECKING:
+    from bustseg.metrics import OperatingPoints
 
 FOLDS, SEED = 3, 7
 PEAKS = (0.0, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98)
@@ -34,12 +43,12 @@ GAP = 2.0
 TESTED = {"benign": 42, "malignant": 20}
 
 
-def write_folds(folder: Path, root: list[str]) -> list[Path]:
+def write_folds(folder: Path, root: str) -> list[Path]:
     """Split files, one per fold: the third is `val`, the rest `train`, what the split `paper` tests stays `test`."""
     folder.mkdir(exist_ok=True)
     whole = folder / "paper.csv"
     if not whole.exists():
-        bustseg("data", "split", *root, "--scheme", "paper", "--seed", "0", "--out", str(whole))
+        bustseg("data", "split", root, "--scheme", "paper", "--seed", "0", "--out", str(whole))
     images = pd.read_csv(whole)
     seen = images[images["subset"] != "test"]
     fold = pd.Series(0, index=seen.index)
@@ -56,47 +65,47 @@ def write_folds(folder: Path, root: list[str]) -> list[Path]:
     return files
 
 
-@torch.inference_mode()
-def logits(run_id: str, root: str) -> tuple[torch.Tensor, torch.Tensor, list[str], list[str]]:
-    """Mirrored logits and masks (N, 1, H, W) of a run's validation images by its last weights, their ids and labels."""
-    from bustseg.checkpoint import load_data, load_task, resolve_checkpoint
+def logits(run_id: str, root: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Mirrored logits and masks (N, 1, H, W) of a run's validation images by its last weights, and their classes."""
+    from bustseg.checkpoint import resolve_checkpoint
+    from bustseg.data.sources import LABELS
 
-    path = resolve_checkpoint(run_id, prefer="last")
-    task, data = load_task(path), load_data(path)
-    data.root = root
-    data.setup("validate")
-    batches = [(task.logits(batch).float(), batch["mask"], batch["index"]) for batch in data.val_dataloader()]
-    found, masks, index = (torch.cat(column) for column in zip(*batches, strict=True))
-    samples = [data.samples[place] for place in index.tolist()]
-    return found, masks.view_as(found), [one.id for one in samples], [one.label or "" for one in samples]
+    batches = [
+        (found, batch["mask"], batch["label"])
+        for found, batch in validation_logits(resolve_checkpoint(run_id, prefer="last"), root)
+    ]
+    found, masks, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    return found.float(), masks.view_as(found), [LABELS[code] for code in labels.tolist()]
 
 
-def dice(found: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
-    """Dice (``empty_one``) of every image for each of :data:`PEAKS` and :data:`THRESHOLDS`, (N, peaks, thresholds)."""
+def judged(maps: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[float, OperatingPoints]:
+    """Scores of all logits and masks, each (N, 1, H, W), for each of :data:`PEAKS`."""
     from bustseg.metrics import OperatingPoints
+    from bustseg.postprocess import PostProcess
+
+    points = {peak: OperatingPoints(PostProcess(max_confidence_gap=GAP, min_peak_probability=peak)) for peak in PEAKS}
+    count = 0
+    for found, masks in maps:
+        for one in points.values():
+            one.update(found, masks, torch.arange(count, count + len(found)))
+        count += len(found)
+    return points
+
+
+def dice(points: dict[float, OperatingPoints]) -> np.ndarray:
+    """Dice (``empty_one``) of every image for each of :data:`PEAKS` and :data:`THRESHOLDS`, (N, peaks, thresholds)."""
     from bustseg.metrics.operating import MIN_AREAS
     from bustseg.metrics.operating import THRESHOLDS as TRIED
-    from bustseg.postprocess import PostProcess
 
     columns = [TRIED.index(threshold) * len(MIN_AREAS) for threshold in THRESHOLDS]
-    result = []
-    for peak in PEAKS:
-        points = OperatingPoints(PostProcess(max_confidence_gap=GAP, min_peak_probability=peak))
-        points.update(found, masks, torch.arange(len(found)))
-        result.append(points.per_image()[0].numpy()[:, columns])
-    return np.stack(result, 1)
+    return np.stack([one.per_image()[0].numpy()[:, columns] for one in points.values()], 1)
 
 
-def recommended(found: torch.Tensor, masks: torch.Tensor) -> str:
-    """What the rule of `bustseg validate` takes from the images (N, 1, H, W), with and without a peak."""
-    from bustseg.metrics import OperatingPoints
-    from bustseg.postprocess import PostProcess
-
+def recommended(points: dict[float, OperatingPoints]) -> str:
+    """What the rule of `bustseg validate` takes from the images, with and without a peak."""
     lines = []
     for peak in (0.0, 0.8, 0.9):
-        points = OperatingPoints(PostProcess(max_confidence_gap=GAP, min_peak_probability=peak))
-        points.update(found, masks, torch.arange(len(found)))
-        best = points.recommended()
+        best = points[peak].recommended()
         assert best is not None
         lines.append(
             f"peak {peak:g}: threshold {best.threshold}, smallest component {best.min_area}, "
@@ -106,19 +115,10 @@ def recommended(found: torch.Tensor, masks: torch.Tensor) -> str:
     return "\n".join(lines)
 
 
-def interval(values: np.ndarray, draws: np.ndarray) -> str:
-    """Mean with its 95 % bootstrap interval; of the images with a value."""
-    use = ~np.isnan(values)
-    drawn = np.where(use, values, 0)[draws].sum(1) / use[draws].sum(1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return f"{values[use].mean():+.4f} [{low:+.4f}, {high:+.4f}]"
-
-
 def report(scores: np.ndarray, labels: np.ndarray, fold: np.ndarray, at: list[float]) -> str:
     """The tables, from Dice (N, peaks, thresholds), class and fold of every image."""
     lesion = labels != "normal"
-    rng = np.random.default_rng(0)
-    draws = rng.integers(len(scores), size=(10_000, len(scores)))
+    resamples = Bootstrap(len(scores))
     lines = [
         "| threshold | min_peak_probability | lesion | against 0 | empty_one | against 0 | FP on normals | missed |",
         "| --- " * 8 + "|",
@@ -127,8 +127,11 @@ def report(scores: np.ndarray, labels: np.ndarray, fold: np.ndarray, at: list[fl
         for row, peak in enumerate(PEAKS):
             own, base = scores[:, row, column], scores[:, 0, column]
             cells = [f"{threshold}", f"{peak:g}", f"{own[lesion].mean():.4f}"]
-            cells += [interval(np.where(lesion, own - base, np.nan), draws) if row else "", f"{own.mean():.4f}"]
-            cells += [interval(own - base, draws) if row else ""]
+            cells += [
+                with_interval(np.where(lesion, own - base, np.nan), resamples) if row else "",
+                f"{own.mean():.4f}",
+            ]
+            cells += [with_interval(own - base, resamples) if row else ""]
             cells += [f"{1 - own[~lesion].mean():.3f}", f"{(own[lesion] == 0).mean():.3f}"]
             lines.append("| " + " | ".join(cells) + " |")
     unseen = np.empty(len(scores))
@@ -146,6 +149,7 @@ def report(scores: np.ndarray, labels: np.ndarray, fold: np.ndarray, at: list[fl
         f"{unseen[lesion].mean() * share:.4f}, false positives on normals {1 - unseen[~lesion].mean():.3f}; lesion by "
         "third " + ", ".join(f"{unseen[lesion & (fold == number)].mean():.4f}" for number in range(FOLDS)),
     ]
+    rng = np.random.default_rng(0)
     picks = [rng.choice(unseen[labels == label], (100_000, count)) for label, count in TESTED.items()]
     drawn = np.concatenate(picks, 1).mean(1)
     quantiles = " ".join(f"{value:.4f}" for value in np.percentile(drawn, [1, 5, 50, 95, 99]))
@@ -162,18 +166,18 @@ def main() -> None:
     args = parser.parse_args()
     client = mlflow.MlflowClient("sqlite:///mlruns/mlflow.db")
     root = ["--data.root", args.root]
-    maps, scores, labels, fold = [], [], [], []
-    for number, csv in enumerate(write_folds(Path("folds"), [args.root])):
+    maps, labels, fold = [], [], []
+    for number, csv in enumerate(write_folds(Path("folds"), args.root)):
         options = [*root, "--data.split", str(csv.resolve())]
         runs = [train(client, f"flagship fold {number}, {encoder}", encoder, options) for encoder in args.encoders]
         each = [logits(run, args.root) for run in runs]
         found = torch.stack([one[0] for one in each]).mean(0)
         maps.append((found, each[0][1]))
-        scores.append(dice(*maps[-1]))
-        labels += each[0][3]
+        labels += each[0][2]
         fold += [number] * len(found)
-    print(report(np.concatenate(scores), np.array(labels), np.array(fold), args.at))
-    print("\n" + recommended(*(torch.cat(column) for column in zip(*maps, strict=True))))
+    points = judged(maps)
+    print(report(dice(points), np.array(labels), np.array(fold), args.at))
+    print("\n" + recommended(points))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import mlflow
 import numpy as np
 from flagship import CONFIG, bustseg, find_run
 
+from bustseg.statistics import Bootstrap
+
 SHORT = [
     *("--data.image_size", "128", "--model.train_scale", "null", "--trainer.max_epochs", "9"),
     *("--model.lr_scheduler.init_args.T_max", "9", "--early_stopping.patience", "30"),
@@ -63,6 +65,12 @@ def scores(run_id: str, root: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return dice[:, place].numpy(), lesion.numpy()
 
 
+def with_interval(values: np.ndarray, resamples: Bootstrap) -> str:
+    """Mean with its 95 % percentile interval over images, of those that are not nan."""
+    found = resamples.mean(values[:, None]).interval(method="percentile")
+    return f"{found.estimate[0]:+.4f} [{found.low[0]:+.4f}, {found.high[0]:+.4f}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="BUSI (default: BUSI_ROOT)")
@@ -75,19 +83,15 @@ def main() -> None:
     for name in dict.fromkeys(["base", *args.only]):
         each = [scores(checkpoint(client, name, seed, root), root) for seed in args.seeds]
         found[name] = (np.mean([dice for dice, _ in each], axis=0), each[0][1])
-    rng = np.random.default_rng(0)
     base, lesion = found["base"]
-    draws = rng.integers(len(base), size=(10_000, len(base)))
+    resamples = Bootstrap(len(base))
     print(f"| variant, seeds {' '.join(map(str, args.seeds))} | empty_one | against base | lesion | against base |")
     print("| --- | --- | --- | --- | --- |")
     for name, (dice, _) in found.items():
         cells = [name]
-        for weight in (np.ones(len(base)), lesion.astype(float)):
-            drawn = ((dice - base) * weight)[draws].sum(1) / weight[draws].sum(1)
-            low, high = np.percentile(drawn, [2.5, 97.5])
-            difference = np.average(dice - base, weights=weight)
-            cells.append(f"{np.average(dice, weights=weight):.4f}")
-            cells.append("" if name == "base" else f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]")
+        for counted in (np.ones(len(base), bool), lesion):
+            cells.append(f"{dice[counted].mean():.4f}")
+            cells.append("" if name == "base" else with_interval(np.where(counted, dice - base, np.nan), resamples))
         print("| " + " | ".join(cells) + " |")
 
 

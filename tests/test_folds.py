@@ -30,7 +30,7 @@ def test_every_image_is_judged_once_and_the_tested_ones_never(
         frame.to_csv(args[-1], index=False)
 
     monkeypatch.setattr(folds, "bustseg", split)
-    divisions = [pd.read_csv(csv) for csv in folds.write_folds(tmp_path / "folds", ["busi"])]
+    divisions = [pd.read_csv(csv) for csv in folds.write_folds(tmp_path / "folds", "busi")]
 
     assert len(divisions) == 3
     judged = pd.concat([one.loc[one["subset"] == "val", "image"] for one in divisions])
@@ -66,7 +66,7 @@ def test_masks_are_scored_by_peak(folds: ModuleType) -> None:
     logits = torch.full((2, 1, 32, 32), -6.0)
     logits[0, 0, 8:16, 8:16] = 6.0  # 0.9975, sure
     logits[1, 0, 8:16, 8:16] = 1.0  # 0.731, a false alarm
-    found = folds.dice(logits, masks)[..., 0]
+    found = folds.dice(folds.judged([(logits, masks)]))[..., 0]
 
     assert found[0].tolist() == [1.0] * len(folds.PEAKS)
     assert found[1].tolist() == [float(peak > 0.731) for peak in folds.PEAKS]
@@ -80,7 +80,7 @@ def test_the_rule_is_asked_for_each_peak(folds: ModuleType) -> None:
     logits = torch.full((8, 1, 32, 32), -6.0)
     logits[:4, 0, 8:16, 8:16] = 6.0
     logits[4:, 0, 8:16, 8:16] = 1.3  # 0.786: false alarms on every normal, as large as the lesions
-    without, with_peak, _ = folds.recommended(logits, masks).splitlines()
+    without, with_peak, _ = folds.recommended(folds.judged([(logits, masks)])).splitlines()
 
     assert without.startswith("peak 0: threshold 0.8, smallest component 0.0, lesion 1.0000, empty_one 1.0000")
     assert with_peak.startswith("peak 0.8: threshold 0.5, smallest component 0.0, lesion 1.0000, empty_one 1.0000")
