@@ -1,0 +1,62 @@
+"""Credentials never leave the process: the only place that takes them out of what is printed or stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "***"
+"""Stands where a credential stood."""
+
+_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)"
+_AUTHORITY = re.compile(_SCHEME + r"(?P<userinfo>[^/?#\s'\"<>]*)@")
+"""A URI with user information, greedy to the last ``@`` of its authority: passwords are found that hold one."""
+
+_UNQUOTED = re.compile(_SCHEME + r"(?P<userinfo>[^:/?#@\s'\"<>]+:(?!\d+[/?#])[^@\s'\"<>]*)@")
+"""The same with a ``/``, ``?`` or ``#`` in the password, which SQLAlchemy's parser admits."""
+
+_PARAMETER = re.compile(
+    r"(?P<name>(?:^|(?<=[?&;\s]))"
+    r"(?:[\w.-]*(?:pass(?:word|wd|phrase)?|pwd|secret|token|signature|credential|apikey|accountkey)"
+    r"|(?:[\w.-]*[_.-])?(?:key|sig))=)"
+    r"[^&;#\s'\"<>]+",
+    re.IGNORECASE,
+)
+"""A parameter of a query or of a libpq connection string that holds a secret (``password=``, ``sig=``, ...)."""
+
+
+def redact(text: str) -> str:
+    """Any text, such as a URI or an error message, with the credentials of every URI in it replaced by ``***``.
+
+    The user's name before a password stays, as SQLAlchemy shows it; one that stands alone before the host of a web
+    address may be a token, so that it goes.
+
+    >>> redact("postgresql://me:secret@db/runs and https://token@host/mlflow?sig=abc")
+    'postgresql://me:***@db/runs and https://***@host/mlflow?sig=***'
+    """
+    text = _AUTHORITY.sub(_without_userinfo, text)
+    text = _UNQUOTED.sub(_without_userinfo, text)
+    return _PARAMETER.sub(rf"\g<name>{HIDDEN}", text)
+
+
+def redact_nested(value: Any) -> Any:
+    """A configuration or other nested value with every text in it redacted; the value itself is left as it is.
+
+    Args:
+        value: mappings, lists and tuples of any depth, with plain values at their ends
+    """
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {key: redact_nested(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(redact_nested(item) for item in value)
+    return value
+
+
+def _without_userinfo(found: re.Match[str]) -> str:
+    scheme, (user, colon, _) = found["scheme"], found["userinfo"].partition(":")
+    if colon:
+        return f"{scheme}{user}:{HIDDEN}@"
+    return f"{scheme}{HIDDEN}@" if scheme.lower() in ("http://", "https://") else found[0]
