@@ -35,7 +35,6 @@ def _source(args: argparse.Namespace) -> tuple[Path, Source]:
     """Reader and folder of ``ROOT`` and ``--source``, which is written as ``data.source`` in a config."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from bustseg.data import dicom  # noqa: F401  (so that DICOMFolder is known by its name)
     from bustseg.data.sources import Source
 
     parser = ArgumentParser(exit_on_error=False)

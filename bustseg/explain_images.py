@@ -15,9 +15,8 @@ from rich.table import Table
 from bustseg.callbacks.explain import Case, details_figure, heat_scores
 from bustseg.checkpoint import load_task, read_checkpoint, resolve_checkpoint
 from bustseg.data.cache import decode
-from bustseg.data.sources import LABELS, Sample, natural_key
-from bustseg.data.sources.busi import MASK_STEM
-from bustseg.data.sources.folders import IMAGE_SUFFIXES
+from bustseg.data.files import IMAGE_SUFFIXES, MASK_STEM, natural_key
+from bustseg.data.sources import LABELS, Sample
 from bustseg.errors import UserError
 from bustseg.explain import (
     attention_maps,

@@ -16,7 +16,6 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from bustseg.data import dicom  # noqa: F401  (so that a config may name DICOMFolder)
 from bustseg.data.cache import ImageCache, cache_root, cached_groups, load_cache
 from bustseg.data.duplicates import THRESHOLD
 from bustseg.data.sources import BUSI, LABELS, Sample, Source

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import importlib
 import logging
 import os
 import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from typing import Any
 import numpy as np
 import platformdirs
 
-from bustseg.data.sources.base import LABELS, Problem, Sample, Source, natural_key, read_table
 from bustseg.errors import DataError
 
 SUFFIXES = (".dcm", ".dicom")
@@ -252,123 +252,8 @@ def _window_range(image: Any, bits: int, signed: bool) -> tuple[float, float]:
     return low * slope + intercept, high * slope + intercept
 
 
-class DICOMFolder(Source):
-    """DICOM ultrasound files with masks, in a folder and its sub-folders.
-
-    A file's mask is the PNG file beside it (or under ``masks``) that is called ``<file>_mask.png``, and for a frame of
-    a multi-frame file ``<file>_frame<k>_mask.png`` with k from 0; ``<file>`` is the name without ``.dcm``. It is drawn
-    on the whole picture or on the region that is cut out. Frames of a multi-frame file without a mask are left out.
-
-    File names and headers may name patients, so that samples are called after a keyed hash of the file and grouped by
-    one of the patient. Pictures are cut to the scanned region; a file that declares burned-in text and names no region
-    is left out.
-
-    Args:
-        masks: folder of the masks in the data folder, laid out as the files; beside the files when not given
-        label: class of every image; where not given, a folder called benign, malignant or normal on the way decides
-        labels: CSV file in the data folder with the columns ``image`` (path or name without ``.dcm``) and ``label``
-        crop: cut pictures to the scanned region
-        burned_in: read files that declare burned-in text and name no region
-    """
-
-    name = "dicom"
-
-    def __init__(
-        self,
-        masks: str | None = None,
-        label: str | None = None,
-        labels: str | None = None,
-        crop: bool = True,
-        burned_in: bool = False,
-    ) -> None:
-        if label is not None and label not in LABELS:
-            raise DataError(f"DICOMFolder's label is {label!r}: use {', '.join(LABELS)}")
-        self.masks, self.label, self.labels = masks, label, labels
-        self.crop, self.burned_in = crop, burned_in
-
-    def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
-        files = sorted(filter(self._is_file, root.rglob("*")), key=lambda path: natural_key(str(path)))
-        if not files:
-            raise DataError(f"{root} holds no DICOM files (*.dcm, or files without a suffix that begin as DICOM)")
-        labels = self._read_labels(root)
-        samples: list[Sample] = []
-        problems: list[Problem] = []
-        known: set[str] = set()
-        for number, path in enumerate(files, 1):
-            where = f"DICOM file {number} of {len(files)} (by path)"
-            try:
-                header = read_header(path)
-            except DataError as error:
-                if "pip install" in str(error):
-                    raise
-                problems.append(Problem("unreadable image", root, f"{where} cannot be read: replace or remove it"))
-                continue
-            name = f"dicom {header.file}"
-            if header.file in known:
-                message = f"{name} is there more than once: {where} is left out"
-                problems.append(Problem("left out: same file again", root, message, wrong=False))
-                continue
-            known.add(header.file)
-            if header.burned_in and not self.burned_in and (header.box is None or not self.crop):
-                message = f"{name} is left out: it declares burned-in text and names no region to cut out ({where})"
-                problems.append(Problem("left out: burned-in text", root, message, wrong=False))
-                continue
-            own = self._frames(path, root, header, name, labels)
-            if not own:
-                message = f"{name} has no mask (<its name>_mask.png): add it or remove the file ({where})"
-                problems.append(Problem("image without mask", root, message, name))
-            samples += own
-        return sorted(samples, key=lambda sample: natural_key(sample.id)), problems
-
-    @staticmethod
-    def _is_file(path: Path) -> bool:
-        return path.is_file() and not path.name.startswith(".") and path.name != "DICOMDIR" and is_dicom(path)
-
-    def _frames(self, path: Path, root: Path, header: Header, name: str, labels: dict[str, str]) -> list[Sample]:
-        stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
-        inner = path.parent.relative_to(root)
-        folder = (root / self.masks if self.masks else root) / inner
-        keys = ((inner / stem).as_posix(), stem)
-        label = next((labels[key] for key in keys if key in labels), None) or self._label(inner)
-        sample = Sample(
-            name,
-            path,
-            (),
-            label,
-            group=header.patient,
-            source=self.name,
-            box=header.box if self.crop else None,
-            spacing=header.spacing,
-            private=True,
-        )
-        if header.frames == 1:
-            mask = folder / f"{stem}_mask.png"
-            if not mask.is_file() and label != "normal":
-                return []
-            return [replace(sample, masks=(mask,) if mask.is_file() else ())]
-        masks = [folder / f"{stem}_frame{frame}_mask.png" for frame in range(header.frames)]
-        return [
-            replace(sample, id=f"{name} frame {frame}", frame=frame, masks=(mask,))
-            for frame, mask in enumerate(masks)
-            if mask.is_file()
-        ]
-
-    def _label(self, inner: Path) -> str:
-        if self.label is not None:
-            return self.label
-        return next((part.lower() for part in reversed(inner.parts) if part.lower() in LABELS), "unknown")
-
-    def _read_labels(self, root: Path) -> dict[str, str]:
-        if self.labels is None:
-            return {}
-        table = read_table(root / self.labels, "the labels")
-        if not {"image", "label"} <= set(table.columns):
-            raise DataError(f"{self.labels} needs the columns image and label")
-        labels = {}
-        for line, (image, label) in enumerate(zip(table["image"], table["label"], strict=True), 2):
-            label = label.strip().lower() or "unknown"
-            if label not in LABELS:
-                raise DataError(f"line {line} of {self.labels} has an unknown class: use {', '.join(LABELS)}")
-            key = image.strip().replace("\\", "/")
-            labels[key[: -len(Path(key).suffix)] if Path(key).suffix.lower() in SUFFIXES else key] = label
-        return labels
+def __getattr__(name: str) -> Any:
+    # configurations and checkpoints of earlier versions name the source by this module
+    if name == "DICOMFolder":
+        return importlib.import_module("bustseg.data.sources").DICOMFolder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

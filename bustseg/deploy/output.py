@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from filelock import FileLock, Timeout
 
-from bustseg.deploy.inputs import TABLE, Names
+from bustseg.data.inputs import TABLE, Names
 from bustseg.errors import UserError
 
 HEAD = "predictions.json"

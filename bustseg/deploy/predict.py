@@ -28,9 +28,9 @@ import numpy as np
 from bustseg import __version__
 from bustseg.box import boxed_model
 from bustseg.colours import PREDICTION, rgb
+from bustseg.data.inputs import Inputs, Item, all_frames
 from bustseg.data.sources import read_grey, to_grey
 from bustseg.deploy import dicom_seg as seg
-from bustseg.deploy.inputs import Inputs, Item, all_frames
 from bustseg.deploy.output import COLUMNS, Output, is_full, png, write_whole
 from bustseg.errors import DataError, UserError
 from bustseg.progress import StreamProgress, console, error_console

@@ -20,10 +20,11 @@ from conftest import TINY
 from pydicom.data import get_testdata_file
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
+from bustseg.checkpoint import build_data
 from bustseg.data import dicom
 from bustseg.data.audit import audit
-from bustseg.data.dicom import DICOMFolder, is_dicom, pseudonym, read_frame, read_header
-from bustseg.data.sources import BUSBRA, Combined, Part, read_grey
+from bustseg.data.dicom import is_dicom, pseudonym, read_frame, read_header
+from bustseg.data.sources import BUSBRA, Combined, DICOMFolder, Part, read_grey
 from bustseg.errors import DataError
 from bustseg.tracking import tracking_uri
 
@@ -157,6 +158,14 @@ def test_what_is_dicom(grey: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "README").write_text("no image " * 50)
     assert not is_dicom(tmp_path / "picture.png")
     assert not is_dicom(tmp_path / "README")
+
+
+def test_decoding_knows_no_source_and_the_sources_former_name_still_works() -> None:
+    program = "import sys, bustseg.data.dicom, bustseg.data.images; print('bustseg.data.sources' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == "False"
+    data = {"source": {"class_path": "bustseg.data.dicom.DICOMFolder", "init_args": {"label": "benign"}}}
+    assert isinstance(build_data(data).source, DICOMFolder)
 
 
 def test_pseudonyms_need_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

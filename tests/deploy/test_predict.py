@@ -27,7 +27,7 @@ from conftest import TrainedRun
 from dark_model import write_dark_model
 
 from bustseg.colours import PREDICTION, rgb
-from bustseg.deploy.inputs import Inputs
+from bustseg.data.inputs import Inputs
 from bustseg.deploy.output import write_whole
 from bustseg.deploy.predict import _ahead
 from bustseg.postprocess import PostProcess

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
-from bustseg.data.sources.base import Problem, Sample, Source, natural_key
+from bustseg.data.files import MASK_STEM, natural_key
+from bustseg.data.sources.base import Problem, Sample, Source
 from bustseg.errors import DataError
-
-MASK_STEM = re.compile(r"^(?P<image>.+)_mask(_\d+)?$")
-"""Name of a mask file without its suffix; ``image`` is that of its image, which lies beside it."""
 
 
 class BUSI(Source):

@@ -6,10 +6,9 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bustseg.data.sources.base import LABELS, Problem, Sample, Source, natural_key, read_table
+from bustseg.data.files import IMAGE_SUFFIXES, natural_key
+from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table
 from bustseg.errors import DataError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 class Folders(Source):

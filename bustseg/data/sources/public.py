@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bustseg.data.sources.base import LABELS, Problem, Sample, Source, image_size, natural_key, read_table
+from bustseg.data.files import natural_key
+from bustseg.data.images import image_size
+from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table
 from bustseg.errors import DataError
 
 

@@ -16,9 +16,8 @@ import numpy as np
 from PIL import Image
 
 from bustseg.data import dicom
-from bustseg.data.sources import natural_key, read_native
-from bustseg.data.sources.busi import MASK_STEM
-from bustseg.data.sources.folders import IMAGE_SUFFIXES
+from bustseg.data.files import IMAGE_SUFFIXES, MASK_STEM, natural_key
+from bustseg.data.images import read_native
 from bustseg.errors import DataError, UserError
 
 TABLE = "predictions.csv"
