@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bustseg.data.sources import LABELS, natural_key
+from bustseg.data.sources.base import values_by_name
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS, METRICS, overlap_scores
 from bustseg.metrics.table import SIZES, size_thirds
@@ -295,7 +296,7 @@ def read_groups(path: Path) -> dict[str, str]:
     if not {"image", "group"} <= set(frame):
         raise UserError(f"{path} needs the columns image and group (`bustseg data split --scheme grouped` writes them)")
     known = frame.dropna(subset=["image", "group"])
-    return dict(zip(known["image"], known["group"], strict=True))
+    return values_by_name(known["image"], known["group"], path)
 
 
 # --------------------------------------------------------------------------------------------------------- checking

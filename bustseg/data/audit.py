@@ -191,7 +191,7 @@ def audit(source: Source, root: Path, threshold: float = THRESHOLD, workers: int
         raise DataError(f"the duplicate threshold is {threshold:g}: it must be above 0 and at most 1")
     start = time.perf_counter()
     source.prepare(root)
-    samples, problems = source.scan(root)
+    samples, problems = source.survey(root)
     with ThreadPoolExecutor(workers) as pool:
         inspected = pool.map(lambda sample: _inspect(sample, root), samples)
         findings = list(track(inspected, "checking images", len(samples)))
@@ -232,8 +232,7 @@ class _Finding:
     digest: str = ""
 
     def add(self, kind: str, path: Path, message: str, wrong: bool = True) -> None:
-        shown = Path(self.sample.id) if self.sample.private else path
-        self.problems.append(Problem(kind, shown, message, self.sample.id, wrong))
+        self.problems.append(Problem(kind, self.sample.public(path), message, self.sample.id, wrong))
 
 
 def _inspect(sample: Sample, root: Path) -> _Finding:

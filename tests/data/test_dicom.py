@@ -281,6 +281,21 @@ def test_labels_and_combination(patients: Path, tmp_path: Path) -> None:
     assert all(sample.private == (sample.source == "dicom") for sample in mixed)
 
 
+def test_a_label_must_mean_one_file(tmp_path: Path) -> None:
+    root = study(tmp_path / "study", 2)
+    table = root / "labels.csv"
+    first = f"benign/Zywicka_Janetta_0/{dicoms.ID}_0.dcm"
+    table.write_text(f"image,label\n{first},normal\n")
+    labels = [sample.label for sample in DICOMFolder(labels="labels.csv").read(root)]
+    assert sorted(labels) == ["benign"] * 2 + ["malignant"] * 3 + ["normal"]
+    # every patient's folder holds a file of this name
+    for row, message in ((f"{dicoms.ID}_0,normal", "line 2 .* could mean 2 files"), (f"{first},benign", "line 3 .*")):
+        table.write_text(f"image,label\n{row}\n{first},normal\n")
+        with pytest.raises(DataError, match=message) as caught:
+            DICOMFolder(labels="labels.csv").read(root)
+        assert not [secret for secret in dicoms.SECRETS if secret in str(caught.value)]
+
+
 def test_without_pydicom_one_line_says_what_to_install(patients: Path) -> None:
     code = (
         "import sys; sys.modules['pydicom'] = None\n"

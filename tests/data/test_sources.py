@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,64 @@ def test_combined_says_what_it_needs(tmp_path: Path) -> None:
         BUSIDataModule(source=Combined([Part(Folders())])).prepare_data()
     with pytest.raises(DataError, match="no data folder at nowhere"):
         BUSIDataModule(source=Combined([Part(BUSI(), "nowhere"), Part(Folders(), "b")])).prepare_data()
+
+
+def classes_of_equal_names(root: Path) -> Path:
+    for label in ("benign", "malignant"):
+        for number in range(1, 11):
+            image, mask = layouts.picture(number)
+            layouts.save(root / label / f"{number:03d}.png", image)
+            layouts.save(root / label / f"{number:03d}_mask.png", mask)
+    return root
+
+
+def test_two_images_of_one_id_are_refused_wherever_sources_are_read(tmp_path: Path) -> None:
+    root = classes_of_equal_names(tmp_path / "data")
+    _, problems = BUSI().survey(root)
+    assert [(problem.kind, problem.wrong) for problem in problems] == [("two images of one id", True)] * 10
+    combined = Combined([Part(BUSI(), str(root))])
+    for source, name in ((BUSI(), "001"), (combined, "busi/001")):
+        with pytest.raises(DataError, match=rf"benign/001.png and .*malignant/001.png have one id, '{name}'"):
+            source.read(root)
+        data = BUSIDataModule(root=str(root), source=source, image_size=32)
+        with pytest.raises(DataError, match="have one id"):
+            data.prepare_data()
+        with pytest.raises(DataError, match="have one id"):
+            data.setup("fit")
+
+
+def test_one_file_under_two_ids_is_refused(tmp_path: Path) -> None:
+    root = layouts.folders(tmp_path / "data")
+    twice = Combined([Part(Folders(), str(root), "here"), Part(Folders(), str(root), "there")])
+    with pytest.raises(DataError, match="'here/scan 0' and 'there/scan 0' are one file"):
+        twice.read(root)
+    (root / "images" / "copy.jpg").symlink_to(root / "images" / "scan 0.jpg")
+    (root / "masks" / "copy.png").symlink_to(root / "masks" / "scan 0.png")
+    with pytest.raises(DataError, match="'copy' and 'scan 0' are one file"):
+        Folders().read(root)
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "table", "row"),
+    [
+        (layouts.busbra, BUSBRA(), "bus_data.csv", "bus_0001-l,9,x,malignant,4,scanner,64,48,left,x"),
+        (layouts.busuclm, BUSUCLM(), "INFO.csv", "ALWI_000.png;64x48;Malignant;No;No;No"),
+        (layouts.folders, Folders(labels="who.csv"), "who.csv", "scan 0,malignant"),
+    ],
+)
+def test_a_table_that_contradicts_itself_is_refused(
+    make: Callable[[Path], Path], source: Source, table: str, row: str, tmp_path: Path
+) -> None:
+    root = make(tmp_path)
+    if table == "who.csv":
+        (root / table).write_text("image,label\nscan 0,benign\n")
+    content = (root / table).read_text()
+    repeated = content + content.splitlines()[1] + "\n"
+    (root / table).write_text(repeated)
+    assert len(source.read(root)) in (6, 9, 12)  # the same again says nothing new
+    (root / table).write_text(repeated + row + "\n")
+    with pytest.raises(DataError, match=rf"line \d+ of .*{table} says .*: keep one"):
+        source.read(root)
 
 
 PUBLISHED = {

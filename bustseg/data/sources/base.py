@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,6 +57,10 @@ class Sample:
     def shown(self, path: Path) -> str:
         """A file of the sample as messages and reports may name it."""
         return f"of {self.id}" if self.private else str(path)
+
+    def public(self, path: Path) -> Path:
+        """A file of the sample as lists of problems may hold it."""
+        return Path(self.id) if self.private else path
 
     def read_native(self) -> np.ndarray:
         """Image as ``uint8``, (H, W) or for colour (H, W, 3); errors as in :func:`read_native`."""
@@ -162,21 +168,84 @@ class Source(ABC):
             DataError: the folder does not hold this layout at all
         """
 
+    def survey(self, root: Path) -> tuple[list[Sample], list[Problem]]:
+        """:meth:`scan`, and what must hold in every layout: one id for each image, and one image for each id.
+
+        Splits, caches and tables know images by their ids; two images of one id would be in train and test at once.
+
+        Raises:
+            DataError: as :meth:`scan`
+        """
+        samples, problems = self.scan(root)
+        return samples, [*problems, *_shared_ids(samples), *_shared_files(samples)]
+
     def read(self, root: Path) -> list[Sample]:
         """List the samples under ``root``, sorted naturally by id, without decoding any image.
 
         Images that a source leaves out on purpose are told once on standard error.
 
         Raises:
-            DataError: the folder does not hold this layout, or a file in it does not fit
+            DataError: the folder does not hold this layout, a file in it does not fit, or two images share an id
         """
-        samples, problems = self.scan(root)
+        samples, problems = self.survey(root)
         for problem in problems:
             if problem.wrong:
                 raise DataError(problem.message)
         if problems:
             _tell_once(f"{self.name}: {problems[0].message}", len(problems) - 1)
         return samples
+
+
+def _shared_ids(samples: Sequence[Sample]) -> list[Problem]:
+    first: dict[str, Sample] = {}
+    problems = []
+    for sample in samples:
+        other = first.setdefault(sample.id, sample)
+        if other is not sample:
+            both = f"{other.shown(other.image)} and {sample.shown(sample.image)}"
+            message = f"{both} have one id, {sample.id!r}, by which splits and tables know them: rename one of them"
+            problems.append(Problem("two images of one id", sample.public(sample.image), message, sample.id))
+    return problems
+
+
+def _shared_files(samples: Sequence[Sample]) -> list[Problem]:
+    first: dict[tuple[str, int], Sample] = {}
+    problems = []
+    for sample in samples:
+        other = first.setdefault((os.path.realpath(sample.image), sample.frame), sample)
+        if other.id != sample.id:
+            message = (
+                f"{other.id!r} and {sample.id!r} are one file, {sample.shown(sample.image)}, which could train and "
+                "test at once: name its folder once, or remove the link"
+            )
+            problems.append(Problem("one file as two images", sample.public(sample.image), message, sample.id))
+    owners: dict[Path, str] = {}
+    for sample in samples:
+        for mask in sample.masks:
+            if (owner := owners.setdefault(mask, sample.id)) != sample.id:
+                message = f"{owner!r} and {sample.id!r} have one mask, {sample.shown(mask)}: rename one of the images"
+                problems.append(Problem("one mask of two images", sample.public(mask), message, sample.id))
+    return problems
+
+
+def values_by_name(names: Iterable[str], values: Iterable[str], table: Path, private: bool = False) -> dict[str, str]:
+    """Value of each name in two columns of a table, which may repeat a row but not contradict itself.
+
+    Args:
+        table: the table's file, for messages
+        private: names may tell who the patient is, so that messages count rows instead
+
+    Raises:
+        DataError: a name has two values
+    """
+    found: dict[str, str] = {}
+    for line, (name, value) in enumerate(zip(names, values, strict=True), 2):
+        if found.setdefault(name, value) != value:
+            shown = "the image" if private else repr(name)
+            raise DataError(
+                f"line {line} of {table} says {value!r} of {shown}, and a line before it {found[name]!r}: keep one"
+            )
+    return found
 
 
 @cache

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from bustseg.data import dicom
 from bustseg.data.files import natural_key
-from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table
+from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table, values_by_name
 from bustseg.errors import DataError
 
 
@@ -49,7 +51,7 @@ class DICOMFolder(Source):
         files = sorted(filter(self._is_file, root.rglob("*")), key=lambda path: natural_key(str(path)))
         if not files:
             raise DataError(f"{root} holds no DICOM files (*.dcm, or files without a suffix that begin as DICOM)")
-        labels = self._read_labels(root)
+        labels = self._read_labels(root, Counter(map(_stem, files)))
         samples: list[Sample] = []
         problems: list[Problem] = []
         known: set[str] = set()
@@ -84,7 +86,7 @@ class DICOMFolder(Source):
         return path.is_file() and not path.name.startswith(".") and path.name != "DICOMDIR" and dicom.is_dicom(path)
 
     def _frames(self, path: Path, root: Path, header: dicom.Header, name: str, labels: dict[str, str]) -> list[Sample]:
-        stem = path.stem if path.suffix.lower() in dicom.SUFFIXES else path.name
+        stem = _stem(path)
         inner = path.parent.relative_to(root)
         folder = (root / self.masks if self.masks else root) / inner
         keys = ((inner / stem).as_posix(), stem)
@@ -117,17 +119,26 @@ class DICOMFolder(Source):
             return self.label
         return next((part.lower() for part in reversed(inner.parts) if part.lower() in LABELS), "unknown")
 
-    def _read_labels(self, root: Path) -> dict[str, str]:
+    def _read_labels(self, root: Path, files: Mapping[str, int]) -> dict[str, str]:
         if self.labels is None:
             return {}
         table = read_table(root / self.labels, "the labels")
         if not {"image", "label"} <= set(table.columns):
             raise DataError(f"{self.labels} needs the columns image and label")
-        labels = {}
-        for line, (image, label) in enumerate(zip(table["image"], table["label"], strict=True), 2):
-            label = label.strip().lower() or "unknown"
+        labels = [label.strip().lower() or "unknown" for label in table["label"]]
+        for line, label in enumerate(labels, 2):
             if label not in LABELS:
                 raise DataError(f"line {line} of {self.labels} has an unknown class: use {', '.join(LABELS)}")
-            key = image.strip().replace("\\", "/")
-            labels[key[: -len(Path(key).suffix)] if Path(key).suffix.lower() in dicom.SUFFIXES else key] = label
-        return labels
+        names = [image.strip().replace("\\", "/") for image in table["image"]]
+        stems = [(Path(name).parent / _stem(Path(name))).as_posix() for name in names]
+        for line, stem in enumerate(stems, 2):
+            if files.get(stem, 0) > 1:
+                raise DataError(
+                    f"line {line} of {self.labels} could mean {files[stem]} files: give the path in the folder"
+                )
+        return values_by_name(stems, labels, root / self.labels, private=True)
+
+
+def _stem(path: Path) -> str:
+    """Name without ``.dcm``; names such as 1.2.840.113619 have no suffix."""
+    return path.stem if path.suffix.lower() in dicom.SUFFIXES else path.name

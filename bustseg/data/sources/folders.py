@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bustseg.data.files import IMAGE_SUFFIXES, natural_key
-from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table
+from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table, values_by_name
 from bustseg.errors import DataError
 
 
@@ -61,7 +61,7 @@ class Folders(Source):
                     image,
                     (mask,) if mask else (),
                     label,
-                    patients.get(stem),
+                    patients.get(stem) or None,
                     self.name,
                     lesion_above=self.lesion_above,
                 )
@@ -95,15 +95,16 @@ class Folders(Source):
             raise DataError(f"{root / self.labels} needs the column image and one of label, patient")
         names = [Path(name.strip()) for name in table["image"]]
         stems = [path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name for path in names]
-        labels = {}
+        labels: dict[str, str] = {}
         if "label" in table:
-            for stem, label in zip(stems, (text.strip().lower() or "unknown" for text in table["label"]), strict=True):
+            told = [text.strip().lower() or "unknown" for text in table["label"]]
+            labels = values_by_name(stems, told, root / self.labels)
+            for stem, label in labels.items():
                 if label not in LABELS:
                     raise DataError(f"{root / self.labels} calls {stem} {label!r}: use {', '.join(LABELS)}")
-                labels[stem] = label
-        patients = {}
+        patients: dict[str, str] = {}
         if "patient" in table:
-            patients = {stem: name.strip() for stem, name in zip(stems, table["patient"], strict=True) if name.strip()}
+            patients = values_by_name(stems, (name.strip() for name in table["patient"]), root / self.labels)
         return labels, patients
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bustseg.data.files import natural_key
 from bustseg.data.images import image_size
-from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table
+from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table, values_by_name
 from bustseg.errors import DataError
 
 
@@ -47,8 +47,10 @@ class BUSBRA(Source):
             raise DataError(f"{root / 'bus_data.csv'} lacks one of the columns ID, Case, Pathology")
         images = {path.stem: path for path in (root / "Images").glob("*.png")}
         masks = {path.stem: path for path in (root / "Masks").glob("*.png")}
+        patients = values_by_name(table["id"], table["case"], root / "bus_data.csv")
+        pathologies = values_by_name(table["id"], table["pathology"], root / "bus_data.csv")
         samples, problems = [], []
-        for name, patient, pathology in zip(table["id"], table["case"], table["pathology"], strict=True):
+        for name, patient in patients.items():
             image = images.pop(name, None)
             mask = masks.pop(name.replace("bus_", "mask_", 1), None)
             if image is None:
@@ -59,7 +61,7 @@ class BUSBRA(Source):
                 continue
             if mask is None:
                 problems.append(_without_mask(image, f"Masks/{name.replace('bus_', 'mask_', 1)}.png"))
-            label = pathology.strip().lower()
+            label = pathologies[name].strip().lower()
             samples.append(
                 Sample(
                     name,
@@ -91,7 +93,7 @@ class BUSUCLM(Source):
         table = read_table(root / "INFO.csv", "the table of BUS-UCLM")
         if not {"image", "label"} <= set(table.columns):
             raise DataError(f"{root / 'INFO.csv'} lacks one of the columns Image, Label")
-        labels = dict(zip(table["image"], (label.strip().lower() for label in table["label"]), strict=True))
+        labels = values_by_name(table["image"], (label.strip().lower() for label in table["label"]), root / "INFO.csv")
         masks = {path.name: path for path in (root / "masks").glob("*.png")}
         samples, problems = [], []
         for image in sorted((root / "images").glob("*.png"), key=lambda path: natural_key(path.stem)):
@@ -171,9 +173,8 @@ class BrEaST(Source):
         for path in tables:
             table = read_table(path, "the annotation table of BrEaST")
             if {"image_filename", "classification"} <= set(table.columns):
-                found = {}
-                for image, label in zip(table["image_filename"], table["classification"], strict=True):
-                    label = str(label).strip().lower()
-                    found[Path(str(image).strip()).stem] = label if label in LABELS else "unknown"
-                return found
+                stems = [Path(str(image).strip()).stem for image in table["image_filename"]]
+                classes = [str(label).strip().lower() for label in table["classification"]]
+                labels = values_by_name(stems, classes, path)
+                return {stem: label if label in LABELS else "unknown" for stem, label in labels.items()}
         return {}
