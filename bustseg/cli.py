@@ -161,6 +161,22 @@ def _predict(args: argparse.Namespace) -> int:
     return predict(args.input, args.model, Path(args.out).expanduser(), options)
 
 
+def _serve(args: argparse.Namespace) -> int:
+    from bustseg.serve.command import serve
+
+    return serve(
+        args.model,
+        args.host,
+        args.port,
+        _path(args.corrections),
+        args.threshold,
+        tuple(args.allowed_hosts),
+        max_bytes=args.max_mb * 1024**2,
+        max_requests=args.max_requests,
+        batch_size=args.batch_size,
+    )
+
+
 def _ui(args: argparse.Namespace) -> int:
     from bustseg.tracking import open_store, tracking_uri
 
@@ -488,6 +504,27 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="look into folders of folders (default: yes)",
     )
+
+    serve = verb(
+        verbs,
+        "serve",
+        _serve,
+        "a page to look at outlines and correct them, and an HTTP interface for programs",
+        "bustseg serve --corrections corrections",
+    )
+    serve.add_argument("--model", help="as for predict (default: the model in the box)")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; others want BUSTSEG_TOKEN)"
+    )
+    serve.add_argument("--port", type=int, default=8080, help="port (default 8080; 0 takes a free one)")
+    serve.add_argument("--corrections", metavar="DIR", help="folder to save corrections in (default: none are saved)")
+    serve.add_argument("--threshold", type=float, help="probability above which a pixel is lesion (default: model's)")
+    serve.add_argument(
+        "--allowed_hosts", nargs="+", default=[], metavar="NAME", help="names by which clients may call the server"
+    )
+    serve.add_argument("--max_mb", type=int, default=256, help="largest request in MiB (default 256)")
+    serve.add_argument("--max_requests", type=int, default=64, help="requests at once; more get 429 (default 64)")
+    serve.add_argument("--batch_size", type=int, default=8, help="images per step of the network (default 8)")
 
     ui = verb(verbs, "ui", _ui, "open the MLflow UI on the project's store", "bustseg ui --port 5000")
     ui.add_argument("--uri", help="MLflow store (default: MLFLOW_TRACKING_URI or sqlite:///mlruns/mlflow.db)")

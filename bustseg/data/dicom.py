@@ -28,6 +28,7 @@ from bustseg.errors import DataError
 SUFFIXES = (".dcm", ".dicom")
 
 _TWO_DIMENSIONAL, _TISSUE, _CENTIMETRES = 1, 1, 3  # DICOM PS3.3, C.8.5.5.1
+_DEFLATED = b"1.2.840.10008.1.2.1.99"  # the transfer syntax, in the file's head
 _LEAST_SIDE = 16  # pixels; a smaller region is a colour bar or a ruler
 _HEADER = (
     "PatientID",
@@ -87,6 +88,15 @@ def has_mark(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def is_deflated(path: Path) -> bool:
+    """Whether a DICOM file says that its data set is deflated, which unfolds a small file to any size in memory."""
+    try:
+        with path.open("rb") as file:
+            return _DEFLATED in file.read(4096)
     except OSError:
         return False
 

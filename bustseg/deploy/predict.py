@@ -373,22 +373,22 @@ class _Writer:
                 reasons.append("no overlay: text in the picture may name the patient")
         if self.options.probabilities:
             levels = np.rint(found.probability * 65535).astype(np.uint16)
-            write_whole(output.file("probabilities", name), png(_placed(levels, item.box, one.shape)))
-        mask = _placed(found.mask * np.uint8(255), item.box, one.shape)
+            write_whole(output.file("probabilities", name), png(placed(levels, item.box, one.shape)))
+        mask = placed(found.mask * np.uint8(255), item.box, one.shape)
         write_whole(output.file("masks", name), png(mask))
-        area_mm2 = None if item.spacing is None else found.area_px * item.spacing[0] * item.spacing[1]
-        confidence = found.confidence
+        said = found.summary(item.spacing)
+        area_mm2, confidence = said["area_mm2"], said["confidence"]
         return {
             "mask": f"masks/{name}.png",
             "width": one.shape[1],
             "height": one.shape[0],
-            "area_px": found.area_px,
+            "area_px": said["area_px"],
             "area_mm2": "" if area_mm2 is None else f"{area_mm2:.2f}",
-            "components": len(found.components),
-            "largest_component_px": found.components[0] if found.components else 0,
-            "lesion_probability": f"{found.lesion_probability:.4f}",
+            "components": said["components"],
+            "largest_component_px": said["largest_component_px"],
+            "lesion_probability": f"{said['lesion_probability']:.4f}",
             "confidence": "" if confidence is None else f"{confidence:.4f}",
-            "threshold": f"{found.threshold:g}",
+            "threshold": f"{said['threshold']:g}",
             "look_at_this": int(bool(reasons)),
             "reason": "; ".join(reasons),
             "model": self.predictor.digest[:12],
@@ -396,7 +396,7 @@ class _Writer:
         }
 
 
-def _placed(part: np.ndarray, box: tuple[int, int, int, int] | None, shape: tuple[int, int]) -> np.ndarray:
+def placed(part: np.ndarray, box: tuple[int, int, int, int] | None, shape: tuple[int, int]) -> np.ndarray:
     """``part`` where it was cut out of a picture of ``shape`` (H, W), zeros around it."""
     if box is None:
         return part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -99,3 +100,20 @@ class Prediction:
         if any(edge.any() for edge in edges):
             reasons.append("touches the border")
         return (*reasons, *self.unlike)
+
+    def summary(self, spacing: tuple[float, float] | None = None) -> dict[str, Any]:
+        """Everything that a table or an answer says of the mask, as plain types.
+
+        Args:
+            spacing: size of a pixel in mm as (row, column); without it ``area_mm2`` is None
+        """
+        return {
+            "area_px": self.area_px,
+            "area_mm2": None if spacing is None else self.area_px * spacing[0] * spacing[1],
+            "components": len(self.components),
+            "largest_component_px": self.components[0] if self.components else 0,
+            "lesion_probability": self.lesion_probability,
+            "confidence": self.confidence,
+            "threshold": self.threshold,
+            "reasons": list(self.look_at_this),
+        }

@@ -1,0 +1,95 @@
+"""``bustseg serve``: start the server and say where it is."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+
+from bustseg.box import boxed_model
+from bustseg.deploy.predict import NOTICE
+from bustseg.errors import UserError
+from bustseg.progress import console
+from bustseg.serve.settings import Settings, is_loopback
+
+TOKEN = "BUSTSEG_TOKEN"
+"""Environment variable with the token: on the command line every user of the machine would see it."""
+
+
+def serve(
+    model: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    corrections: Path | None = None,
+    threshold: float | None = None,
+    allowed_hosts: tuple[str, ...] = (),
+    **limits: Any,
+) -> int:
+    """Serve a page and an HTTP interface until Ctrl-C.
+
+    Args:
+        model: a checkpoint, a run or an exported folder; the model in the box when not given
+        host: address to listen on; on any other than this machine's own a token is asked for
+        port: port to listen on; 0 takes a free one
+        corrections: folder for corrections; nothing is saved when not given
+        threshold: probability above which a pixel belongs to a lesion; the model's when not given
+        allowed_hosts: names by which clients may call the server
+        limits: further fields of :class:`bustseg.serve.settings.Settings`
+
+    Returns:
+        exit code 0
+
+    Raises:
+        UserError: a setting, the model or the address cannot be used, or the extra is not installed
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"the threshold is {threshold}: it must lie between 0 and 1")
+    token = os.environ.get(TOKEN) or (None if is_loopback(host) else secrets.token_urlsafe(24))
+    folder = corrections.expanduser() if corrections else None
+    settings = Settings(host, port, token, tuple(allowed_hosts), folder, **limits)
+    try:
+        import uvicorn
+
+        from bustseg.serve.app import create_app
+    except ImportError as error:
+        raise UserError(f"bustseg serve needs {error.name}: pip install 'bustseg[serve]'") from error
+    listening = listen(host, port)
+    name = model if model is not None else str(boxed_model())
+    from bustseg.deploy.predictor import Predictor
+
+    predictor = Predictor(name, threshold=threshold)
+    called = "the model in the box" if model is None else Path(name).name
+    app = create_app(predictor, settings, called)
+    address = f"[{host}]" if ":" in host else host
+    where = f"http://{address}:{listening.getsockname()[1]}/"
+    console.print(f"bustseg serve: {where}{f'#token={token}' if token else ''} (Ctrl-C ends it)", highlight=False)
+    console.print(f"model: {called}, digest {predictor.digest[:12]}", highlight=False, markup=False)
+    if token:
+        console.print("programs send the header Authorization: Bearer TOKEN", highlight=False)
+    saved = f"corrections go to {folder}" if folder else "corrections are not saved: --corrections DIR saves them"
+    console.print(saved, highlight=False, markup=False)
+    console.print(NOTICE, highlight=False)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=15, lifespan="on"
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UserError: the address is taken or is not this machine's
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(1024)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port} ({error.strerror or error}): name another --port") from error
+    return listening

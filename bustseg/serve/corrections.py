@@ -1,0 +1,202 @@
+"""What annotators accept, correct or reject, in a folder that training reads as it is.
+
+::
+
+    corrections/
+      images/NAME.png, masks/NAME.png   what `Folders` reads: the newest word on each image
+      labels.csv                        image, label, patient, and who said what of which model, when
+      history/NAME/0001_before.png      the network's mask and the annotator's, of every save
+      history/NAME/0001_after.png
+      corrections.jsonl                 a record of every save, in their order
+
+``NAME`` is a digest of the image's pixels: an image that is corrected again keeps its name, whatever its file is
+called, and no file name of a client is written anywhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from bustseg import __version__
+from bustseg.data.images import read_grey
+from bustseg.deploy.output import png, write_whole
+from bustseg.deploy.predict import NOTICE
+from bustseg.errors import DataError, UserError
+
+LABELS_FILE = "labels.csv"
+LOG = "corrections.jsonl"
+COLUMNS = ("image", "label", "patient", "verdict", "who", "when", "model", "threshold", "changed_px")
+REJECTED = "rejected"
+
+
+def image_name(image: np.ndarray) -> str:
+    """Name of an image, grey ``uint8`` (H, W): 16 hex digits of its pixels' digest."""
+    return hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
+
+
+class Corrections:
+    """A folder of corrections; several processes may write to it.
+
+    Args:
+        folder: is made when it does not exist
+
+    Raises:
+        UserError: it cannot be written
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._last: dict[str, dict[str, Any]] = {}
+        self._read = 0
+        self._own = threading.Lock()
+        try:
+            for name in ("images", "masks", "history"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".corrections.lock")
+            with self._lock:
+                self._repair()
+        except OSError as error:
+            raise UserError(f"cannot keep corrections in {folder}: {error.strerror}") from error
+
+    def _repair(self) -> None:
+        """Drop what a crash has left half saved: an image without its mask, or the other way."""
+        images, masks = ({path.name for path in (self.folder / name).glob("*.png")} for name in ("images", "masks"))
+        for name in images ^ masks:
+            for part in ("images", "masks"):
+                (self.folder / part / name).unlink(missing_ok=True)
+
+    def _refresh(self) -> None:
+        """Read what was appended to the log, by whichever process; a line that was torn off is left for later."""
+        try:
+            with (self.folder / LOG).open("rb") as file:
+                file.seek(self._read)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read += len(line)
+                    try:
+                        record = json.loads(line)
+                        self._last[record["image"]] = record
+                    except (ValueError, KeyError, TypeError):
+                        continue
+        except FileNotFoundError:
+            return
+
+    def last(self, image: str) -> dict[str, Any] | None:
+        """The newest record of an image, None where it has none."""
+        with self._own:
+            self._refresh()
+            return self._last.get(image)
+
+    def mask(self, record: Mapping[str, Any]) -> np.ndarray:
+        """The annotator's mask of a record, ``uint8`` of 0 and 1 (H, W)."""
+        return (read_grey(self.folder / record["after"]) > 127).astype(np.uint8)
+
+    def save(
+        self,
+        image: np.ndarray,
+        before: np.ndarray,
+        after: np.ndarray,
+        verdict: str,
+        model: Mapping[str, str],
+        threshold: float,
+        who: str = "",
+        label: str = "unknown",
+        patient: str = "",
+    ) -> dict[str, Any]:
+        """Save what an annotator says of an image; it is on disk when this returns.
+
+        Args:
+            image: grey ``uint8`` (H, W)
+            before: the network's mask, 0 and 1 (H, W)
+            after: the annotator's
+            verdict: accepted, corrected or rejected; a rejected image is not trained on
+            model: name and digest
+            threshold: of the network's mask
+            who: free text
+            label: class of the image; an image without a lesion is normal
+            patient: what images of one patient share, empty where it is not known
+
+        Returns:
+            the record
+
+        Raises:
+            DataError: a mask does not fit the image
+        """
+        if not image.shape == before.shape == after.shape:
+            raise DataError(
+                f"the mask is {after.shape[1]}x{after.shape[0]}, the image {image.shape[1]}x{image.shape[0]}"
+            )
+        name = image_name(image)
+        if label == "unknown" and not after.any():
+            label = "normal"
+        with self._own, self._lock:
+            self._refresh()
+            number = 1 + len(list((self.folder / "history" / name).glob("*_after.png")))
+            files = {}
+            for key, mask in (("before", before), ("after", after)):
+                files[key] = f"history/{name}/{number:04d}_{key}.png"
+                write_whole(self.folder / files[key], png(mask * np.uint8(255)))
+            record = {
+                "image": name,
+                "verdict": verdict,
+                "who": who,
+                "when": datetime.now(UTC).isoformat(timespec="seconds"),
+                "label": label,
+                "patient": patient,
+                "model": dict(model),
+                "threshold": threshold,
+                "changed_px": int((before != after).sum()),
+                **files,
+                "version": __version__,
+                "notice": NOTICE,
+            }
+            if verdict == REJECTED:
+                for part in ("images", "masks"):
+                    (self.folder / part / f"{name}.png").unlink(missing_ok=True)
+            else:
+                write_whole(self.folder / "masks" / f"{name}.png", png(after * np.uint8(255)))
+                write_whole(self.folder / "images" / f"{name}.png", png(image))
+            self._write_labels(record)
+            line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+            self._mend_log()
+            with (self.folder / LOG).open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            self._refresh()
+        return record
+
+    def _mend_log(self) -> None:
+        """End a line that a crash has torn off, so that the next one stands by itself."""
+        path = self.folder / LOG
+        if path.is_file() and path.stat().st_size > self._read:
+            with path.open("ab") as file:
+                file.write(b"\n")
+            self._refresh()
+
+    def _write_labels(self, record: Mapping[str, Any]) -> None:
+        path, rows = self.folder / LABELS_FILE, {}
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = {row["image"]: row for row in csv.DictReader(file)}
+        rows.pop(record["image"], None)
+        if record["verdict"] != REJECTED:
+            rows[record["image"]] = {**record, "model": record["model"]["digest"][:12]}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows.values())
+        write_whole(path, text.getvalue().encode())

@@ -1,0 +1,210 @@
+"""Who may ask, before anything else is done with a request.
+
+* **DNS rebinding**: a page of a stranger whose name suddenly points to 127.0.0.1 would be of the same origin as this
+  server. Such a request carries the stranger's name in ``Host``, so only numeric addresses and known names are served.
+* **Cross-site requests**: browsers say where a request comes from (``Origin``, ``Sec-Fetch-Site``); anything but this
+  server's own page is refused.
+* **Strangers**: with a token, everything but the page's own files and ``/health`` asks for it. It travels in a header
+  and in no cookie, so that no other site can make a browser send it.
+* **Size and time**: a body that is too large, or arrives too slowly, ends the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from fastapi import HTTPException
+
+from bustseg.deploy.predict import NOTICE
+from bustseg.serve.settings import Settings
+
+Scope = dict[str, Any]
+
+_DRAIN_SECONDS = 2.0
+_SAFE = ("GET", "HEAD")
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+    "X-Notice": NOTICE,
+}
+"""Headers of every answer: nothing of it is for other sites, and the notice stands on each."""
+
+
+class Refusal(Exception):
+    """A request that is answered at once.
+
+    Attributes:
+        status: HTTP status
+        message: why, in one line
+        headers: further headers
+    """
+
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, headers or {}
+
+
+def host_name(header: str) -> str | None:
+    """Host without its port, as in a ``Host`` header; None where it is malformed."""
+    if header.startswith("["):
+        inside, bracket, port = header[1:].partition("]")
+        name, port = (inside, port.removeprefix(":")) if bracket and (not port or port[0] == ":") else ("", "x")
+    else:
+        name, _, port = header.partition(":")
+    return name.casefold().rstrip(".") if name and (not port or port.isdigit()) else None
+
+
+class Guard:
+    """ASGI middleware with the rules above.
+
+    Args:
+        app: what is guarded
+        settings: names, token and limits
+        public: paths that need no token
+        refused: is told the status of each refusal
+    """
+
+    def __init__(
+        self, app: Any, settings: Settings, public: Iterable[str], refused: Callable[[int], None] = lambda status: None
+    ) -> None:
+        self.app, self.settings, self.public, self.refused = app, settings, frozenset(public), refused
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        try:
+            self.check(scope["method"], scope["path"], headers, scope["headers"])
+        except Refusal as refusal:
+            self.refused(refusal.status)
+            if "expect" not in headers:
+                await _drain(receive)  # or a client that is still sending would see a reset and not the answer
+            await self._answer(send, refusal)
+            return
+        body = _Body(receive, self.settings.max_bytes, self.settings.body_seconds)
+        await self.app(scope, body, _with_headers(send))
+
+    def check(self, method: str, path: str, headers: dict[str, str], raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Let a request pass.
+
+        Args:
+            method, path: of the request
+            headers: by lower-case name
+            raw: all headers, to see one that is there twice
+
+        Raises:
+            Refusal: it may not
+        """
+        if sum(name.lower() == b"host" for name, _ in raw) > 1:
+            raise Refusal(400, "the request has several Host headers")
+        host = host_name(headers.get("host", ""))
+        if host is None or not (host in self.settings.names or _is_address(host)):
+            raise Refusal(421, "this server is not called that: use localhost, its address, or --allowed_hosts")
+        own = {f"http://{headers['host'].casefold()}", f"https://{headers['host'].casefold()}"}
+        origin = headers.get("origin")
+        if origin is not None and origin.casefold() not in own:
+            raise Refusal(403, "requests of other sites are refused")
+        opens_page = method == "GET" and path == "/" and headers.get("sec-fetch-mode") == "navigate"
+        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not opens_page:
+            raise Refusal(403, "requests of other sites are refused")
+        if self.settings.token is not None and path not in self.public:
+            given = headers.get("authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {self.settings.token}".encode()):
+                raise Refusal(
+                    401, "this server wants a token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+                )
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self.settings.max_bytes:
+            raise Refusal(413, f"the request is larger than {self.settings.max_bytes // 1024**2} MiB")
+
+    @staticmethod
+    async def _answer(send: Any, refusal: Refusal) -> None:
+        content = json.dumps({"error": refusal.message, "notice": NOTICE}).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **refusal.headers}
+        start = {
+            "type": "http.response.start",
+            "status": refusal.status,
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }
+        send = _with_headers(send)
+        await send(start)
+        await send({"type": "http.response.body", "body": content})
+
+
+def _is_address(host: str) -> bool:
+    """Whether a host is numeric: no name, and so nothing that could be bound to another address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_headers(send: Any) -> Any:
+    async def sender(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            there = {name.lower() for name, _ in message.get("headers", [])}
+            extra = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+            message = {
+                **message,
+                "headers": [*message.get("headers", []), *((n, v) for n, v in extra if n not in there)],
+            }
+        await send(message)
+
+    return sender
+
+
+async def _drain(receive: Any) -> None:
+    """Throw the body away, for a moment at most."""
+
+    async def read() -> None:
+        while True:
+            message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return
+
+    with suppress(TimeoutError):
+        await asyncio.wait_for(read(), _DRAIN_SECONDS)
+
+
+class _Body:
+    """``receive`` of a request, with a limit for what it gives and for how long that takes."""
+
+    def __init__(self, receive: Any, max_bytes: int, seconds: float) -> None:
+        self._receive, self._left, self._max = receive, max_bytes, max_bytes
+        self._until = time.monotonic() + seconds
+        self._whole = False
+
+    async def __call__(self) -> dict[str, Any]:
+        if self._whole:  # from here on only the end of the connection is waited for
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
+        except TimeoutError:
+            raise HTTPException(408, "the request did not arrive in time") from None
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            self._whole = not message.get("more_body")
+            if self._left < 0:
+                raise HTTPException(413, f"the request is larger than {self._max // 1024**2} MiB")
+        return message

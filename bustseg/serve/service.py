@@ -1,0 +1,280 @@
+"""What the server does with images, apart from how it is asked: decode, segment, explain, save."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import cv2
+import numpy as np
+
+from bustseg import __version__
+from bustseg.data.images import to_grey
+from bustseg.data.inputs import Item
+from bustseg.deploy import dicom_seg
+from bustseg.deploy.output import png
+from bustseg.deploy.predict import placed
+from bustseg.deploy.prediction import Prediction
+from bustseg.errors import DataError, UserError
+from bustseg.serve.batching import Batcher
+from bustseg.serve.corrections import Corrections, image_name
+from bustseg.serve.metrics import Metrics
+from bustseg.serve.settings import Settings
+from bustseg.serve.shapes import from_run_lengths, polygons, run_lengths
+from bustseg.serve.uploads import Upload, Uploads, cut, read_item
+
+if TYPE_CHECKING:
+    from bustseg.deploy.predictor import Predictor
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One image after the network.
+
+    Attributes:
+        item: where it came from
+        shape: (H, W) of the file's whole picture
+        part: (H, W) of the scanned region, which the mask belongs to
+        logits: ``float32`` (h, w) of the network's size
+        found: the prediction
+        seconds: from file to mask
+    """
+
+    item: Item
+    shape: tuple[int, int]
+    part: tuple[int, int]
+    logits: np.ndarray
+    found: Prediction
+    seconds: float
+
+
+class Service:
+    """A predictor, with everything around it that several clients at once need.
+
+    Args:
+        predictor: segments
+        settings: limits
+        name: what the model is called
+    """
+
+    def __init__(self, predictor: Predictor, settings: Settings, name: str = "") -> None:
+        self.predictor, self.settings, self.name = predictor, settings, name
+        self.metrics = Metrics()
+        self.uploads = Uploads(settings)
+        self.corrections = Corrections(settings.corrections) if settings.corrections else None
+        self.batcher = Batcher(
+            predictor.logits, settings.batch_size, settings.max_requests * settings.batch_size, self.metrics.batched
+        )
+        self.working = 0  # requests, counted by the event loop's thread alone
+        self.metrics.waiting.set_function(lambda: self.batcher.waiting)
+        self.metrics.working.set_function(lambda: self.working)
+        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="serve")
+        self._explainer: Any = None
+        self._explaining = threading.Lock()
+
+    def close(self) -> None:
+        """End all threads and remove all files of clients."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.batcher.close()
+        self.uploads.close()
+
+    @property
+    def explainable(self) -> bool:
+        """Grad-CAM needs gradients, which exported models have not."""
+        return self.predictor.task is not None
+
+    def model(self) -> dict[str, Any]:
+        """What ``/model`` says."""
+        predictor = self.predictor
+        return {
+            "name": self.name,
+            "digest": predictor.digest,
+            "version": __version__,
+            "image_size": list(predictor.image_size),
+            "threshold": predictor.threshold,
+            "postprocess": predictor.postprocess.to_dict(),
+            "calibrated": predictor.calibration is not None,
+            "temperature": predictor.calibration.temperature if predictor.calibration else None,
+            "training_images": predictor.images.to_dict(),
+            "explainable": self.explainable,
+            "corrections": self.corrections is not None,
+        }
+
+    async def run(self, function: Callable[..., Made], *args: Any) -> Made:
+        """A function in one of the few threads that decode and encode."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args))
+
+    async def look(self, item: Item, threshold: float | None = None) -> Looked:
+        """Decode and segment one image.
+
+        Raises:
+            DataError: it cannot be read
+            Busy: the network's queue is full
+        """
+        start = time.perf_counter()
+        shape, part, prepared = await self.run(self._prepare, item)
+        logits = await asyncio.wrap_future(self.batcher.submit(prepared))
+        found = await self.run(self.predictor.finish, logits, part, threshold, prepared)
+        if found.look_at_this:
+            self.metrics.flagged.inc()
+        return Looked(item, shape, part, logits[0], found, time.perf_counter() - start)
+
+    def _prepare(self, item: Item) -> tuple[tuple[int, int], tuple[int, int], np.ndarray]:
+        """The whole picture's shape, the region's, and what the network sees; the picture itself is not kept."""
+        picture = read_item(item, self.settings)
+        region = cut(item, picture)
+        return (picture.shape[0], picture.shape[1]), (region.shape[0], region.shape[1]), self.predictor.prepare(region)
+
+    def picture(self, item: Item) -> bytes:
+        """PNG of the scanned region, as the page shows it."""
+        return png(np.ascontiguousarray(cut(item, read_item(item, self.settings))))
+
+    def grey(self, item: Item) -> np.ndarray:
+        """The scanned region, grey ``uint8`` (H, W)."""
+        return np.ascontiguousarray(to_grey(cut(item, read_item(item, self.settings))))
+
+    def heat(self, item: Item) -> bytes:
+        """Grad-CAM of the network's last decoder block: PNG of the network's size, 255 its maximum.
+
+        Raises:
+            UserError: the model has no gradients
+        """
+        if self.predictor.task is None:
+            raise UserError("Grad-CAM needs a checkpoint: an exported model has no gradients")
+        prepared = self.predictor.prepare(self.grey(item))
+        with self._explaining:  # hooks are the whole network's, so that it works on a copy and one at a time
+            from bustseg.explain import default_layer, heat_maps
+
+            if self._explainer is None:
+                import copy
+
+                self._explainer = copy.deepcopy(self.predictor.task)
+            batch = prepared[None, None]
+            layer = default_layer(self._explainer, batch)
+            heat = heat_maps(self._explainer, batch, [layer]).heat[layer][0]
+        return png(np.rint(255 * heat).astype(np.uint8))
+
+    @staticmethod
+    def written(looked: Looked, forms: frozenset[str]) -> dict[str, Any]:
+        """The answer for one image; its mask belongs to the file's whole picture.
+
+        Args:
+            looked: the image
+            forms: of the mask: ``polygons``, ``rle``, ``png``
+        """
+        said = looked.found.summary(looked.item.spacing)
+        answer = {
+            "width": looked.shape[1],
+            "height": looked.shape[0],
+            **said,
+            "look_at_this": bool(said["reasons"]),
+        }
+        mask = placed(looked.found.mask, looked.item.box, looked.shape) if forms else looked.found.mask
+        if "polygons" in forms:
+            answer["polygons"] = polygons(mask)
+        if "rle" in forms:
+            answer["rle"] = run_lengths(mask)
+        if "png" in forms:
+            answer["png"] = base64.b64encode(png(mask * np.uint8(255))).decode()
+        return answer
+
+    async def segmentation(self, upload: Upload, masks: Mapping[int, np.ndarray], threshold: float | None) -> bytes:
+        """The DICOM SEG of an upload.
+
+        Args:
+            upload: a DICOM file
+            masks: (H, W) of the scanned region, that take the place of the network's
+            threshold: of the network's
+
+        Raises:
+            DataError: no DICOM file, one that lacks what a SEG must repeat, or a mask that does not fit
+        """
+        if upload.items[0].header is None:
+            raise DataError("only of a DICOM file can a DICOM SEG be made")
+        whole = []
+        for frame, item in enumerate(upload.items):
+            if frame in masks:
+                shape, part, _ = await self.run(self._prepare, item)
+                if masks[frame].shape != part:
+                    raise DataError(f"the mask of frame {frame} must be of {part[1]} x {part[0]} pixels")
+                whole.append(placed(masks[frame], item.box, shape))
+            else:
+                looked = await self.look(item, threshold)
+                whole.append(placed(looked.found.mask, item.box, looked.shape))
+        digest = image_name(np.concatenate([np.packbits(mask) for mask in whole]))
+        settings = f"{threshold or self.predictor.threshold} {self.predictor.postprocess} {digest}"
+        return await self.run(dicom_seg.segmentation, upload.path, whole, self.predictor.digest, settings)
+
+    async def save(
+        self,
+        upload: Upload,
+        frame: int,
+        verdict: str,
+        rle: Mapping[str, Any],
+        threshold: float | None,
+        who: str,
+        label: str,
+        no_text: bool,
+    ) -> dict[str, Any]:
+        """Save a correction, see :meth:`bustseg.serve.corrections.Corrections.save`.
+
+        Raises:
+            UserError: saving is switched off, or text in the picture may name the patient
+            DataError: the mask does not fit
+        """
+        if self.corrections is None:
+            raise UserError("this server saves no corrections: start it with --corrections DIR")
+        item = upload.items[frame]
+        if not (item.may_be_shown or no_text):
+            raise UserError(
+                "text in this picture may name the patient: say that you see no name in it (no_text), or do not save it"
+            )
+        after = from_run_lengths(list(rle["size"]), list(rle["counts"]))
+        looked = await self.look(item, threshold)
+        image = await self.run(self.grey, item)
+        cutoff = looked.found.threshold
+        model = {"name": Path(self.name).name, "digest": self.predictor.digest}
+        record = await self.run(
+            self.corrections.save,
+            image,
+            looked.found.mask,
+            after,
+            verdict,
+            model,
+            cutoff,
+            who,
+            label,
+            self._patient(upload),
+        )
+        self.metrics.saved.labels(verdict).inc()
+        return record
+
+    @staticmethod
+    def _patient(upload: Upload) -> str:
+        """What the frames of a file share, so that a split keeps them together."""
+        header = upload.items[0].header
+        if header is not None:
+            return header.patient or header.file
+        if len(upload.items) == 1:
+            return ""
+        first = cv2.imread(str(upload.items[0].path), cv2.IMREAD_GRAYSCALE)
+        return "" if first is None else f"file {image_name(first)}"
+
+    async def saved(self, upload: Upload, frame: int) -> dict[str, Any] | None:
+        """The newest record of an image with its mask as run lengths, None where it has none."""
+        if self.corrections is None:
+            return None
+        image = await self.run(self.grey, upload.items[frame])
+        record = self.corrections.last(image_name(image))
+        if record is None:
+            return None
+        return record | {"rle": run_lengths(await self.run(self.corrections.mask, record))}

@@ -1,0 +1,264 @@
+"""Bytes from outside as images: what they are is read from their content, never from a name, and limits come first.
+
+A client's file name is shown back to it and used for nothing else: files lie under random names in a folder of this
+process, which only this user can read and which is gone when the process ends.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from bustseg.data import dicom
+from bustseg.data.clips import Clip
+from bustseg.data.images import image_size, to_grey
+from bustseg.data.inputs import Inputs, Item
+from bustseg.deploy.output import png
+from bustseg.errors import DataError
+from bustseg.serve.settings import Settings
+
+_MARKS = (
+    (0, b"\x89PNG\r\n\x1a\n", ".png"),
+    (0, b"\xff\xd8\xff", ".jpg"),
+    (0, b"II*\x00", ".tif"),
+    (0, b"MM\x00*", ".tif"),
+    (0, b"BM", ".bmp"),
+    (128, b"DICM", ".dcm"),
+    (4, b"ftyp", ".mp4"),
+    (8, b"AVI ", ".avi"),
+    (0, b"\x1aE\xdf\xa3", ".mkv"),
+)
+_CLIPS = (".mp4", ".avi", ".mkv")
+KNOWN = "PNG, JPEG, TIFF, BMP, DICOM, mp4, avi, mkv or webm"
+ID = r"^[0-9a-f]{32}$"
+"""What names an upload."""
+
+
+class TooLarge(DataError):
+    """An image or file beyond a limit."""
+
+
+def kind(head: bytes) -> str | None:
+    """Suffix that belongs to a file's first 144 bytes; None for what is no image."""
+    return next((suffix for start, mark, suffix in _MARKS if head[start : start + len(mark)] == mark), None)
+
+
+def items_of(path: Path, settings: Settings) -> list[Item]:
+    """Images of a file that came from outside, at most ``settings.max_frames``, none of them decoded yet.
+
+    A clip's frames are decoded once and lie beside it as PNG files, so that any of them can be had at once.
+
+    Args:
+        path: a file whose name ends with its :func:`kind`
+
+    Raises:
+        TooLarge: too many images, or too many pixels in one
+        DataError: the file cannot be read
+    """
+    if path.suffix in _CLIPS:
+        return list(_clip_items(path, settings))
+    if path.suffix == ".dcm":
+        if dicom.is_deflated(path):
+            raise DataError("a deflated DICOM file is not taken from outside: a small one can unfold to any size")
+    else:
+        _check_pages(path, settings)
+    items = list(islice(Inputs([str(path)], path.parent / "none"), settings.max_frames + 1))
+    if len(items) > settings.max_frames:
+        raise _too_many(settings)
+    first = items[0]
+    if first.error:
+        raise DataError(first.error.partition(" (file ")[0])
+    _check_pixels(first.header.shape if first.header else image_size(path), settings)
+    return items
+
+
+def _check_pages(path: Path, settings: Settings) -> None:
+    """Refuse a TIFF of too many pages without counting all of them."""
+    if path.suffix != ".tif":
+        return
+    try:
+        with Image.open(path) as file:
+            file.seek(settings.max_frames)
+    except EOFError:
+        return
+    except Exception:  # Pillow's readers raise many kinds; reading will say what is wrong
+        return
+    raise _too_many(settings)
+
+
+def _too_many(settings: Settings) -> TooLarge:
+    return TooLarge(f"the file holds more than {settings.max_frames} images")
+
+
+def _check_pixels(shape: tuple[int, int], settings: Settings) -> None:
+    if shape[0] * shape[1] > settings.max_pixels:
+        raise TooLarge(f"an image of {shape[1]} x {shape[0]} has more than {settings.max_pixels} pixels")
+
+
+def _clip_items(path: Path, settings: Settings) -> Iterator[Item]:
+    clip = Clip.open(path)
+    _check_pixels(clip.shape, settings)
+    for number, frame in enumerate(clip):
+        if number == settings.max_frames:
+            raise _too_many(settings)
+        file = path.with_name(f"{path.stem}_{number:06d}.png")
+        # ultrasound is grey but for flow, which no network here sees
+        file.write_bytes(png(to_grey(frame)))
+        yield Item(path.name, file.stem, file)
+
+
+def read_item(item: Item, settings: Settings) -> np.ndarray:
+    """The whole picture of an image of :func:`items_of`; errors do not name the server's own file.
+
+    Raises:
+        TooLarge: too many pixels
+        DataError: it cannot be read
+    """
+    try:
+        picture = item.read()
+    except DataError as error:
+        raise DataError(str(error).replace(f"{item.path} ", "the file ").replace(str(item.path), "the file")) from None
+    except MemoryError:
+        raise TooLarge("the image does not fit into memory") from None
+    except Exception as error:  # a decoder's own failure
+        raise DataError(f"the file cannot be read ({type(error).__name__})") from None
+    _check_pixels((picture.shape[0], picture.shape[1]), settings)
+    return picture
+
+
+@dataclass
+class Upload:
+    """A file that the page works on.
+
+    Attributes:
+        id: its random name
+        name: as the client called it
+        folder: where it lies
+        path: the file itself
+        items: its images
+        size: bytes on disk
+        used: time of the last use
+    """
+
+    id: str
+    name: str
+    folder: Path
+    path: Path
+    items: list[Item]
+    size: int
+    used: float = field(default_factory=time.monotonic)
+
+
+class Uploads:
+    """Files of clients, on disk, for a while; of all the least recently used go first when there is no room.
+
+    Args:
+        settings: limits
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.folder = Path(tempfile.mkdtemp(prefix="bustseg-serve-"))
+        # a later page of a TIFF has a size of its own; Pillow refuses what is more than twice its limit
+        Image.MAX_IMAGE_PIXELS = settings.max_pixels // 2
+        self._known: dict[str, Upload] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def opened(self, content: BinaryIO) -> Iterator[tuple[Path, list[Item]]]:
+        """The images of a file, for as long as the block lasts.
+
+        Raises:
+            TooLarge: beyond a limit
+            DataError: no image, or one that cannot be read
+        """
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        try:
+            yield self._write(content, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self, content: BinaryIO, folder: Path) -> tuple[Path, list[Item]]:
+        content.seek(0)
+        head = content.read(144)
+        suffix = kind(head)
+        if suffix is None:
+            raise DataError(f"the file is no image: give {KNOWN}" if head else "the file is empty")
+        path = folder / f"upload{suffix}"
+        with path.open("wb") as file:
+            file.write(head)
+            shutil.copyfileobj(content, file)
+        try:
+            return path, items_of(path, self.settings)
+        except DataError as error:
+            text = str(error).replace(f"{path} ", "the file ").replace(str(path), "the file")
+            raise type(error)(text) from None
+
+    def keep(self, content: BinaryIO, name: str) -> Upload:
+        """Take a file in; errors as in :meth:`opened`."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        try:
+            path, items = self._write(content, folder)
+            read_item(items[0], self.settings)  # a file that cannot be read is refused now and not when it is shown
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        upload = Upload(secrets.token_hex(16), name, folder, path, items, size)
+        with self._lock:
+            self._known[upload.id] = upload
+        self.tidy()
+        return upload
+
+    def get(self, id: str) -> Upload | None:
+        """The upload of a name, None where it is gone."""
+        with self._lock:
+            upload = self._known.get(id)
+            if upload is not None:
+                upload.used = time.monotonic()
+        return upload
+
+    def drop(self, id: str) -> bool:
+        """Forget an upload; whether there was one."""
+        with self._lock:
+            upload = self._known.pop(id, None)
+        if upload is not None:
+            shutil.rmtree(upload.folder, ignore_errors=True)
+        return upload is not None
+
+    def tidy(self) -> None:
+        """Forget what was not used for long, and the oldest where all together are too large."""
+        now = time.monotonic()
+        with self._lock:
+            by_age = sorted(self._known.values(), key=lambda upload: upload.used)
+        total = sum(upload.size for upload in by_age)
+        for upload in by_age:
+            if now - upload.used > self.settings.keep_seconds or (
+                total > self.settings.keep_bytes and upload is not by_age[-1]
+            ):
+                total -= upload.size
+                self.drop(upload.id)
+
+    def close(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def cut(item: Item, picture: np.ndarray) -> np.ndarray:
+    """The part of a picture that is the image, see :attr:`bustseg.data.inputs.Item.box`."""
+    if item.box is None:
+        return picture
+    top, left, height, width = item.box
+    return picture[top : top + height, left : left + width]
