@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser
 
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
+from bustseg.runs.store import one_line, open_store, tracking_uri
 from bustseg.task import RECORD, SegmentationTask
-from bustseg.tracking import local_path, one_line, open_store, tracking_uri
 
 _WEIGHT_ARGUMENTS = {"weights": "none", "encoder_weights": None, "pretrained": False, "weights_backbone": None}
 
@@ -162,24 +162,24 @@ def run_file(run_id: str, inner: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri()
-    open_store(uri)
+    store = open_store(uri)
     try:
         run = mlflow.MlflowClient(uri).get_run(run_id)
-        folder = local_path(run.info.artifact_uri)
+        folder = store.artifact_folder(run)
         if folder is not None and (folder / inner).is_file():
             return folder / inner
         if folder is not None:
             raise FileNotFoundError(f"nothing at {folder / inner}")
         return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{inner}", tracking_uri=uri))
     except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id} has no {inner} in {uri}: {one_line(error)}") from error
+        raise UserError(f"run {run_id} has no {inner} in {store.shown}: {one_line(error)}") from error
 
 
 def _latest_run() -> str:
     import mlflow
 
     uri = tracking_uri()
-    open_store(uri)
+    store = open_store(uri)
     client = mlflow.MlflowClient(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(
@@ -189,5 +189,5 @@ def _latest_run() -> str:
         max_results=1,
     )
     if not runs:
-        raise UserError(f"no trained run in {uri}: `bustseg fit --config configs/quickstart.yaml` makes one")
+        raise UserError(f"no trained run in {store.shown}: `bustseg fit --config configs/quickstart.yaml` makes one")
     return runs[0].info.run_id

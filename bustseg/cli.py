@@ -178,18 +178,19 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _ui(args: argparse.Namespace) -> int:
-    from bustseg.tracking import open_store, tracking_uri
+    from bustseg.runs.store import Store, open_store, tracking_uri
 
     uri = tracking_uri(args.uri)
     if uri.startswith("http"):
-        console.print(f"the MLflow UI of this project is at {uri}")
+        console.print(f"the MLflow UI of this project is at {Store(uri).shown}")
         return 0
-    open_store(uri)
+    store = open_store(uri)
     # without the last part the first page is about chat bots
     page = f"http://{args.host}:{args.port}/#/experiments?workflowType=machine_learning"
-    console.print(f"MLflow UI: {page} (store {uri}; Ctrl-C ends it)")
-    command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--host", args.host, "--port", str(args.port)]
-    os.execv(sys.executable, [sys.executable, *command])
+    console.print(f"MLflow UI: {page} (store {store.shown}; Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", args.host, "--port", str(args.port)]
+    # not as an argument, which other users of this machine see: the URI may hold a password
+    os.execve(sys.executable, command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
 
 
 def _integers(text: str) -> list[int]:

@@ -162,14 +162,14 @@ def _get_run(run_id: str) -> Run:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    from bustseg.tracking import one_line, open_store, tracking_uri
+    from bustseg.runs.store import Store, one_line, open_store, tracking_uri
 
     uri = tracking_uri()
     open_store(uri)
     try:
         return mlflow.MlflowClient(uri).get_run(run_id)
     except MlflowException as error:
-        raise UserError(f"no run {run_id} in {uri}: {one_line(error)}") from error
+        raise UserError(f"no run {run_id} in {Store(uri).shown}: {one_line(error)}") from error
 
 
 def _from_run(run: Run) -> RunTable:
@@ -210,7 +210,7 @@ def _from_run(run: Run) -> RunTable:
 def _experiment_tables(name: str, known: set[str | None]) -> list[RunTable]:
     import mlflow
 
-    from bustseg.tracking import open_store, tracking_uri
+    from bustseg.runs.store import Store, open_store, tracking_uri
 
     uri = tracking_uri()
     open_store(uri)
@@ -218,7 +218,7 @@ def _experiment_tables(name: str, known: set[str | None]) -> list[RunTable]:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         names = ", ".join(found.name for found in client.search_experiments())
-        raise UserError(f"no experiment {name} in {uri}: there are {names or 'none'}")
+        raise UserError(f"no experiment {name} in {Store(uri).shown}: there are {names or 'none'}")
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
     tables, untested = [], 0
     for run in runs:

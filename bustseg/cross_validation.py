@@ -75,7 +75,9 @@ def cross_validate(args: list[str]) -> int:
     _record(parent, results)
     parent.finalize("success")
     _print(results)
-    console.print(f"run {parent.run_id}  experiment {parent._experiment_name}  store {parent.uri}", highlight=False)
+    console.print(
+        f"run {parent.run_id}  experiment {parent._experiment_name}  store {parent.store.shown}", highlight=False
+    )
     return 0
 
 

@@ -199,7 +199,9 @@ def reproduce(options: Namespace, rest: list[str]) -> int:
     parent.finalize("failed" if failed else "success")
     for job in failed:
         console.print(f"{job.name} ({job.row.name}) failed: {job.failure}", highlight=False, markup=False)
-    console.print(f"run {parent.run_id}  experiment {tracking['experiment']}  store {parent.uri}", highlight=False)
+    console.print(
+        f"run {parent.run_id}  experiment {tracking['experiment']}  store {parent.store.shown}", highlight=False
+    )
     return 1 if failed else 0
 
 

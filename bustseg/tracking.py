@@ -3,100 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
-from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from bustseg.errors import TrackingError
 from bustseg.progress import error_console
+from bustseg.runs.store import RUNS_DIR, local_path, one_line, open_store, tracking_uri
 
-RUNS_DIR = Path("mlruns")
-"""The local store: ``mlflow.db``, ``artifacts/``, and what could not be sent to a server."""
-
-# A dead server must not hold up a training: MLflow's own defaults retry for minutes. setdefault leaves a user's choice.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
-for _noisy in (
-    "alembic",
-    "mlflow.store.db.utils",
-    "mlflow.tracking._tracking_service",
-    "lightning.pytorch.loggers.mlflow",
-):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)
-
-
-def tracking_uri(uri: str | None = None) -> str:
-    """The store in use: ``uri``, else ``MLFLOW_TRACKING_URI``, else the local ``sqlite:///mlruns/mlflow.db``.
-
-    The path of a sqlite store comes out absolute, since MLflow keeps connections by name across changes of folder.
-    """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{RUNS_DIR / 'mlflow.db'}"
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
-    return uri
-
-
-def open_store(uri: str) -> None:
-    """Check that the store answers, and create a local one.
-
-    Raises:
-        TrackingError: no server answers, the folder cannot be written, or MLflow does not know the scheme
-    """
-    scheme = urlparse(uri).scheme
-    if scheme in ("http", "https"):
-        try:
-            urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5).close()
-        except (urllib.error.URLError, OSError) as error:
-            raise TrackingError(
-                f"no MLflow server answers at {uri} ({getattr(error, 'reason', error)}): start it, or unset "
-                "MLFLOW_TRACKING_URI to use the local store"
-            ) from error
-        return
-    if scheme in ("", "file"):
-        raise TrackingError(f"MLflow no longer writes file stores such as {uri}: use sqlite:///mlruns/mlflow.db")
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        if scheme == "sqlite":
-            database = Path(uri.removeprefix("sqlite:///"))
-            database.parent.mkdir(parents=True, exist_ok=True)
-            if database.is_file() and database.stat().st_size:
-                return
-            # processes that start together would run the schema's migrations against each other
-            with FileLock(database.with_suffix(".lock")):
-                MlflowClient(uri).search_experiments(max_results=1)
-        else:
-            MlflowClient(uri).search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        raise TrackingError(f"cannot use the MLflow store {uri}: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """First line of an error's message, with the database drivers' decoration removed."""
-    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return re.sub(r"^\([\w.]+\)\s*", "", text.strip())
-
-
-def local_path(uri: str) -> Path | None:
-    """Folder behind an artifact URI, or None when it is not on this machine."""
-    parsed = urlparse(uri)
-    if parsed.scheme == "file":
-        return Path(unquote(parsed.path))
-    return Path(uri) if parsed.scheme == "" else None
+__all__ = [
+    "PARENT_TAG",
+    "RUNS_DIR",
+    "Tracker",
+    "child_runs",
+    "flatten",
+    "local_path",
+    "newest_run",
+    "one_line",
+    "open_store",
+    "tracking_uri",
+]
 
 
 class Tracker(MLFlowLogger):
@@ -127,19 +55,17 @@ class Tracker(MLFlowLogger):
     ) -> None:
         self.log_model = log_model
         self.uri = tracking_uri(uri)
-        open_store(self.uri)
+        self.store = open_store(self.uri, write=True)
         all_tags = dict(tags or {})
         if description:
             all_tags["mlflow.note.content"] = description
-        local_database = not self.uri.startswith("http")
         super().__init__(
             experiment_name=experiment,
             run_name=run_name,
             tracking_uri=self.uri,
             tags=all_tags,
             run_id=run_id,
-            # beside the database, and absolute: the UI may be started from another folder
-            artifact_location=(RUNS_DIR / "artifacts").resolve().as_uri() if local_database else None,
+            artifact_location=self.store.artifact_location,
         )
         self._unsent: list[tuple[dict[str, float], int]] = []
         self.killed = False
@@ -155,8 +81,7 @@ class Tracker(MLFlowLogger):
     @property
     def artifact_dir(self) -> Path | None:
         """The run's artifact folder when it is on this machine, else None."""
-        run = self.experiment.get_run(self.run_id)
-        return local_path(run.info.artifact_uri)
+        return self.store.artifact_folder(self.experiment.get_run(self.run_id))
 
     @property
     def run_dir(self) -> Path:

@@ -494,7 +494,7 @@ def _report(cli: BustsegCLI, verb: str) -> None:
         _print_scores(trainer.callback_metrics, verb if verb == "test" else "val")
     if not isinstance(tracker, Tracker):
         return
-    lines = [f"run {tracker.run_id}  experiment {tracker._experiment_name}  store {tracker.uri}"]
+    lines = [f"run {tracker.run_id}  experiment {tracker._experiment_name}  store {tracker.store.shown}"]
     if tracker.artifact_dir is not None:
         if verb == "test":
             lines.append(f"pictures, curves and tables in {tracker.artifact_dir}")

@@ -154,7 +154,7 @@ class RunRecorder(Callback):
     def _record(self, tracker: Any, datamodule: Any) -> dict[str, Any]:
         record: dict[str, Any] = {"config": self.config, "versions": dict(versions()), "git_commit": git_commit()}
         if isinstance(tracker, Tracker):
-            record |= {"run_id": tracker.run_id, "tracking_uri": tracker.uri}
+            record |= {"run_id": tracker.run_id, "tracking_uri": tracker.store.shown}
         if isinstance(datamodule, BUSIDataModule):
             record |= {"data_digest": datamodule.data_digest, "split_digest": datamodule.split_digest}
         return record

@@ -131,8 +131,8 @@ def _parent(plan: Plan, study: SharedStudy) -> Tracker:
         run = parent.experiment.get_run(run_id)
     except MlflowException as error:
         raise SweepError(
-            f"the run {run_id} of study {plan.study} is not in {parent.uri}: set MLFLOW_TRACKING_URI to the store that "
-            "the sweep began with"
+            f"the run {run_id} of study {plan.study} is not in {parent.store.shown}: set MLFLOW_TRACKING_URI to the "
+            "store that the sweep began with"
         ) from error
     if run.info.status != "RUNNING":
         if study.open_trials():
@@ -243,7 +243,7 @@ def _end(plan: Plan, study: SharedStudy, parent: Tracker, failed: int) -> int:
     parent.finalize("success" if best is not None else "failed")
     result.print_result(plan, trials)
     console.print(
-        f"run {parent.run_id}  experiment {plan.base['tracking']['experiment']}  store {parent.uri}",
+        f"run {parent.run_id}  experiment {plan.base['tracking']['experiment']}  store {parent.store.shown}",
         highlight=False,
         markup=False,
     )

@@ -1,0 +1,350 @@
+"""The MLflow store in use: where it is, whether it can be used, and where its files lie on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlparse
+
+from filelock import FileLock
+
+from bustseg.errors import TrackingError
+from bustseg.progress import error_console
+from bustseg.runs.redact import redact
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+RUNS_DIR = Path("mlruns")
+"""The local store: ``mlflow.db``, ``artifacts/``, and what waits for a server."""
+
+REQUEST_SECONDS = 10
+"""How long one request to a server may take. A server that hangs costs this once, see :mod:`bustseg.runs.sender`."""
+
+# MLflow's own defaults repeat a request for minutes. What is sent here is repeated from the spool instead, so that each
+# request is made once. setdefault leaves a user's choice.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+for _noisy in (
+    "alembic",
+    "mlflow.store.db.utils",
+    "mlflow.tracking._tracking_service",
+    "mlflow.utils.databricks_utils",
+    "lightning.pytorch.loggers.mlflow",
+):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Store:
+    """An MLflow store.
+
+    Attributes:
+        uri: its tracking URI, with credentials if it has any
+    """
+
+    uri: str
+
+    @property
+    def shown(self) -> str:
+        """The URI as it may be printed and stored."""
+        return redact(self.uri)
+
+    @property
+    def database(self) -> Path | None:
+        """The database file of a local store."""
+        return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
+
+    @property
+    def folder(self) -> Path:
+        """Folder for what belongs to the store on this machine: beside its database, else ``mlruns`` here."""
+        return (RUNS_DIR if self.database is None else self.database.parent).resolve()
+
+    @property
+    def artifact_location(self) -> str | None:
+        """Where the files of new experiments go; None where the server decides.
+
+        It is absolute, since the UI may be started from another folder, and is mended when the store has moved.
+        """
+        scheme = urlparse(self.uri).scheme
+        served = scheme in ("http", "https") or _of_databricks(self.uri)
+        return None if served else (self.folder / "artifacts").as_uri()
+
+    def client(self) -> MlflowClient:
+        """MLflow's client of this store.
+
+        Raises:
+            TrackingError: the store cannot be used
+        """
+        from mlflow.tracking import MlflowClient
+
+        with explained(self):
+            return MlflowClient(self.uri)
+
+    def artifact_folder(self, run: Run) -> Path | None:
+        """Folder of a run's files, or None when it is not on this machine.
+
+        The database of a store that was moved still names the old place, so the place beside the database comes first.
+        """
+        recorded = local_path(run.info.artifact_uri)
+        if recorded is None or self.database is None:
+            return recorded
+        beside = self.folder / "artifacts" / run.info.run_id / "artifacts"
+        return beside if beside.is_dir() else recorded
+
+
+def tracking_uri(uri: str | None = None) -> str:
+    """The store in use: ``uri``, else ``MLFLOW_TRACKING_URI``, else the local ``sqlite:///mlruns/mlflow.db``.
+
+    The path of a sqlite store comes out absolute, since MLflow keeps connections by name across changes of folder.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{RUNS_DIR / 'mlflow.db'}"
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    return uri
+
+
+def open_store(uri: str, write: bool = False) -> Store:
+    """Check that a store can be used, and create a local one that is not there yet.
+
+    Args:
+        uri: as :func:`tracking_uri` gives it
+        write: whether runs are to be written, so that a store which can only be read is refused
+
+    Raises:
+        TrackingError: no server answers, it refuses the login, the database is of another MLflow, cannot be written
+            or is locked, or MLflow does not know the scheme
+    """
+    store = Store(uri)
+    scheme = urlparse(uri).scheme
+    if scheme == "file" or (scheme == "" and not _of_databricks(uri)):
+        raise TrackingError(f"MLflow no longer writes file stores such as {uri}: use sqlite:///mlruns/mlflow.db")
+    with explained(store):
+        if store.database is not None:
+            _open_database(store, store.database, write)
+        else:
+            store.client().search_experiments(max_results=1)
+    return store
+
+
+def _of_databricks(uri: str) -> bool:
+    return uri in ("databricks", "databricks-uc", "uc") or urlparse(uri).scheme in ("databricks", "databricks-uc", "uc")
+
+
+def _open_database(store: Store, path: Path, write: bool) -> None:
+    if path.is_file() and path.stat().st_size:
+        _check_database(path, write)
+        store.client()  # which compares the schema's version with its own
+        if write:
+            mend_moved(path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # processes that start together would run the schema's migrations against each other
+    with FileLock(path.with_suffix(".lock")):
+        store.client().search_experiments(max_results=1)
+
+
+def _check_database(path: Path, write: bool) -> None:
+    """Raise sqlite's own error now and not in the middle of a run, when a database cannot be read or written."""
+    with _connected(path, write) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if write:
+            if not os.access(path.parent, os.W_OK):  # where sqlite puts its journal
+                raise sqlite3.OperationalError("attempt to write a readonly database")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+
+
+@contextmanager
+def _connected(path: Path, write: bool) -> Iterator[sqlite3.Connection]:
+    mode = "rw" if write else "ro"
+    connection = sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=5, isolation_level=None)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def explained(store: Store) -> Iterator[None]:
+    """Turn whatever a store raises into one line that says what to do.
+
+    Raises:
+        TrackingError: something was raised inside
+    """
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:  # drivers, plugins and MLflow itself raise types of their own
+        raise TrackingError(_explanation(store, error)) from error
+
+
+def _explanation(store: Store, error: Exception) -> str:
+    text, shown = str(error), store.shown
+    if found := re.search(r"found version (\w+), but expected (\w+)", text):
+        if _is_known_revision(found[1]):
+            return (
+                f"the database {shown} is of an older MLflow: make a copy of it, then run `mlflow db upgrade {shown}`"
+            )
+        return f"the database {shown} is of a newer MLflow: pip install --upgrade mlflow, or name another store"
+    if "Can't locate revision" in text:
+        return f"the database {shown} is of a newer MLflow: pip install --upgrade mlflow, or name another store"
+    if isinstance(error, PermissionError) or "readonly database" in text or "Read-only file system" in text:
+        return (
+            f"the MLflow store {shown} can only be read: make its folder and its database writable, or name another "
+            "with MLFLOW_TRACKING_URI or --tracking.uri"
+        )
+    if "database is locked" in text:
+        return f"the MLflow store {shown} is locked by another process: wait for it, or end it, and repeat the command"
+    if "file is not a database" in text or "malformed" in text:
+        return f"{shown} is no database of MLflow, or a damaged one: restore it from a copy, or name another store"
+    if _of_databricks(store.uri) and "credential" in text:
+        return (
+            "no login for Databricks: set DATABRICKS_HOST and DATABRICKS_TOKEN, run `databricks auth login`, or name "
+            "another profile as databricks://PROFILE"
+        )
+    if urlparse(store.uri).scheme in ("http", "https"):
+        return _server_explanation(shown, error)
+    return f"cannot use the MLflow store {shown}: {one_line(error)}"
+
+
+def _server_explanation(shown: str, error: Exception) -> str:
+    text, code = str(error), _http_status(error)
+    if code in (401, 403):
+        return (
+            f"the MLflow server at {shown} refuses this login ({code}): set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
+        return (
+            f"the certificate of the MLflow server at {shown} cannot be checked: name its authority's with "
+            "MLFLOW_TRACKING_SERVER_CERT_PATH, or trust it with MLFLOW_TRACKING_INSECURE_TLS=true"
+        )
+    if code == 404 or "not in a valid JSON format" in text:
+        return (
+            f"what answers at {shown} is no MLflow server: does its address lack a path, as in https://host/mlflow, or "
+            "a port?"
+        )
+    reason = one_line(error)
+    if "timed out" in text or "timeout" in text.lower():
+        reason = f"no answer within {os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT']} s"
+    elif "Connection refused" in text:
+        reason = "connection refused"
+    elif "Name or service not known" in text or "Failed to resolve" in text or "name resolution" in text:
+        reason = "no host of this name"
+    return (
+        f"no MLflow server answers at {shown} ({reason}): start it, or unset MLFLOW_TRACKING_URI to use the local store"
+    )
+
+
+def _http_status(error: BaseException) -> int | None:
+    """HTTP status behind an MLflow exception; MLflow keeps it in the text alone when the answer was no JSON."""
+    if found := re.search(r"failed with error code (\d{3})", str(error)):
+        return int(found[1])
+    status = getattr(error, "get_http_status_code", None)
+    return int(status()) if status is not None else None
+
+
+def _is_known_revision(revision: str) -> bool:
+    """Whether this MLflow's own migrations know a revision of the schema, so that it can be upgraded from there."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    try:
+        return scripts.get_revision(revision) is not None
+    except CommandError:
+        return False
+
+
+def one_line(error: BaseException) -> str:
+    """First line of an error's message, without the database drivers' decoration and without credentials."""
+    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return redact(re.sub(r"^\([\w.]+\)\s*", "", text.strip()))
+
+
+def local_path(uri: str) -> Path | None:
+    """Folder behind an artifact URI, or None when it is not on this machine."""
+    parsed = urlparse(uri)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    return Path(uri) if parsed.scheme == "" else None
+
+
+# ------------------------------------------------------------------------------------------------------- moved stores
+
+
+def mend_moved(database: Path) -> bool:
+    """Let a local store that was moved or copied name its files where they are now; returns whether it had to.
+
+    MLflow writes absolute paths into its database, so that a moved project would neither find its files nor keep new
+    ones to itself. Only locations called ``artifacts`` are looked at, since that is how bustseg lays out a store;
+    where an experiment's files were put elsewhere on purpose, they stay there.
+    """
+    here = database.parent / "artifacts"
+    changed = False
+    with _connected(database, write=True) as connection:
+        for (location,) in connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall():
+            there = local_path(location or "")
+            if there is None or not there.is_absolute() or there.name != "artifacts" or _same(there, here):
+                continue
+            runs = connection.execute(
+                "SELECT run_uuid, artifact_uri FROM runs WHERE artifact_uri LIKE ? || '/%'", (location,)
+            ).fetchall()
+            copied = (there.parent / database.name).is_file()
+            if copied or not there.is_dir() or any((here / run_id).is_dir() for run_id, _ in runs):
+                _move(connection, location, here, {run_id for run_id, _ in runs if _left(run_id, there, here, copied)})
+                changed = True
+    if changed:
+        error_console.print(f"the store has moved: its files are now looked for in {here}", highlight=False)
+    return changed
+
+
+def _same(one: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        if one.samefile(other):
+            return True
+        return one.parent.samefile(other.parent)
+    return one == other
+
+
+def _left(run_id: str, there: Path, here: Path, copied: bool) -> bool:
+    """Whether a run's files have stayed behind, which then is where they are read from."""
+    return not copied and (there / run_id).is_dir() and not (here / run_id).is_dir()
+
+
+def _move(connection: sqlite3.Connection, location: str, here: Path, left: set[str]) -> None:
+    """Replace the location at the beginning of every column that holds the place of files."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    columns = (
+        ("experiments", "artifact_location"),
+        ("runs", "artifact_uri"),
+        ("logged_models", "artifact_location"),
+        ("model_versions", "source"),
+        ("model_versions", "storage_location"),
+    )
+    connection.execute("BEGIN IMMEDIATE")
+    for table, column in columns:
+        known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")} if table in tables else set()
+        if column not in known:
+            continue
+        kept = f" AND run_uuid NOT IN ({', '.join('?' for _ in left)})" if table == "runs" and left else ""
+        connection.execute(
+            f"UPDATE {table} SET {column} = ? || substr({column}, length(?) + 1) "
+            f"WHERE ({column} = ? OR substr({column}, 1, length(?) + 1) = ? || '/'){kept}",
+            (here.as_uri(), *[location] * 4, *(sorted(left) if kept else ())),
+        )
+    connection.execute("COMMIT")
