@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bustseg.data.sources import LABELS
-from bustseg.metrics import CONVENTIONS, METRICS
+from bustseg.metrics import CONVENTIONS, EMPTY_MASK, overlap_metrics
+from bustseg.metrics.registry import score, single_scores, value_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,28 +21,6 @@ if TYPE_CHECKING:
 NOT_A_DEVICE = (
     "Research software. **Not a medical device**: not validated for diagnosis; no finding in a patient may rest on it."
 )
-
-EMPTY_MASK = {
-    "paper": "counts 0 in every metric, whatever is predicted (so that even a perfect model stays below 1)",
-    "lesion": "is left out: the mean over images that have a lesion",
-    "empty_one": "counts 1 if the prediction is empty too, else 0",
-    "pooled": "adds to one confusion matrix over all pixels of all images",
-}
-"""What each convention makes of an image whose mask is empty."""
-
-FURTHER = {
-    "auc_pixel": "area under the pixel ROC curve",
-    "dice_lesion_benign": "Dice of benign lesions",
-    "dice_lesion_malignant": "Dice of malignant lesions",
-    "missed_lesion_rate": "share of lesion images with an empty prediction",
-    "false_positive_rate_normal": "share of normal images with a lesion predicted",
-    "lesion_detection_rate": "share of lesions found",
-    "hd95": "95 % Hausdorff distance in px, a miss counts the image's diagonal",
-    "assd": "average symmetric surface distance in px, a miss counts the image's diagonal",
-    "cam_energy": "share of the Grad-CAM heat that lies in the lesion",
-    "ece": "expected calibration error of pixel probabilities",
-}
-"""Further figures that a card shows where the run has them."""
 
 SPLITS = {
     "grouped": "Near-duplicate images are kept in one subset.",
@@ -247,15 +226,20 @@ def _recipe(tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping
 
 
 def _figures(title: str, scores: Mapping[str, float]) -> str:
-    rows = [
-        (f"`{convention}`", *(f"{scores[f'{metric}_{convention}']:.4f}" for metric in METRICS))
-        for convention in CONVENTIONS
-        if all(f"{metric}_{convention}" in scores for metric in METRICS)
-    ]
+    overlap = overlap_metrics()
+    rows = []
+    for convention in CONVENTIONS:
+        cells = [metric.text(value_of(scores, f"{metric.name}_{convention}")) for metric in overlap]
+        if any(cells):
+            rows.append((f"`{convention}`", *cells))
     if not rows:
         return ""
-    further = [(f"`{key}`", text, f"{scores[key]:.4f}") for key, text in FURTHER.items() if key in scores]
-    tables = [f"### {title}", _table(("convention", *METRICS), rows)]
+    further = [
+        (f"`{name}`", score(name).description, score(name).metric.text(scores[name]))
+        for name in single_scores(scores)
+        if score(name).metric.name != "loss"
+    ]
+    tables = [f"### {title}", _table(("convention", *(metric.name for metric in overlap)), rows)]
     if further:
         tables.append(_table(("figure", "meaning", "value"), further))
     return "\n\n".join(tables)

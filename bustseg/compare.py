@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ import pandas as pd
 from bustseg.data.sources import LABELS, natural_key
 from bustseg.data.sources.base import values_by_name
 from bustseg.errors import UserError
-from bustseg.metrics import CONVENTIONS, METRICS, overlap_scores
-from bustseg.metrics.table import SIZES, size_thirds
+from bustseg.metrics import CONVENTIONS, OverlapMetric, overlap_metrics, overlap_scores, table_metrics
+from bustseg.metrics.registry import COUNTS, SIZES, ImageMetric, all_metrics
+from bustseg.metrics.table import as_columns, size_thirds
 from bustseg.progress import error_console
 from bustseg.statistics import Bootstrap, holm, wilcoxon
 
@@ -28,17 +29,6 @@ TABLE = "tables/test.csv"
 
 COMPARED = "compared_runs"
 """Tag of a run that holds a comparison: the runs compared."""
-
-DISTANCES = ("hd95", "assd")
-"""Distances between outlines in pixels, of the images that have a lesion."""
-
-RATES = ("missed_lesion_rate", "false_positive_rate_normal")
-KNOWN = (*METRICS, *DISTANCES, *RATES)
-SHOWN = ("dice", "iou", "precision", "recall", *DISTANCES, *RATES)
-"""Metrics compared when none is named; F1 equals Dice."""
-
-LOWER_IS_BETTER = {*DISTANCES, *RATES}
-COUNTS = ("tp", "fp", "fn", "tn")
 
 _FACTS = {
     "data_digest": "data digests",
@@ -70,6 +60,22 @@ class RunTable:
     checkpoint: Path | None = None
 
 
+def known_metrics() -> list[str]:
+    """Names of the metrics that can be compared."""
+    return [metric.name for metric in (*overlap_metrics(), *table_metrics())]
+
+
+def usual_metrics() -> list[str]:
+    """Names of the metrics that are compared when none is named, the headline's first."""
+    known = [metric for metric in all_metrics() if metric.name in known_metrics()]
+    overlap = [metric for metric in known if isinstance(metric, OverlapMetric)]
+    others = [metric for metric in known if not isinstance(metric, OverlapMetric)]
+    # of the overlap metrics that a table begins with, Dice first
+    first = [metric for metric in reversed(overlap) if metric.prominence == "headline"]
+    ordered = dict.fromkeys((*first, *overlap, *others))
+    return [metric.name for metric in ordered if metric.prominence != "detail"]
+
+
 @dataclass(frozen=True)
 class Measure:
     """A score that is a ratio of two sums over images, or a mean over images.
@@ -77,7 +83,7 @@ class Measure:
     Attributes:
         name: as in MLflow, such as ``dice_lesion``
         metric: ``dice``
-        convention: ``lesion``; empty for rates that have none
+        convention: ``lesion``; of a metric that has none ``lesion`` when it is about lesion images, else empty
         terms: numerator and denominator per image, both (n,)
         scores: (n,) score per image, nan for an image that does not count; None for pooled scores
     """
@@ -249,7 +255,8 @@ def _read_table(path: Path) -> pd.DataFrame:
     unknown = sorted(set(frame["label"].fillna("")) - set(LABELS))
     if unknown:
         raise UserError(f"{path} has the class {unknown[0]!r}: the classes are {', '.join(LABELS)}")
-    for name in (*COUNTS, *(name for name in DISTANCES if name in frame)):
+    measured = {column for metric in table_metrics() for column in metric.columns} - set(COUNTS)
+    for name in (*COUNTS, *(name for name in frame if name in measured)):
         if not pd.api.types.is_numeric_dtype(frame[name]) or (name in COUNTS and frame[name].isna().any()):
             raise UserError(f"{path} has entries in the column {name} that are no numbers")
     counts = (frame[name].to_numpy(np.int64, copy=True) for name in COUNTS)
@@ -360,45 +367,37 @@ def _groups(tables: Sequence[RunTable], groups: dict[str, str] | None) -> tuple[
 
 # -------------------------------------------------------------------------------------------------------- computing
 
-Counts = dict[str, np.ndarray]
-POOLED: dict[str, Callable[[Counts], tuple[np.ndarray, np.ndarray]]] = {
-    "precision": lambda c: (c["tp"], c["tp"] + c["fp"]),
-    "recall": lambda c: (c["tp"], c["tp"] + c["fn"]),
-    "iou": lambda c: (c["tp"], c["tp"] + c["fp"] + c["fn"]),
-    "dice": lambda c: (2 * c["tp"], 2 * c["tp"] + c["fp"] + c["fn"]),
-}
-POOLED["f1"] = POOLED["dice"]
-"""Per image the terms whose sums make up a score of all pixels together."""
 
-
-def measures(frame: pd.DataFrame, metrics: Sequence[str] = SHOWN) -> list[Measure]:
-    """The scores that a table of images can give, in the order of ``metrics`` and the conventions."""
+def measures(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[Measure]:
+    """The scores that a table of images can give, in the order of ``metrics`` (the usual ones) and the conventions."""
     lesion = (frame["lesion_px"] > 0).to_numpy()
+    columns = as_columns(frame)
+    counts = [columns[name].astype(np.float64) for name in COUNTS]
+    of_table = {metric.name: metric for metric in table_metrics() if set(metric.columns) <= set(columns)}
+    of_overlap = {metric.name: metric for metric in overlap_metrics()}
     found: list[Measure] = []
-
-    def mean(name: str, metric: str, convention: str, values: np.ndarray) -> None:
-        counted = ~np.isnan(values)
-        found.append(Measure(name, metric, convention, (np.where(counted, values, 0), counted.astype(float)), values))
-
-    def column(name: str) -> np.ndarray:
-        return frame[name].to_numpy(np.float64)
-
-    for metric in metrics:
-        if metric in DISTANCES and metric in frame:
-            mean(metric, metric, "lesion", np.where(lesion, column(metric), np.nan))
-        elif metric == "missed_lesion_rate":
-            mean(metric, metric, "lesion", np.where(lesion, column("tp") == 0, np.nan))
-        elif metric == "false_positive_rate_normal":
-            mean(metric, metric, "", np.where(lesion, np.nan, column("fp") > 0))
-        for convention in CONVENTIONS if metric in METRICS else ():
-            name = f"{metric}_{convention}"
+    for name in usual_metrics() if metrics is None else metrics:
+        if name in of_table:
+            metric = of_table[name]
+            numerator, denominator = (np.asarray(term, dtype=np.float64) for term in metric.terms(columns))
+            # a mean over images has a value of each image, a quotient of other sums has none
+            is_mean = isinstance(metric, ImageMetric) or metric.is_mean
+            scores = np.where(denominator > 0, numerator, np.nan) if is_mean else None
+            convention = "lesion" if metric.images == "lesion" else ""
+            found.append(Measure(name, name, convention, (numerator, denominator), scores))
+        for convention in CONVENTIONS if name in of_overlap else ():
+            full = f"{name}_{convention}"
             if convention != "pooled":
-                mean(name, metric, convention, column(name))
+                scores = columns[full]
+                counted = ~np.isnan(scores)
+                found.append(
+                    Measure(full, name, convention, (np.where(counted, scores, 0), counted.astype(float)), scores)
+                )
             elif lesion.any():
-                terms = POOLED[metric]({count: column(count) for count in COUNTS})
+                numerator, denominator = of_overlap[name].terms(*counts)
                 # where nothing is predicted at all, a precision of 0 and not 0 / 0
-                terms = terms if terms[1].any() else (terms[0], np.ones(len(frame)))
-                found.append(Measure(name, metric, convention, terms, None))
+                denominator = denominator if denominator.any() else np.ones(len(frame))
+                found.append(Measure(full, name, convention, (numerator, denominator), None))
     return found
 
 
@@ -411,20 +410,19 @@ def parts(frame: pd.DataFrame) -> dict[str, np.ndarray]:
     return {name: own for name, own in found.items() if own.any()}
 
 
-def _worth(part: str, own: np.ndarray, lesion: np.ndarray, measure: Measure) -> bool:
+def _is_informative(part: str, own: np.ndarray, lesion: np.ndarray, measure: Measure) -> bool:
     """Whether a measure says something on a part that the others do not."""
     if part == "all":
         return True
-    if lesion[own].all():  # there the three means over images are one
-        return measure.convention in ("lesion", "pooled")
-    if not lesion[own].any():
-        return measure.metric == "false_positive_rate_normal"
-    return measure.convention != ""
+    if measure.convention == "":
+        return bool(measure.terms[1][own].any())
+    # where all images have a lesion, the three means over images are one
+    return bool(lesion[own].any()) and (measure.convention in ("lesion", "pooled") or not lesion[own].all())
 
 
 def compare(
     tables: Sequence[RunTable],
-    metrics: Sequence[str] = SHOWN,
+    metrics: Sequence[str] | None = None,
     conventions: Sequence[str] = CONVENTIONS,
     groups: dict[str, str] | None = None,
     resamples: int = 10_000,
@@ -439,7 +437,7 @@ def compare(
 
     Args:
         tables: from :func:`load_runs`
-        metrics: of :data:`KNOWN`
+        metrics: of :func:`known_metrics`; the usual ones when not given
         conventions: of :data:`bustseg.metrics.CONVENTIONS`
         groups: group by image id; the tables' own when not given
 
@@ -457,7 +455,7 @@ def compare(
     tests: dict[str, dict[bytes, float]] = {"all": {}, "part": {}}
     keys: list[tuple[str, bytes] | None] = []
     for part, own in parts(frame).items():
-        chosen = [position for position, score in enumerate(scores[0]) if _worth(part, own, lesion, score)]
+        chosen = [position for position, score in enumerate(scores[0]) if _is_informative(part, own, lesion, score)]
         if not chosen:
             continue
         units = int(own.sum()) if names is None else names[own]
@@ -516,7 +514,9 @@ def compare(
     return Comparison(list(tables), result.dropna(subset=["estimate"]).reset_index(drop=True), notes)
 
 
-def _common(tables: Sequence[RunTable], metrics: Sequence[str], conventions: Sequence[str]) -> list[list[Measure]]:
+def _common(
+    tables: Sequence[RunTable], metrics: Sequence[str] | None, conventions: Sequence[str]
+) -> list[list[Measure]]:
     """The measures that every run has, in one order."""
     scores = [
         [

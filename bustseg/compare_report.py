@@ -15,16 +15,14 @@ from rich.markup import escape as plain
 from rich.table import Table
 
 from bustseg.colours import OUTLINES
-from bustseg.compare import COMPARED, LOWER_IS_BETTER, SHOWN, Comparison, RunTable, compare, load_runs, read_groups
+from bustseg.compare import COMPARED, Comparison, RunTable, compare, known_metrics, load_runs, read_groups
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS, overlap_scores
+from bustseg.metrics.registry import metric as known
 from bustseg.progress import console, error_console, print_wide, track
 
 LEVEL = 0.05
 """Adjusted p below which a difference is marked."""
-
-TERMINAL = ("dice", "iou", "hd95", "missed_lesion_rate", "false_positive_rate_normal")
-"""Metrics printed on all images when none is named; the files hold all."""
 
 _PICTURED_RUNS = 8
 
@@ -52,9 +50,13 @@ def report(
     Raises:
         UserError: runs that cannot be compared, or an unknown metric, convention or baseline
     """
+    for given, names, what in ((metrics, known_metrics(), "metric"), (conventions, CONVENTIONS, "convention")):
+        for name in given:
+            if name not in names:
+                raise UserError(f"no {what} {name!r}: there are {', '.join(names)}")
     tables = _baseline_first(load_runs(runs, experiment), baseline)
     result = compare(
-        tables, metrics or SHOWN, conventions or CONVENTIONS, None if groups is None else read_groups(groups)
+        tables, metrics or None, conventions or CONVENTIONS, None if groups is None else read_groups(groups)
     )
     print_comparison(result, detailed=bool(metrics))
     home = experiment or next((table.experiment for table in tables if table.experiment), None)
@@ -99,9 +101,8 @@ def write_files(result: Comparison, folder: Path) -> list[Path]:
 
 
 def number(value: float, metric: str, sign: bool = False) -> str:
-    """A score with three decimals, a distance in pixels with one, and nothing for nan."""
-    digits = 1 if metric in ("hd95", "assd") else 3
-    return "" if pd.isna(value) else f"{value:{'+' if sign else ''}.{digits}f}"
+    """A score beside its interval, with the digits of its metric; nothing for nan."""
+    return known(metric).text(value, sign, interval=True)
 
 
 def p_text(value: float) -> str:
@@ -113,7 +114,9 @@ def _verdict(row: pd.Series) -> str:
     """``better``, ``worse`` or nothing: the direction of a difference that both interval and adjusted p confirm."""
     if not (row["p_holm"] < LEVEL and row["difference_low"] * row["difference_high"] > 0):
         return ""
-    return "better" if (row["difference"] > 0) != (row["metric"] in LOWER_IS_BETTER) else "worse"
+    if known(row["metric"]).higher_is_better is None:
+        return ""
+    return "better" if (row["difference"] > 0) != known(row["metric"]).lower_is_better else "worse"
 
 
 _COLOURS = {"better": "green", "worse": "red", "": "dim"}
@@ -150,10 +153,12 @@ def print_comparison(result: Comparison, detailed: bool = False) -> None:
     )
     for column in ("run", *conventions):
         table.add_column(column, overflow="fold")
-    for (part, metric), section in rows.groupby(["part", "metric"], sort=False):
-        if not detailed and (metric not in TERMINAL if part == "all" else metric != first):
+    for (part, name), section in rows.groupby(["part", "metric"], sort=False):
+        metric = str(name)
+        # the files hold all of them
+        if not detailed and (known(metric).prominence != "headline" if part == "all" else metric != first):
             continue
-        direction = " ↓" if metric in LOWER_IS_BETTER else ""
+        direction = " ↓" if known(metric).lower_is_better else ""
         title = f"[bold]{metric}[/]{direction}, {part} ({section['images'].max()})"
         table.add_section()
         table.add_row(title)
@@ -208,8 +213,8 @@ def _range(row: pd.Series, low: str, high: str, sign: bool = False) -> str:
 
 
 def _interval_bar(row: pd.Series) -> str:
-    """The interval as a line with a dot between 0 and 1; nothing for distances."""
-    if row["metric"] in ("hd95", "assd") or pd.isna(row["low"]):
+    """The interval as a line with a dot between 0 and 1; nothing for values that may lie elsewhere."""
+    if pd.isna(row["low"]) or row["low"] < 0 or row["high"] > 1 or known(row["metric"]).unit:
         return ""
     low, dot, high = (4 + 152 * float(row[name]) for name in ("low", "estimate", "high"))
     return (

@@ -14,24 +14,13 @@ from rich.table import Table
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.splits import read_split
 from bustseg.errors import UserError
+from bustseg.metrics.registry import headline_scores, score
 from bustseg.nested_runs import Scores, config_digest, fit_and_test, reopen_parent
 from bustseg.progress import console
 from bustseg.tracking import PARENT_TAG, Tracker
 from bustseg.training import BustsegCLI, build_cli, one_value
 
 FOLD, KEY = "cv.fold", "cv.key"
-_SHOWN = (
-    "dice_lesion",
-    "dice_paper",
-    "dice_empty_one",
-    "dice_pooled",
-    "iou_lesion",
-    "precision_lesion",
-    "recall_lesion",
-    "auc_pixel",
-    "false_positive_rate_normal",
-    "missed_lesion_rate",
-)
 
 
 def cross_validate(args: list[str]) -> int:
@@ -155,8 +144,8 @@ def _print(results: Mapping[int, Scores]) -> None:
     table.add_column("mean", justify="right")
     table.add_column("std", justify="right")
     summary = mean_and_spread(results)
-    for name in (f"test/{short}" for short in _SHOWN):
-        if name in summary:
-            cells = [f"{scores[name]:.4f}" if name in scores else "-" for scores in results.values()]
-            table.add_row(name.removeprefix("test/"), *cells, *(f"{value:.4f}" for value in summary[name]))
+    for name in headline_scores(name.removeprefix("test/") for name in summary):
+        metric = score(name).metric
+        cells = [metric.text(scores.get(f"test/{name}")) or "-" for scores in results.values()]
+        table.add_row(name, *cells, *map(metric.text, summary[f"test/{name}"]))
     console.print(table)

@@ -27,6 +27,7 @@ from bustseg.checkpoint import build_data, pretrained_parts, pretrained_value
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.estimate import Cost, measure_cost
+from bustseg.metrics import CONVENTIONS
 from bustseg.nested_runs import config_digest, fit_and_test, reopen_parent, store_client, tested
 from bustseg.paper_tables import PaperTable, Row, find_table, read_table
 from bustseg.progress import console, print_wide, track
@@ -434,7 +435,7 @@ def _run_all(
                 planned = job.cost.fit(job.outcome.epochs, job.images) + job.cost.test(job.images)
                 ratios.append((time.perf_counter() - started) / planned)
             scores = {name.removeprefix("test/"): value for name, value in job.outcome.scores.items()}
-            names = ("dice_paper", "dice_lesion", "dice_empty_one", "dice_pooled", "auc_pixel")
+            names = (*(f"dice_{convention}" for convention in CONVENTIONS), "auc_pixel")
             # a curve over rows in the UI; one per seed, so that none covers another
             parent.log_metrics(
                 {f"{name}/seed_{job.seed}": scores[name] for name in names if name in scores}, step=job.row.row

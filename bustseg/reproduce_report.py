@@ -18,7 +18,8 @@ from bustseg.checkpoint import pretrained_parts, run_file
 from bustseg.compare import RunTable, compare, load_run
 from bustseg.compare_report import LEVEL, draw_sheet, p_text
 from bustseg.errors import UserError
-from bustseg.metrics import CONVENTIONS, METRICS
+from bustseg.metrics import CONVENTIONS, overlap_metrics, table_metrics
+from bustseg.metrics.registry import score, value_of
 from bustseg.paper_tables import Claim, PaperTable, Row
 from bustseg.progress import error_console
 from bustseg.statistics import holm
@@ -28,8 +29,17 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 SUBSETS = ("train", "val", "test")
-_BEYOND = ("dice_lesion", "dice_empty_one", "dice_pooled", "iou_lesion", "hd95")
-_RATES = ("missed_lesion_rate", "false_positive_rate_normal")
+_AS_PAPER = ("precision", "recall", "iou", "dice")
+_BEYOND = (
+    "dice_lesion",
+    "dice_empty_one",
+    "dice_pooled",
+    "iou_lesion",
+    "hd95",
+    "missed_lesion_rate",
+    "false_positive_rate_normal",
+)
+"""Scores beside those that the paper has."""
 
 
 @dataclass(frozen=True)
@@ -159,13 +169,12 @@ def csv_frame(table: PaperTable, results: Sequence[Result]) -> pd.DataFrame:
     for result in [*results, *absent]:
         row, outcome = result.row, result.outcome
         line: dict[str, Any] = {"row": row.row, "name": row.name, "seed": result.seed, "state": result.state}
-        line |= {f"paper_{metric}": row.paper.get(metric) for metric in METRICS}
+        line |= {f"paper_{metric.name}": row.paper.get(metric.name) for metric in overlap_metrics()}
         line |= {f"paper_auc_{subset}": row.auc.get(subset) for subset in SUBSETS}
         line |= {"paper_parameters": row.parameters, "paper_trainable": row.trainable}
-        for name in [f"{metric}_{convention}" for convention in CONVENTIONS for metric in METRICS]:
-            line[name] = outcome.scores.get(f"test/{name}") if outcome else None
-        for name in ("hd95", "assd", *_RATES):
-            line[name] = outcome.scores.get(f"test/{name}") if outcome else None
+        names = [f"{metric.name}_{convention}" for convention in CONVENTIONS for metric in overlap_metrics()]
+        names += [metric.name for metric in table_metrics() if metric.prominence != "detail"]
+        line |= {name: value_of(outcome.scores, f"test/{name}") if outcome else None for name in names}
         for subset in SUBSETS:
             line[f"auc_{subset}"] = outcome.auc.get(subset) if outcome else None
         for name in ("parameters", "trainable", "epochs", "seconds", "memory", "run_id"):
@@ -216,15 +225,19 @@ def render(
     outcomes = {number: [own.outcome for own in found if own.outcome] for number, found in by_row.items()}
 
     def cells(row: Row, *names: str) -> list[str]:
-        return [mean_sd(outcome.scores.get(f"test/{name}") for outcome in outcomes[row.row]) for name in names]
+        return [
+            mean_sd(
+                (value_of(outcome.scores, f"test/{name}") for outcome in outcomes[row.row]), score(name).metric.digits
+            )
+            for name in names
+        ]
 
     def of_paper(value: float | None, digits: int = 4) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
-    scores = ("precision", "recall", "iou", "dice")
     paper_lines = []
     for row in table.rows:
-        pairs = [(of_paper(row.paper.get(name)), *cells(row, f"{name}_paper")) for name in scores]
+        pairs = [(of_paper(row.paper.get(name)), *cells(row, f"{name}_paper")) for name in _AS_PAPER]
         paper_lines.append(
             [str(row.row), row.name, *(cell for pair in pairs for cell in pair), _state(by_row[row.row])]
         )
@@ -232,7 +245,7 @@ def render(
     parts = [f"# {table.title}: the paper's figures and ours", _head(table, results, command)]
     if picture:
         parts.append(f"![The same test images under every row's network]({picture})")
-    titles = ("precision", "recall", "IoU", "Dice")
+    titles = [score(name).metric.title for name in _AS_PAPER]
     head = ["row", "model", *(f"{name} {whose}" for name in titles for whose in ("(paper)", "(ours)")), "state"]
     parts.append(
         "## As the paper counts\nTest images, convention `paper`: an image with an empty mask counts 0 in every score, "
@@ -244,28 +257,9 @@ def render(
         "prediction on an empty mask counting 1 (`empty_one`), of all pixels together (`pooled`); HD95 in pixels; the "
         "share of missed lesions; the share of normal images with a false positive."
     )
-    head = [
-        "row",
-        "model",
-        "Dice lesion",
-        "Dice empty_one",
-        "Dice pooled",
-        "IoU lesion",
-        "HD95",
-        "missed",
-        "false positive",
-    ]
-    parts.append(
-        markdown_table(
-            head,
-            [
-                [str(row.row), row.name, *cells(row, *_BEYOND[:4]), *_hd95(outcomes[row.row]), *cells(row, *_RATES)]
-                for row in done
-            ],
-        )
-        if done
-        else "No row is finished."
-    )
+    head = ["row", "model", *(score(name).title for name in _BEYOND)]
+    lines = [[str(row.row), row.name, *cells(row, *_BEYOND)] for row in done]
+    parts.append(markdown_table(head, lines) if done else "No row is finished.")
     with_auc = [row for row in table.rows if row.auc or outcomes[row.row]]
     if with_auc:
         lines = []
@@ -278,10 +272,6 @@ def render(
     parts.append(f"## Size and time\n{_sizes(table, outcomes)}")
     parts.append(f"## What the paper concludes\n{_claims(table, loaded)}")
     return "\n\n".join(parts) + "\n"
-
-
-def _hd95(outcomes: Sequence[Outcome]) -> list[str]:
-    return [mean_sd((outcome.scores.get("test/hd95") for outcome in outcomes), 1)]
 
 
 def _state(found: Sequence[Result]) -> str:

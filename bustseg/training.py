@@ -42,6 +42,8 @@ from bustseg.callbacks import (
 from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, without_pretrained
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
+from bustseg.metrics import CONVENTIONS, overlap_metrics
+from bustseg.metrics.registry import score, single_scores, value_of
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
 from bustseg.processes import OneProcessStops, start_processes_with
 from bustseg.progress import console
@@ -511,28 +513,17 @@ def _print_scores(metrics: dict[str, Any], stage: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"{stage}: one row per convention (what an image with an empty mask counts)")
-    scores = ("precision", "recall", "f1", "iou", "dice")
-    for column in ("convention", *scores):
+    scores = {name.removeprefix(f"{stage}/"): float(value) for name, value in metrics.items()}
+    overlap = overlap_metrics()
+    for column in ("convention", *(metric.title for metric in overlap)):
         table.add_column(column)
-    for convention in ("paper", "lesion", "empty_one", "pooled"):
-        cells = [metrics.get(f"{stage}/{score}_{convention}") for score in scores]
-        table.add_row(convention, *("-" if cell is None else f"{float(cell):.4f}" for cell in cells))
+    for convention in CONVENTIONS:
+        cells = (metric.text(value_of(scores, f"{metric.name}_{convention}")) for metric in overlap)
+        table.add_row(convention, *(cell or "-" for cell in cells))
     console.print(table)
-    for name in (
-        "auc_pixel",
-        "dice_lesion_benign",
-        "dice_lesion_malignant",
-        "false_positive_rate_normal",
-        "missed_lesion_rate",
-        "lesion_detection_rate",
-        "hd95",
-        "assd",
-        "ece",
-        "cam_energy",
-        "cam_pointing_hit",
-    ):
-        if (value := metrics.get(f"{stage}/{name}")) is not None:
-            console.print(f"{name} {float(value):.4f}", highlight=False)
+    for name in single_scores(scores):
+        if score(name).metric.name != "loss":
+            console.print(f"{name} {score(name).metric.text(scores[name])}", highlight=False)
 
 
 def summary(args: list[str]) -> int:

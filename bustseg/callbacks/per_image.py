@@ -13,7 +13,7 @@ from torch import Tensor
 from bustseg.callbacks.subsets import SubsetCallback, log_subset
 from bustseg.data.datamodule import Batch, BUSIDataModule
 from bustseg.metrics import ImageShapes, SegmentationMetrics, image_table, summarise
-from bustseg.metrics.table import COLUMNS, summary_metrics
+from bustseg.metrics.table import columns, summary_metrics
 from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker
 
@@ -60,7 +60,7 @@ class ImageTables(SubsetCallback):
                 summary = summarise(table)
                 log_subset(trainer, subset, summary_metrics(summary))
                 table.to_csv(Path(folder) / f"{subset}.csv", index=False, float_format="%.9g")
-                about = {**describe(datamodule, pl_module, subset), "summary": summary, "columns": COLUMNS}
+                about = {**describe(datamodule, pl_module, subset), "summary": summary, "columns": columns()}
                 (Path(folder) / f"{subset}.json").write_text(json.dumps(about, indent=1))
             self._overlap, self._shapes = {}, {}
             if isinstance(trainer.logger, Tracker) and trainer.is_global_zero:

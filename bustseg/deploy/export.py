@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bustseg.card import EMPTY_MASK, model_card, read_run
+from bustseg.card import model_card, read_run
 from bustseg.checkpoint import load_task, resolve_checkpoint, trained_image_size
 from bustseg.deploy.backends import Backend, TorchBackend, exported_backend, missing, openvino_core
 from bustseg.deploy.check import (
@@ -40,7 +40,7 @@ from bustseg.deploy.check import (
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, fit_temperature
 from bustseg.deploy.exported import FORMAT_VERSION, FORMATS, METADATA, PRECISIONS, ExportedModel, sha256
 from bustseg.errors import UserError
-from bustseg.metrics import CONVENTIONS
+from bustseg.metrics import CONVENTIONS, EMPTY_MASK
 from bustseg.metrics.rows import logit_threshold
 from bustseg.models import FusionUNet
 from bustseg.postprocess import POSTPROCESS, PostProcess

@@ -1,4 +1,4 @@
-"""Overlap metrics (precision, recall, F1, IoU, Dice) under the four conventions that the literature mixes.
+"""Overlap metrics (precision, recall, IoU, Dice, and any that is registered) under the literature's four conventions.
 
 =============  ==============================================================================================
 convention     an image whose mask is empty
@@ -24,31 +24,14 @@ import torch
 from torch import Tensor
 
 from bustseg.data.sources import LABELS
+from bustseg.metrics.registry import CONVENTIONS, COUNTS, RateMetric, of_kind, overlap_metrics
 from bustseg.metrics.rows import RowMetric, lesion_pixels, logit_threshold
-
-METRICS = ("precision", "recall", "f1", "iou", "dice")
-"""Overlap metrics, as they stand in a metric's name before the convention."""
-
-CONVENTIONS = ("paper", "lesion", "empty_one", "pooled")
-"""What becomes of an image whose mask is empty, as it stands in a metric's name after the metric."""
 
 Counts = Tensor | np.ndarray
 
 
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Quotient in float64, and 0 where nothing was predicted (the only 0 / 0 on an image that has a lesion)."""
-    return numerator.double() / denominator.clamp_min(1)
-
-
-def _overlap(tp: Tensor, fp: Tensor, fn: Tensor) -> dict[str, Tensor]:
-    dice = _ratio(2 * tp, 2 * tp + fp + fn)
-    return {
-        "precision": _ratio(tp, tp + fp),
-        "recall": _ratio(tp, tp + fn),
-        "f1": dice,
-        "iou": _ratio(tp, tp + fp + fn),
-        "dice": dice,
-    }
+def _arrays(*counts: Counts) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(torch.as_tensor(count).cpu(), dtype=np.float64) for count in counts)
 
 
 def overlap_scores(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> dict[str, Tensor]:
@@ -58,19 +41,24 @@ def overlap_scores(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> dict[str, 
         tp, fp, fn, tn: pixel counts per image, integers of shape (n,)
 
     Returns:
-        ``{metric}_{convention}`` -> float64 of shape (n,), for the conventions ``paper``, ``lesion`` (nan for an image
-        that this convention leaves out) and ``empty_one``
+        ``{metric}_{convention}`` -> float64 of shape (n,) for every :class:`bustseg.metrics.OverlapMetric`, for the
+        conventions ``paper``, ``lesion`` (nan for an image that this convention leaves out) and ``empty_one``
     """
-    tp, fp, fn = (torch.as_tensor(count) for count in (tp, fp, fn))
-    has_lesion = tp + fn > 0
-    # tp is 0 without a lesion, so that every quotient is 0 there: the paper's convention needs no special case
-    paper = _overlap(tp, fp, fn)
-    left_out = torch.where(has_lesion, 0.0, math.nan)
-    both_empty = (~has_lesion & (fp == 0)).double()
-    scores = {f"{name}_paper": score for name, score in paper.items()}
-    scores |= {f"{name}_lesion": score + left_out for name, score in paper.items()}
-    scores |= {f"{name}_empty_one": score + both_empty for name, score in paper.items()}
-    return scores
+    counts = _arrays(tp, fp, fn, tn)
+    has_lesion = counts[0] + counts[2] > 0
+    both_empty = ~has_lesion & (counts[1] == 0)
+    metrics = overlap_metrics()
+    own = {metric.name: np.where(has_lesion, metric.score(*counts), 0.0) for metric in metrics}
+    by_convention = {
+        "paper": own,
+        "lesion": {name: np.where(has_lesion, score, math.nan) for name, score in own.items()},
+        "empty_one": {name: score + both_empty for name, score in own.items()},
+    }
+    return {
+        f"{name}_{convention}": torch.from_numpy(score)
+        for convention, scores in by_convention.items()
+        for name, score in scores.items()
+    }
 
 
 def aggregate(tp: Counts, fp: Counts, fn: Counts, tn: Counts, label: Counts | None = None) -> dict[str, Tensor]:
@@ -84,43 +72,38 @@ def aggregate(tp: Counts, fp: Counts, fn: Counts, tn: Counts, label: Counts | No
         scalars in float64, never nan. A score that the set cannot define has no key, and which keys there are depends
         on the masks and labels alone, never on the predictions:
 
-        * ``{metric}_{convention}`` for every metric of :data:`METRICS` and convention of :data:`CONVENTIONS`
-          (``lesion`` and ``pooled`` only if an image has a lesion)
-        * ``dice_lesion_benign``, ``iou_lesion_benign``, and the same for ``malignant``: the convention ``lesion`` over
-          one class
-        * ``missed_lesion_rate``: share of the lesion images on which no lesion pixel was found
-        * ``false_positive_rate_normal``: share of the images with an empty mask on which anything was predicted
-        * ``false_positive_pixels_normal``: mean share of the pixels predicted on those images
+        * ``{metric}_{convention}`` for every :class:`bustseg.metrics.OverlapMetric` and convention of
+          :data:`CONVENTIONS` (``lesion`` and ``pooled`` only if an image has a lesion)
+        * ``{metric}_lesion_benign`` and ``{metric}_lesion_malignant`` for those with ``by_class``: the convention
+          ``lesion`` over one class
+        * every :class:`bustseg.metrics.RateMetric` that needs no more than the counts, such as ``missed_lesion_rate``
     """
-    tp, fp, fn, tn = (torch.as_tensor(count) for count in (tp, fp, fn, tn))
-    result: dict[str, Tensor] = {}
-    if not len(tp):
-        return result
-    scores = overlap_scores(tp, fp, fn, tn)
-    has_lesion = tp + fn > 0
-    any_lesion = bool(has_lesion.any())
-    pooled = _overlap(tp.sum(), fp.sum(), fn.sum())
+    counts = _arrays(tp, fp, fn, tn)
+    result: dict[str, float] = {}
+    if not len(counts[0]):
+        return {}
+    scores = {name: score.numpy() for name, score in overlap_scores(tp, fp, fn, tn).items()}
+    has_lesion = counts[0] + counts[2] > 0
     for convention in CONVENTIONS:
-        for name in METRICS:
+        for metric in overlap_metrics():
+            name = f"{metric.name}_{convention}"
             if convention in ("paper", "empty_one"):
-                result[f"{name}_{convention}"] = scores[f"{name}_{convention}"].mean()
-            elif any_lesion:
-                score = scores[f"{name}_lesion"][has_lesion].mean() if convention == "lesion" else pooled[name]
-                result[f"{name}_{convention}"] = score
+                result[name] = scores[name].mean()
+            elif has_lesion.any():
+                own = scores[f"{metric.name}_lesion"][has_lesion]
+                result[name] = float(own.mean() if convention == "lesion" else metric.score(*(c.sum() for c in counts)))
     if label is not None:
-        label = torch.as_tensor(label)
+        codes = np.asarray(torch.as_tensor(label).cpu())
         for name in ("benign", "malignant"):
-            own = has_lesion & (label == LABELS.index(name))
-            if own.any():
-                result[f"dice_lesion_{name}"] = scores["dice_lesion"][own].mean()
-                result[f"iou_lesion_{name}"] = scores["iou_lesion"][own].mean()
-    if any_lesion:
-        result["missed_lesion_rate"] = (tp[has_lesion] == 0).double().mean()
-    if not has_lesion.all():
-        false, pixels = fp[~has_lesion], (fp + tn)[~has_lesion]
-        result["false_positive_rate_normal"] = (false > 0).double().mean()
-        result["false_positive_pixels_normal"] = (false.double() / pixels).mean()
-    return result
+            chosen = has_lesion & (codes == LABELS.index(name))
+            for metric in overlap_metrics() if chosen.any() else ():
+                if metric.by_class:
+                    result[f"{metric.name}_lesion_{name}"] = scores[f"{metric.name}_lesion"][chosen].mean()
+    columns = dict(zip(COUNTS, counts, strict=True))
+    for rate in of_kind(RateMetric):
+        if set(rate.columns) <= set(COUNTS) and (value := rate.value(columns)) is not None:
+            result[rate.name] = value
+    return {name: torch.tensor(float(value), dtype=torch.float64) for name, value in result.items()}
 
 
 class SegmentationMetrics(RowMetric):

@@ -11,53 +11,51 @@ import torch
 from torch import Tensor
 
 from bustseg.data.sources import LABELS, Sample
-from bustseg.metrics.components import match_components
 from bustseg.metrics.overlap import overlap_scores
+from bustseg.metrics.registry import (
+    COUNTS,
+    SIZES,
+    ImageResult,
+    measured_columns,
+    overlap_metrics,
+    table_metrics,
+)
 from bustseg.metrics.rows import RowMetric, check_shapes, lesion_pixels, logit_threshold
-from bustseg.metrics.surface import surface_distances
 
-COLUMNS = {
-    "image": "id of the image, as in split files",
-    "label": "class",
-    "group": "patient or set of near-duplicates, where the split or the source knows it",
-    "size_third": "small, medium or large: third of the lesion images of this table by lesion_px; empty for normals",
-    "lesion_px": "pixels of the lesion in the evaluated image",
-    "lesion_share": "lesion_px as a share of the image",
-    "predicted_px": "pixels predicted as lesion",
-    "tp": "true positive pixels; the convention pooled sums tp, fp and fn over the images",
-    "fp": "false positive pixels",
-    "fn": "false negative pixels",
-    "tn": "true negative pixels",
-    **{
-        f"{metric}_{convention}": f"{metric} of the image; an image without a lesion {what}"
-        for convention, what in (
-            ("paper", "counts 0"),
-            ("lesion", "is left out (empty cell)"),
-            ("empty_one", "counts 1 if nothing is predicted, else 0"),
-        )
-        for metric in ("precision", "recall", "f1", "iou", "dice")
-    },
-    "hd95": "95th percentile Hausdorff distance in pixels of the evaluated image; a missed lesion counts the diagonal, "
-    "an image without a lesion is left out",
-    "assd": "average symmetric surface distance in pixels, with the same rules",
-    "hd95_relative": "hd95 as a share of the image diagonal",
-    "assd_relative": "assd as a share of the image diagonal",
-    "mean_probability": "mean predicted probability over the predicted pixels; empty if there are none",
-    "max_probability": "highest predicted probability in the image",
-    "lesions_found": "connected components (8 neighbours) of the mask of which at least one pixel was predicted",
-    "lesions_missed": "components of the mask of which none was",
-    "lesions_spurious": "components of the prediction that touch no lesion",
-}
-"""Columns of the per-image table, in order, and what they say."""
 
-SIZES = ("small", "medium", "large")
-_COUNTS = ("lesions_found", "lesions_missed", "lesions_spurious")
-_FLOATS = ("hd95", "assd", "hd95_relative", "assd_relative", "mean_probability", "max_probability")
-_SUMMARISED = ("dice_lesion", "iou_lesion", "precision_lesion", "recall_lesion", *_FLOATS[:4])
+def columns() -> dict[str, str]:
+    """Columns of the per-image table, in order, and what they say."""
+    of_normals = {
+        "paper": "counts 0",
+        "lesion": "is left out (empty cell)",
+        "empty_one": "counts 1 if nothing is predicted, else 0",
+    }
+    return {
+        "image": "id of the image, as in split files",
+        "label": "class",
+        "group": "patient or set of near-duplicates, where the split or the source knows it",
+        "size_third": "small, medium or large: third of the lesion images of this table by lesion_px; empty for "
+        "normals",
+        "lesion_px": "pixels of the lesion in the evaluated image",
+        "lesion_share": "lesion_px as a share of the image",
+        "predicted_px": "pixels predicted as lesion",
+        "tp": "true positive pixels; the convention pooled sums tp, fp and fn over the images",
+        "fp": "false positive pixels",
+        "fn": "false negative pixels",
+        "tn": "true negative pixels",
+        **{
+            f"{metric.name}_{convention}": f"{metric.description}; an image without a lesion {what}"
+            for convention, what in of_normals.items()
+            for metric in overlap_metrics()
+        },
+        **{column.name: column.description for column in measured_columns()},
+    }
 
 
 class ImageShapes(RowMetric):
-    """What the confusion counts of an image do not say: outlines, components, probabilities. 80 bytes per image.
+    """What the confusion counts of an image do not say: the :func:`bustseg.metrics.registry.measured_columns`.
+
+    Outlines, components, probabilities, and what is registered beside them; 8 bytes per number and image.
 
     Args:
         threshold: probability above which a pixel is predicted as lesion
@@ -65,7 +63,8 @@ class ImageShapes(RowMetric):
     """
 
     def __init__(self, threshold: float = 0.5, **kwargs: Any) -> None:
-        super().__init__(columns=1 + len(_COUNTS) + len(_FLOATS), **kwargs)
+        self.measured = measured_columns()
+        super().__init__(columns=1 + len(self.measured), **kwargs)
         self.logit_threshold = logit_threshold(threshold)
 
     def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
@@ -86,22 +85,22 @@ class ImageShapes(RowMetric):
         lesion = lesion_pixels(mask)[:, 0].cpu().numpy()
         assert isinstance(self.rows, list)
         rows = np.empty((len(index), self.columns), dtype=np.int64)
-        for row, position, own, heat, truth in zip(rows, index.tolist(), predicted, probability, lesion, strict=True):
-            distances = surface_distances(own, truth)
-            mean = heat[own].mean(dtype=np.float64) if own.any() else np.nan
-            floats = np.array([*(distances[name] for name in _FLOATS[:4]), mean, heat.max()], dtype=np.float64)
+        for row, position, *maps in zip(rows, index.tolist(), predicted, lesion, probability, strict=True):
+            image = ImageResult(*maps)
+            numbers = np.array([column.measure(image) for column in self.measured], dtype=np.float64)
             # floats travel as their bits: an integer table is gathered exactly
-            row[:] = [position, *match_components(own, truth), *floats.view(np.int64)]
+            row[:] = [position, *numbers.view(np.int64)]
         self.rows.append(torch.from_numpy(rows).to(logits.device))
 
     def per_image(self) -> dict[str, np.ndarray]:
         """Columns by name, one entry per image, sorted by ``index``; under DDP every process must call it."""
         rows = self.merged_images().numpy()
-        floats = np.ascontiguousarray(rows[:, 1 + len(_COUNTS) :]).view(np.float64)
-        names = ("index", *_COUNTS)
-        return {name: rows[:, i] for i, name in enumerate(names)} | {
-            name: floats[:, i] for i, name in enumerate(_FLOATS)
+        numbers = np.ascontiguousarray(rows[:, 1:]).view(np.float64)
+        measured = {
+            column.name: numbers[:, place].astype(np.int64) if column.whole else numbers[:, place]
+            for place, column in enumerate(self.measured)
         }
+        return {"index": rows[:, 0], **measured}
 
     def compute(self) -> dict[str, Tensor]:
         """Nothing: :func:`summarise` has the means."""
@@ -134,7 +133,7 @@ def image_table(
     samples: Sequence[Sample],
     groups: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """The per-image table, with the columns of :data:`COLUMNS`.
+    """The per-image table, with the columns of :func:`columns`.
 
     Args:
         counts: of :meth:`bustseg.metrics.SegmentationMetrics.per_image`
@@ -163,7 +162,7 @@ def image_table(
         **{name: score.numpy() for name, score in overlap_scores(tp, fp, fn, tn).items()},
         **shapes,
     }
-    return pd.DataFrame({name: values[name] for name in COLUMNS})
+    return pd.DataFrame({name: values[name] for name in columns()})
 
 
 def summarise(table: pd.DataFrame) -> dict[str, Any]:
@@ -171,10 +170,8 @@ def summarise(table: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         ``overall``; ``by_class`` and ``by_size``, which hold the same per name; and ``size_limits_px``, the areas that
-        divide the thirds. Each has ``images``, ``lesion_images``, ``missed``, and (only with lesion images) the means
-        of Dice, IoU, precision and recall in the convention ``lesion`` and of the distances; also
-        ``lesion_detection_rate``, the share of the connected components that were found, and
-        ``spurious_per_image``, the regions invented per image (all images, normals too).
+        divide the thirds. Each has ``images``, ``lesion_images``, ``missed``, and as far as the images define them the
+        overlap metrics in the convention ``lesion`` and the metrics without a convention.
     """
     lesions = table[table["lesion_px"] > 0]
     return {
@@ -193,22 +190,31 @@ def _means(table: pd.DataFrame) -> dict[str, Any]:
         "missed": int((lesions["tp"] == 0).sum()),
     }
     if len(lesions):
-        result |= {name: float(lesions[name].mean()) for name in _SUMMARISED}
-        found = int(table["lesions_found"].sum())
-        result["lesion_detection_rate"] = found / (found + int(table["lesions_missed"].sum()))
-    if len(table):
-        result["spurious_per_image"] = float(table["lesions_spurious"].mean())
-    return result
+        names = [f"{metric.name}_lesion" for metric in overlap_metrics() if metric.alias_of is None]
+        result |= {name: float(lesions[name].mean()) for name in names}
+    values = {metric.name: metric.value(as_columns(table)) for metric in table_metrics()}
+    return result | {name: value for name, value in values.items() if value is not None}
+
+
+def as_columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """A per-image table's numeric columns by name."""
+    return {str(name): table[name].to_numpy() for name in table.select_dtypes("number")}
 
 
 def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The part of a summary that is worth a metric of the run, by name (without the subset)."""
-    names = ("hd95", "assd", "hd95_relative", "assd_relative", "lesion_detection_rate", "spurious_per_image")
-    overall = summary["overall"]
-    metrics = {name: overall[name] for name in names if name in overall}
-    for part in (summary["by_class"], summary["by_size"]):
-        for key, means in part.items():
-            # Dice per class is among the overlap scores already
-            own = ("hd95", "assd") if part is summary["by_class"] else ("dice_lesion", "hd95", "assd")
-            metrics |= {f"{name}_{key}": means[name] for name in own if name in means}
-    return metrics
+    """The part of a summary that becomes metrics of the run, by name (without the subset).
+
+    The confusion counts' own scores are not among them: :func:`bustseg.metrics.aggregate` gives those.
+    """
+    found: dict[str, float] = {}
+    for metric in table_metrics():
+        if metric.name in summary["overall"] and not set(metric.columns) <= set(COUNTS):
+            found[metric.name] = summary["overall"][metric.name]
+        for wanted, parts in ((metric.by_class, summary["by_class"]), (metric.by_size, summary["by_size"])):
+            own = {part: means[metric.name] for part, means in parts.items() if metric.name in means}
+            found |= {f"{metric.name}_{part}": value for part, value in own.items() if wanted}
+    for overlap in overlap_metrics():
+        if overlap.by_size:
+            name = f"{overlap.name}_lesion"
+            found |= {f"{name}_{part}": means[name] for part, means in summary["by_size"].items() if name in means}
+    return found

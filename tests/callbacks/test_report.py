@@ -17,7 +17,7 @@ from sklearn.metrics import auc
 
 from bustseg.callbacks import ImageTables, TestCurves
 from bustseg.data.datamodule import Batch
-from bustseg.metrics.table import COLUMNS
+from bustseg.metrics.table import columns
 from bustseg.task import SegmentationTask
 from bustseg.tracking import tracking_uri
 
@@ -70,7 +70,7 @@ def test_a_test_leaves_curves_tables_and_metrics(bustseg: Bustseg, phantoms: Pat
     split = pd.read_csv(artifacts / "split.csv")
     for subset in ("val", "test"):
         table = pd.read_csv(artifacts / "tables" / f"{subset}.csv")
-        assert list(table) == list(COLUMNS)
+        assert list(table) == list(columns())
         assert set(table["image"]) == set(split.loc[split["subset"] == subset, "image"])
     for name in ("dice_paper", "iou_lesion", "recall_empty_one", "hd95"):
         assert table[name].mean() == pytest.approx(metrics[f"test/{name}"], rel=1e-6)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bustseg.data.sources import LABELS, Sample
 from bustseg.metrics import ImageShapes, SegmentationMetrics, image_table, summarise
-from bustseg.metrics.table import COLUMNS, size_thirds, summary_metrics
+from bustseg.metrics.table import columns, size_thirds, summary_metrics
 
 SAMPLES = [
     Sample("benign (1)", Path("a.png"), (), "benign"),
@@ -52,7 +52,7 @@ def measure(order: list[list[int]]) -> pd.DataFrame:
 def test_every_column_by_hand() -> None:
     # image 0 comes twice, as from a sampler that fills up its last batch
     table = measure([[2, 0], [1, 3, 0]])
-    assert list(table) == list(COLUMNS)
+    assert list(table) == list(columns())
     assert table["image"].tolist() == [sample.id for sample in SAMPLES]
     assert table["label"].tolist() == ["benign", "malignant", "normal", "normal"]
     assert table["group"].tolist() == ["group 1", "patient 7", "", ""]

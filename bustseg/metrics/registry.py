@@ -1,0 +1,421 @@
+"""The registry of metrics: what everything that measures, logs, prints, stores or compares a metric knows of it.
+
+There are four kinds:
+
+* :class:`OverlapMetric`, a quotient of confusion counts. It is scored under the four conventions of
+  :data:`CONVENTIONS`, and its name in a run ends in one: ``dice_lesion``.
+* :class:`ImageMetric`, a number of each image, measured on its masks; its mean over images is the score: ``hd95``.
+* :class:`RateMetric`, a quotient of two sums over the rows of the per-image table: ``missed_lesion_rate``.
+* :class:`Metric` itself, for what is computed elsewhere (curves, losses, times, heat maps) and only described here.
+
+A package adds its own by :func:`register`, or by an entry point of the group ``bustseg.metrics`` that names a metric
+or a sequence of metrics; every command then measures, logs, prints and compares it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+from bustseg.data.sources import LABELS
+from bustseg.errors import UserError
+from bustseg.metrics.components import ComponentCounts, match_components
+from bustseg.metrics.surface import surface_distances
+
+ENTRY_POINTS = "bustseg.metrics"
+"""Group of entry points under which an installed package offers metrics."""
+
+EMPTY_MASK = {
+    "paper": "counts 0 in every metric, whatever is predicted (so that even a perfect model stays below 1)",
+    "lesion": "is left out: the mean over images that have a lesion",
+    "empty_one": "counts 1 if the prediction is empty too, else 0",
+    "pooled": "adds to one confusion matrix over all pixels of all images",
+}
+"""What each convention makes of an image whose mask is empty."""
+
+CONVENTIONS = tuple(EMPTY_MASK)
+"""Names of the conventions, as they stand in a metric's name after the metric."""
+
+SIZES = ("small", "medium", "large")
+"""Thirds of the lesion images by the area of their lesion."""
+
+COUNTS = ("tp", "fp", "fn", "tn")
+"""Columns with the confusion counts of an image, in pixels."""
+
+Columns = Mapping[str, np.ndarray]
+"""Columns of the per-image table by name, each (n,)."""
+
+Images = Literal["lesion", "normal", "all"]
+Prominence = Literal["headline", "usual", "detail"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known of a metric.
+
+    Attributes:
+        name: as it stands in a run's metrics, after ``test/`` and before a convention, class or size
+        title: heading of a column
+        description: what it says, in words that stand after its name and a colon
+        formula: how it is computed, in plain text
+        higher_is_better: its direction; None where neither direction is better
+        digits: decimals of a single score; an estimate beside its interval is shown with one less
+        unit: such as ``px``; empty for shares
+        prominence: ``headline`` for what every table shows, ``usual`` for what is also compared and logged as a
+            metric of a tested run, ``detail`` for what stands in files only
+        by_class, by_size: whether a test also scores it for each class, and for each third of the lesion sizes
+        alias_of: name of the metric that has the same values, under which alone it is logged
+    """
+
+    name: str
+    title: str = ""
+    description: str = ""
+    formula: str = ""
+    higher_is_better: bool | None = True
+    digits: int = 4
+    unit: str = ""
+    prominence: Prominence = "usual"
+    by_class: bool = False
+    by_size: bool = False
+    alias_of: str | None = None
+
+    def text(self, value: float | None, sign: bool = False, interval: bool = False) -> str:
+        """A value as it is printed; empty for None and nan.
+
+        Args:
+            value: the value
+            sign: whether a plus stands before positive values, as for differences
+            interval: whether it stands beside its interval
+        """
+        if value is None or math.isnan(value):
+            return ""
+        return f"{value:{'+' if sign else ''}.{max(self.digits - interval, 0)}f}"
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller value is the better one."""
+        return self.higher_is_better is False
+
+
+@dataclass(frozen=True)
+class OverlapMetric(Metric):
+    """A quotient of confusion counts from 0 (nothing is right) to 1 (all is right), under the four conventions.
+
+    Attributes:
+        terms: from ``tp, fp, fn, tn`` (float64 arrays of equal shape) to numerator and denominator of that shape;
+            a quotient 0 / 0 counts 0
+    """
+
+    terms: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = field(
+        kw_only=True
+    )
+
+    def score(self, tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+        """The quotient in float64, and 0 where its denominator is 0 (nothing was predicted)."""
+        numerator, denominator = self.terms(*(np.asarray(count, dtype=np.float64) for count in (tp, fp, fn, tn)))
+        return np.divide(numerator, denominator, out=np.zeros(np.shape(numerator)), where=np.asarray(denominator) > 0)
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The prediction of one image, for the metrics and columns that are measured on it.
+
+    Attributes:
+        prediction: bool (H, W)
+        mask: bool (H, W)
+        probability: float32 (H, W)
+    """
+
+    prediction: np.ndarray
+    mask: np.ndarray
+    probability: np.ndarray
+
+    @cached_property
+    def distances(self) -> Mapping[str, float]:
+        """Distances between the outlines, see :func:`bustseg.metrics.surface_distances`."""
+        return surface_distances(self.prediction, self.mask)
+
+    @cached_property
+    def components(self) -> ComponentCounts:
+        """Lesions found, missed and invented."""
+        return match_components(self.prediction, self.mask)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of each image that the per-image table has beside the metrics.
+
+    Attributes:
+        name: of the column
+        description: what it says
+        measure: from an image's result to its value, nan where it has none
+        whole: whether it is a count
+    """
+
+    name: str
+    description: str
+    measure: Callable[[ImageResult], float]
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class RateMetric(Metric):
+    """A quotient of two sums over images.
+
+    Attributes:
+        terms: from the columns of the per-image table to numerator and denominator of each image, both (n,); the score
+            is undefined when the denominators sum to 0
+        columns: the columns that it needs
+        images: which images it is about
+        is_mean: whether every denominator is 0 or 1, so that the score is a mean over images
+    """
+
+    terms: Callable[[Columns], tuple[np.ndarray, np.ndarray]] = field(kw_only=True)
+    columns: tuple[str, ...] = field(default=COUNTS, kw_only=True)
+    images: Images = field(default="all", kw_only=True)
+    is_mean: bool = field(default=True, kw_only=True)
+
+    def value(self, columns: Columns) -> float | None:
+        """The score of a set of images; None where the set does not define it."""
+        numerator, denominator = (np.asarray(term, dtype=np.float64).sum() for term in self.terms(columns))
+        return float(numerator / denominator) if denominator > 0 else None
+
+
+@dataclass(frozen=True)
+class ImageMetric(Metric):
+    """A number of each image, measured on its masks; its mean over images is the score.
+
+    Attributes:
+        measure: from an image's result to its value, which must be a number on the images that it is about
+        images: which images count in the mean; the others have nan in the per-image table
+    """
+
+    measure: Callable[[ImageResult], float] = field(kw_only=True)
+    images: Images = field(default="lesion", kw_only=True)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it needs."""
+        return (self.name, *COUNTS)
+
+    @property
+    def column(self) -> Column:
+        """Its column in the per-image table."""
+        left_out = {"lesion": "; empty for an image without a lesion", "normal": "; empty for an image with one"}
+        return Column(self.name, self.description + left_out.get(self.images, ""), self._measure)
+
+    def _measure(self, image: ImageResult) -> float:
+        about = self.images == "all" or bool(image.mask.any()) == (self.images == "lesion")
+        return self.measure(image) if about else math.nan
+
+    def terms(self, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+        """Its value and whether it counts, of each image."""
+        values = np.asarray(columns[self.name], dtype=np.float64)
+        counted = ~np.isnan(values)
+        if self.images != "all":
+            counted &= ((columns["tp"] + columns["fn"]) > 0) == (self.images == "lesion")
+        return np.where(counted, values, 0), counted.astype(np.float64)
+
+    def value(self, columns: Columns) -> float | None:
+        """The mean over the images that count; None without any."""
+        numerator, denominator = self.terms(columns)
+        return float(numerator.sum() / denominator.sum()) if denominator.any() else None
+
+
+TableMetric = RateMetric | ImageMetric
+"""A metric that the columns of a per-image table give, without a convention."""
+
+_Kind = TypeVar("_Kind", bound=Metric)
+
+_METRICS: dict[str, Metric] = {}
+_COLUMNS: dict[str, Column] = {}
+_installed = False
+
+
+def register(*metrics: Metric, replace: bool = False) -> None:
+    """Add metrics; each is measured, logged, printed and compared from then on, in this process.
+
+    Args:
+        metrics: the metrics
+        replace: take the place of one that has the same name, as when a notebook's cell runs again
+
+    Raises:
+        UserError: a name that is taken by another metric, or that could not stand in a run
+    """
+    for metric in metrics:
+        if not isinstance(metric, Metric):
+            raise UserError(f"{metric!r} is no metric: give a bustseg.metrics.Metric")
+        if not metric.name.isidentifier():
+            raise UserError(f"a metric cannot be called {metric.name!r}: take letters, digits and underscores")
+        taken = metric.name in _COLUMNS or (metric.name in _METRICS and not replace)
+        if taken and _METRICS.get(metric.name) != metric:
+            raise UserError(f"there is a metric or column called {metric.name} already")
+        _METRICS[metric.name] = metric
+
+
+def unregister(name: str) -> None:
+    """Take a metric out again."""
+    _METRICS.pop(name, None)
+
+
+def register_columns(*columns: Column) -> None:
+    """Add columns of the per-image table that are no metrics by themselves."""
+    _COLUMNS.update({column.name: column for column in columns})
+
+
+def all_metrics() -> tuple[Metric, ...]:
+    """Every metric in the order of registration, those of installed packages last.
+
+    Raises:
+        UserError: an installed package's entry point cannot be used
+    """
+    global _installed
+    if not _installed:
+        _installed = True
+        for point in entry_points(group=ENTRY_POINTS):
+            try:
+                found = point.load()
+            except Exception as error:  # whatever a package raises when it is imported
+                raise UserError(f"the metrics of {point.value} cannot be loaded: {error}") from error
+            register(*(found if isinstance(found, Sequence) else [found]))
+    return tuple(_METRICS.values())
+
+
+def of_kind(kind: type[_Kind]) -> list[_Kind]:
+    """The metrics of a class, such as :class:`OverlapMetric`, in the order of registration."""
+    return [metric for metric in all_metrics() if isinstance(metric, kind)]
+
+
+def overlap_metrics() -> list[OverlapMetric]:
+    """The metrics that are scored under the four conventions."""
+    return of_kind(OverlapMetric)
+
+
+def table_metrics() -> list[TableMetric]:
+    """The metrics without a convention that a per-image table gives."""
+    return [metric for metric in all_metrics() if isinstance(metric, RateMetric | ImageMetric)]
+
+
+def measured_columns() -> list[Column]:
+    """The columns of the per-image table that are measured on the masks: of metrics first, then the others."""
+    return [*(metric.column for metric in of_kind(ImageMetric)), *_COLUMNS.values()]
+
+
+class Score(NamedTuple):
+    """A metric's full name in its parts.
+
+    Attributes:
+        metric: what is measured
+        convention: of :data:`CONVENTIONS`; empty for metrics that have none
+        part: class, third of the lesion sizes or encoder that it is restricted to; empty for all images
+    """
+
+    metric: Metric
+    convention: str = ""
+    part: str = ""
+
+    @property
+    def title(self) -> str:
+        """Heading of a column: ``Dice (lesion)``, ``HD95 (px), malignant``."""
+        inside = self.convention or self.metric.unit
+        text = self.metric.title + (f" ({inside})" if inside else "")
+        return f"{text}, {self.part}" if self.part else text
+
+    @property
+    def description(self) -> str:
+        """What it says, with its convention and part."""
+        text = self.metric.description
+        if self.convention:
+            text += f"; an image whose mask is empty {EMPTY_MASK[self.convention]}"
+        return f"{text} ({self.part})" if self.part else text
+
+
+def metric(name: str) -> Metric:
+    """The metric of a name; a plain one with that name where none is registered (a callback may log what it likes)."""
+    all_metrics()
+    return _METRICS.get(name) or Metric(name, title=name, higher_is_better=None)
+
+
+def find(name: str) -> Score | None:
+    """The parts of a score's full name, such as ``test/dice_lesion_benign``; None where no metric is called so."""
+    name = name.rpartition("/")[2]
+    all_metrics()
+    if name in _METRICS:
+        return Score(_METRICS[name])
+    stem, _, part = name.rpartition("_")
+    if not stem:
+        return None
+    if part in (*LABELS, *SIZES) or part.removeprefix("encoder").isdigit():
+        inner = find(stem)
+        return None if inner is None or inner.part else inner._replace(part=part)
+    for convention in CONVENTIONS:
+        base = name.removesuffix(f"_{convention}")
+        if base != name and isinstance(_METRICS.get(base), OverlapMetric):
+            return Score(_METRICS[base], convention)
+    return None
+
+
+def score(name: str) -> Score:
+    """The parts of a score's full name; a plain metric of that name where none is registered."""
+    return find(name) or Score(metric(name.rpartition("/")[2]))
+
+
+def logged_name(name: str) -> str:
+    """The name under which a score's values are logged: that of the metric it is an alias of, else its own."""
+    found = find(name)
+    if found is None or found.metric.alias_of is None:
+        return name
+    stage, slash, short = name.rpartition("/")
+    return f"{stage}{slash}{found.metric.alias_of}{short.removeprefix(found.metric.name)}"
+
+
+def value_of(scores: Mapping[str, Any], name: str) -> float | None:
+    """A score by its name, or by the name that it is logged under; None where it is not there."""
+    found = scores.get(name)
+    if found is None:
+        found = scores.get(logged_name(name))
+    return None if found is None else float(found)
+
+
+def single_scores(scores: Iterable[str], *prominence: Prominence) -> list[str]:
+    """Of the names of scores those that have no convention, or one class or size only, in the registry's order.
+
+    Args:
+        scores: full names, without ``test/``
+        prominence: which metrics; headline and usual ones when none is named
+    """
+    wanted = prominence or ("headline", "usual")
+    order = {known.name: place for place, known in enumerate(all_metrics())}
+    found = [(name, parts) for name in scores if (parts := find(name)) and parts.metric.prominence in wanted]
+    return [
+        name
+        for name, parts in sorted(found, key=lambda pair: (order[pair[1].metric.name], pair[1].part != "", pair[0]))
+        if not parts.convention or parts.part
+    ]
+
+
+def headline_scores(scores: Iterable[str]) -> list[str]:
+    """Of the names of scores the few that a short table shows, in the registry's order, Dice first.
+
+    The headline metrics in every convention, the other overlap metrics in the convention ``lesion``, no classes or
+    sizes, and not the loss.
+
+    Args:
+        scores: full names, without ``test/``
+    """
+    names = list(scores)
+    overlap = [name for name in names if (found := find(name)) and found.convention and not found.part]
+    shown: dict[str, list[str]] = {"headline": [], "usual": []}
+    for known in reversed(overlap_metrics()):
+        if known.prominence in shown:
+            conventions = CONVENTIONS if known.prominence == "headline" else ("lesion",)
+            own = [f"{known.name}_{convention}" for convention in conventions]
+            shown[known.prominence] += [name for name in own if name in overlap]
+    singles = [name for name in single_scores(names, "headline") if not score(name).part and name != "loss"]
+    return [*shown["headline"], *shown["usual"], *singles]
