@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import TypeVar
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
@@ -16,6 +18,12 @@ console = Console(soft_wrap=True)
 
 error_console = Console(stderr=True, soft_wrap=True)
 """Warnings, errors and progress go here, so that a piped result stays clean."""
+
+
+@cache
+def tell_once(message: str) -> None:
+    """Print a note on standard error, the first time that it comes up in this process."""
+    error_console.print(f"[yellow]note:[/] {escape(message)}", highlight=False)
 
 
 def print_wide(table: RenderableType) -> None:

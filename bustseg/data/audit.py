@@ -17,6 +17,8 @@ import numpy as np
 from bustseg.data import duplicates
 from bustseg.data.artefacts import find_artefacts
 from bustseg.data.duplicates import SUSPECT, THRESHOLD, Pair
+from bustseg.data.facts import Facts, unusable
+from bustseg.data.mask_files import HALF
 from bustseg.data.sources import Problem, Sample, Source, image_mode, to_grey
 from bustseg.errors import DataError
 from bustseg.progress import track
@@ -196,6 +198,7 @@ def audit(source: Source, root: Path, threshold: float = THRESHOLD, workers: int
         inspected = pool.map(lambda sample: _inspect(sample, root), samples)
         findings = list(track(inspected, "checking images", len(samples)))
     problems = problems + [problem for finding in findings for problem in finding.problems]
+    problems += unusable(samples, [finding.facts for finding in findings])
     readable = [finding for finding in findings if finding.thumbnail is not None]
     pairs = duplicates.find_pairs(
         [finding.sample for finding in readable],
@@ -227,6 +230,7 @@ class _Finding:
     sample: Sample
     record: Record
     problems: list[Problem] = field(default_factory=list)
+    facts: Facts | None = None
     thumbnail: np.ndarray | None = None
     mask: np.ndarray | None = None
     digest: str = ""
@@ -256,6 +260,16 @@ def _inspect(sample: Sample, root: Path) -> _Finding:
     record.overlay, record.calipers, record.text = artefacts.overlay, len(artefacts.calipers), len(artefacts.text)
     finding.thumbnail, finding.digest = duplicates.thumbnail(grey), duplicates.pixel_digest(grey)
     mask = _inspect_masks(finding, (record.height, record.width))
+    facts = Facts.of(grey, np.zeros_like(grey) if mask is None else mask.astype(np.uint8))
+    if mask is not None or not sample.masks:
+        finding.facts = facts
+    if record.deviation >= 1 and (facts.nearly_black or facts.nearly_white):
+        colour = "black" if facts.nearly_black else "white"
+        message = (
+            f"image {sample.shown(sample.image)} is nearly {colour} (all but a hundredth of its levels lie between "
+            f"{facts.low} and {facts.high} of 255): scale its levels to 0..255, or remove it"
+        )
+        finding.add(f"nearly {colour} image", sample.image, message)
     if mask is not None:
         finding.mask = duplicates.thumbnail(mask.astype(np.uint8) * 255)
         record.lesion = round(float(mask.mean()), 6)
@@ -269,34 +283,33 @@ def _inspect_masks(finding: _Finding, shape: tuple[int, int]) -> np.ndarray | No
     whole = bool(finding.sample.masks)
     for path in finding.sample.masks:
         try:
-            mask = finding.sample.read_levels(path)
+            mask = finding.sample.read_mask_file(path)
         except DataError as error:
             finding.add("unreadable mask", path, str(error))
             whole = False
             continue
-        if mask.shape != shape:
-            finding.add("mask of another size", path, finding.sample.wrong_size(path, mask.shape, shape))
+        if mask.lesion.shape != shape:
+            finding.add("mask of another size", path, finding.sample.wrong_size(path, mask.lesion.shape, shape))
             whole = False
             continue
-        _inspect_levels(finding, path, mask)
-        union |= mask > finding.sample.lesion_above
+        if mask.fault:
+            finding.add(mask.kind, path, f"mask {finding.sample.shown(path)} {mask.fault}")
+            whole = False
+        elif finding.sample.lesion_above == HALF:  # else the source says what the levels mean
+            _inspect_levels(finding, path, mask.levels)
+        union |= mask.lesion
     return union if whole else None
 
 
 def _inspect_levels(finding: _Finding, path: Path, mask: np.ndarray) -> None:
-    path_shown, above = finding.sample.shown(path), finding.sample.lesion_above
     levels = np.bincount(mask.ravel(), minlength=256)
-    lit = int(levels[1:].sum())
-    if above != 127:  # the source says what the levels mean
-        return
-    between = int(levels[1:255].sum())
-    if lit and not levels[128:].any():
-        most = int(np.flatnonzero(levels)[-1])
-        message = f"mask {path_shown} has no level above {most}, so that it reads as empty: scale its lesion to 255"
-        finding.add("mask too dark to count", path, message)
-    elif between:
+    lit, between = int(levels[1:].sum()), int(levels[1:255].sum())
+    if between:
         unclear = between > _GREY_EDGE * lit
-        message = f"mask {path_shown} is not binary: {between} of {lit} lit pixels are grey (read as lesion above 127)"
+        message = (
+            f"mask {finding.sample.shown(path)} is not binary: {between} of {lit} lit pixels are grey (read as lesion "
+            "above half of white)"
+        )
         finding.add("non-binary mask", path, message, wrong=unclear and int(levels[64:192].sum()) > 0.2 * lit)
 
 
@@ -307,10 +320,6 @@ def _inspect_lesion(finding: _Finding, mask: np.ndarray) -> None:
         finding.record.lesion_mm2 = round(float(mask.sum()) * sample.spacing[0] * sample.spacing[1], 2)
     count, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     finding.record.parts = count - 1
-    dark = any(problem.kind == "mask too dark to count" for problem in finding.problems)
-    if sample.label in ("benign", "malignant") and not mask.any() and not dark:
-        message = f"mask {shown} is empty but {sample.id} is {sample.label}: draw the lesion or remove the image"
-        finding.add("empty mask of a lesion class", first, message)
     if sample.label == "normal" and mask.any():
         message = f"mask {shown} is not empty but {sample.id} is normal: empty the mask or correct the class"
         finding.add("non-empty mask of a normal", first, message)

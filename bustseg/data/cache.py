@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -18,11 +18,13 @@ import platformdirs
 from filelock import FileLock
 
 from bustseg.data.duplicates import THRESHOLD, duplicate_groups
+from bustseg.data.facts import NEARLY_ALL, Facts, unusable
+from bustseg.data.mask_files import HALF
 from bustseg.data.sources import Sample
 from bustseg.errors import DataError
-from bustseg.progress import track
+from bustseg.progress import tell_once, track
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised when the decoding or resizing below changes, so that old caches are rebuilt."""
 
 
@@ -79,7 +81,7 @@ def data_digest(samples: Sequence[Sample]) -> str:
     for sample in samples:
         total.update(f"{sample.source}/{sample.id}/{sample.label}/{len(sample.masks)}".encode())
         reading = (sample.frame, sample.box, sample.lesion_above)
-        if reading != (0, None, 127):
+        if reading != (0, None, HALF):
             total.update(repr(reading).encode())
         for path in (sample.image, *sample.masks):
             total.update(digests[path])
@@ -121,12 +123,17 @@ def decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
     The mask is resampled by area (so that no thin structure depends on where a sampling point falls) and cut at half.
 
     Raises:
-        DataError: a file cannot be decoded, or a mask has another size than its image
+        DataError: a file cannot be decoded, a mask has another size than its image, or its levels cannot be meant so
     """
+    image, mask, _ = _decode(sample, size)
+    return image, mask
+
+
+def _decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, Facts]:
     image = sample.read_image()
     mask = sample.read_mask(image.shape[:2]).astype(np.uint8)
     coverage = resize_image(mask.astype(np.float32), size)
-    return resize_image(image, size), (coverage >= 0.5).astype(np.uint8)
+    return resize_image(image, size), (coverage >= 0.5).astype(np.uint8), Facts.of(image, mask)
 
 
 def load_cache(samples: Sequence[Sample], size: tuple[int, int], root: Path) -> ImageCache:
@@ -136,7 +143,8 @@ def load_cache(samples: Sequence[Sample], size: tuple[int, int], root: Path) -> 
     the second waits for the first. What is there is always whole, since a folder appears by a rename.
 
     Raises:
-        DataError: files that cannot be used (the first is named, the others counted)
+        DataError: files that cannot be used (the first is named, the others counted), or a data set that training on
+            would be wrong, see :func:`bustseg.data.facts.unusable`
     """
     digest = data_digest(samples)
     folder = root / f"v{CACHE_VERSION}-{digest}-{size[0]}x{size[1]}"
@@ -145,19 +153,40 @@ def load_cache(samples: Sequence[Sample], size: tuple[int, int], root: Path) -> 
         with FileLock(root / f"{folder.name}.lock"):
             if not (folder / "meta.json").is_file():
                 _build(samples, size, folder, digest)
+    meta = json.loads((folder / "meta.json").read_text())
+    facts = [Facts(**one) for one in meta["facts"]]
+    _refuse([problem.message for problem in unusable(samples, facts)])
+    _look_for_lost_lesions(sum(fact.lesion > 0 for fact in facts), meta["lesions"], size)
     return ImageCache(
         np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "masks.npy", mmap_mode="r"), digest
     )
 
 
+def _look_for_lost_lesions(drawn: int, kept: int, size: tuple[int, int]) -> None:
+    """Say how many lesions are too small to be seen by the network, so that their images count as normal ones."""
+    lost = drawn - kept
+    words = f"{lost} of {drawn} lesions vanish at {size[1]}x{size[0]}"
+    if lost and lost >= NEARLY_ALL * drawn:
+        raise DataError(f"{words}: raise data.image_size")
+    if lost:
+        tell_once(f"{words}, so that their images count as images without a lesion: raise data.image_size")
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        more = f" (and {len(problems) - 1} more: `bustseg data check` lists all)" if len(problems) > 1 else ""
+        raise DataError(problems[0] + more)
+
+
 def _build(samples: Sequence[Sample], size: tuple[int, int], folder: Path, digest: str) -> None:
     images = np.empty((len(samples), *size), dtype=np.uint8)
     masks = np.empty_like(images)
+    facts: list[Facts | None] = [None] * len(samples)
     problems: list[str] = []
 
     def fill(index: int) -> str | None:
         try:
-            images[index], masks[index] = decode(samples[index], size)
+            images[index], masks[index], facts[index] = _decode(samples[index], size)
         except DataError as error:
             return str(error)
         return None
@@ -167,9 +196,7 @@ def _build(samples: Sequence[Sample], size: tuple[int, int], folder: Path, diges
         for problem in track(results, f"decoding to {size[1]}x{size[0]}", total=len(samples)):
             if problem:
                 problems.append(problem)
-    if problems:
-        more = f" (and {len(problems) - 1} more: `bustseg data check` lists all)" if len(problems) > 1 else ""
-        raise DataError(problems[0] + more)
+    _refuse(problems)
 
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -180,6 +207,8 @@ def _build(samples: Sequence[Sample], size: tuple[int, int], folder: Path, diges
             "digest": digest,
             "size": list(size),
             "ids": [sample.id for sample in samples],
+            "lesions": int(masks.any(axis=(1, 2)).sum()),
+            "facts": [asdict(fact) for fact in facts if fact is not None],
         }
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
         temporary.chmod(0o755)

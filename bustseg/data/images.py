@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 
 import cv2
@@ -14,14 +16,40 @@ from bustseg.data import dicom
 from bustseg.errors import DataError
 
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+# tags of TIFF 6.0; cameras use the one for orientation too
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE = 258, 262, 274, 281, 341
+_TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
+"""Orientation to quarter turns against the clock, and whether the image is mirrored after them."""
+_FULL_SCALES = {1.0, *(2.0**bits - 1 for bits in range(8, 33))}
+_LEAST_WHITE = 2**14
+"""A 16-bit image without any level as bright as this (a quarter of white) holds fewer bits than it seems to."""
 _DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-def read_native(path: Path, frame: int = 0) -> np.ndarray:
-    """Read any PNG, JPEG or TIFF mode (1, L, LA, P, RGB, RGBA, 16 bit) as ``uint8``, (H, W) or for colour (H, W, 3).
+@dataclass(frozen=True)
+class Picture:
+    """What an image file holds, as it is stored.
 
-    Transparency is dropped and 16 bits are scaled to 8. The decoder is Pillow's, because OpenCV's returns what it has
-    of a truncated file without a word. DICOM files are read by :func:`bustseg.data.dicom.read_frame`.
+    Attributes:
+        pixels: (H, W), or (H, W, 3) in RGB; ``uint8``, ``uint16``, ``int32`` or ``float32``
+        alpha: transparency ``uint8`` (H, W), 0 where nothing is seen; None for a file without any
+        top: level of white where the file states it; None where only the type tells
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    top: float | None = None
+
+    @property
+    def white(self) -> float:
+        """Level of white: as stated, else the highest of whole numbers of 8 or 16 bits, and 1 for fractions."""
+        return self.top or {"u": 2.0 ** (8 * self.pixels.dtype.itemsize) - 1, "i": 255.0}.get(self.pixels.dtype.kind, 1)
+
+
+def read_picture(path: Path, frame: int = 0) -> Picture:
+    """Decode any PNG, JPEG, TIFF or BMP (1, L, LA, P, RGB, RGBA, 16 bits, whole or fractional numbers of 32 bits).
+
+    The decoder is Pillow's, because OpenCV's returns what it has of a truncated file without a word.
 
     Args:
         frame: position in a file that holds several images
@@ -29,21 +57,134 @@ def read_native(path: Path, frame: int = 0) -> np.ndarray:
     Raises:
         DataError: the file is missing, truncated or not an image
     """
-    if dicom.is_dicom(path):
-        return dicom.read_frame(path, frame)
     try:
         with Image.open(path) as file:
             if frame:
                 file.seek(frame)
+            deep = _is_deep_colour(file)
+            top = _stated_white(file)
             file.load()
             image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16"):
-                return (np.asarray(image) >> 8).astype(np.uint8)
-            return np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L"))
+            alpha = None
+            if image.has_transparency_data and not image.mode.startswith("I"):
+                alpha = np.asarray(image.convert("RGBA"))[..., 3]
+            if deep:
+                return Picture(_deep_colour(path, frame, file.getexif().get(_ORIENTATION, 1)), alpha)
+            if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+                pixels = np.asarray(image)
+                pixels = pixels.astype(pixels.dtype.newbyteorder("="))
+                picture = Picture(pixels, alpha, top)
+                # Pillow turns images whose white is 0 only where they have 8 bits or fewer
+                return replace(picture, pixels=_inverted(picture)) if _tag(file, _PHOTOMETRIC) == [0] else picture
+            return Picture(np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L")), alpha)
     except FileNotFoundError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except _DECODER_ERRORS as error:
         raise DataError(f"{path} is not a readable image (corrupt or truncated): replace or remove it") from error
+
+
+def _tag(file: Image.Image, number: int) -> list[float]:
+    """Numbers under a tag of a TIFF; none where there is no such tag, or the file is no TIFF."""
+    value = getattr(file, "tag_v2", {}).get(number, ())
+    return [float(one) for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, Real)]
+
+
+def _is_deep_colour(file: Image.Image) -> bool:
+    """Whether a file has more than 8 bits for each colour, of which Pillow would keep the upper 8."""
+    if file.mode not in (*_COLOUR_MODES, "LA"):
+        return False
+    # a tile says how its bytes are packed, such as "RGB;16B"
+    packed = any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
+    return packed or max(_tag(file, _BITS_PER_SAMPLE), default=8) > 8
+
+
+def _deep_colour(path: Path, frame: int, orientation: int) -> np.ndarray:
+    """Colours with all their bits, of a file that Pillow has found whole."""
+    done, pages = cv2.imdecodemulti(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED, range=(frame, frame + 1))
+    if not done:
+        raise DataError(f"{path} has more than 8 bits for each colour in a form that cannot be read: store 8 bits")
+    pixels = pages[0]
+    if pixels.ndim == 3:  # OpenCV's order is blue, green, red
+        pixels = pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., 2::-1]
+    quarter_turns, mirrored = _TURNS.get(orientation, (0, False))
+    pixels = np.rot90(pixels, quarter_turns)
+    return np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
+
+
+def _stated_white(file: Image.Image) -> float | None:
+    """White by a TIFF's tags: its bits, or a maximum that is all ones, since others tell of the image and no scale."""
+    bits = max(_tag(file, _BITS_PER_SAMPLE), default=0)
+    if 8 < bits < 16:
+        return 2.0**bits - 1
+    maxima = (*_tag(file, _S_MAX_SAMPLE_VALUE), *_tag(file, _MAX_SAMPLE_VALUE))
+    return next((value for value in maxima if value in _FULL_SCALES), None)
+
+
+def _inverted(picture: Picture) -> np.ndarray:
+    return (picture.white - picture.pixels).astype(picture.pixels.dtype)
+
+
+def to_uint8(image: np.ndarray, white: float | None = None) -> np.ndarray:
+    """Levels of any number type as ``uint8``, the same for arrays and for files.
+
+    Booleans are black and white, ``uint16`` is scaled by its full range, other whole numbers must fit in 8 bits, and
+    fractions lie between 0 and 1.
+
+    Args:
+        image: any shape
+        white: level that becomes 255, where it is not the type's own
+
+    Raises:
+        DataError: another type, values beyond its range, or 16 bits of which only the lower ones are used, as where
+            12 bits were stored in 16 without saying so
+    """
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == np.bool_:
+        return image.astype(np.uint8) * np.uint8(255)
+    if image.dtype.kind not in "uif":
+        raise DataError(f"an image of type {image.dtype} cannot be used: give uint8, uint16 or floats from 0 to 1")
+    low, high = image.min(), image.max()
+    if white is not None:
+        top, allowed = white, f"its levels must lie between 0 and {white:g}, which the file states as white"
+    elif image.dtype.kind == "f":
+        top, allowed = 1, "floats must lie between 0 and 1"
+    elif image.dtype == np.uint16:
+        top, allowed = 65535, ""
+    else:
+        top, allowed = 255, "integers must lie between 0 and 255 (or be uint16)"
+    if not (low >= 0 and high <= top):  # also false for nan
+        raise DataError(f"the image's values run from {low} to {high}: {allowed}")
+    if top != 65535:
+        return np.rint(image * (255 / top)).astype(np.uint8)
+    if 0 < high < _LEAST_WHITE:
+        bits = max(8, int(high).bit_length())
+        raise DataError(
+            f"the brightest of the image's 16-bit levels is {high}, as where {bits} bits were stored in 16: "
+            f"multiply its levels by {2 ** (16 - bits)}, or store 8 bits"
+        )
+    return (image >> 8).astype(np.uint8)
+
+
+def read_native(path: Path, frame: int = 0) -> np.ndarray:
+    """An image file as ``uint8``, (H, W) or for colour (H, W, 3) in RGB, whatever its type; see :func:`to_uint8`.
+
+    Transparency is dropped. DICOM files are read by :func:`bustseg.data.dicom.read_frame`, the others by
+    :func:`read_picture`.
+
+    Args:
+        frame: position in a file that holds several images
+
+    Raises:
+        DataError: the file is missing, truncated or not an image, or it does not say what its levels mean
+    """
+    if dicom.is_dicom(path):
+        return dicom.read_frame(path, frame)
+    picture = read_picture(path, frame)
+    try:
+        return to_uint8(picture.pixels, picture.top)
+    except DataError as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
 def read_grey(path: Path, frame: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from bustseg.data.cache import resize_image
-from bustseg.data.sources import to_grey
+from bustseg.data.images import to_grey, to_uint8
 from bustseg.deploy.backends import Backend, TorchBackend, exported_backend
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, ImageRange
 from bustseg.deploy.exported import METADATA, ExportedModel, is_exported, sha256
@@ -29,43 +29,23 @@ if TYPE_CHECKING:  # an exported model needs no torch, whose import takes second
 def as_grey(image: np.ndarray) -> np.ndarray:
     """An image of any common type as grey ``uint8`` (H, W), as training reads it from a file.
 
-    16 bits are scaled to 8 by their full range, colours are weighted as in :func:`bustseg.data.sources.to_grey`, an
-    alpha channel is dropped.
+    Levels are scaled as in :func:`bustseg.data.images.to_uint8`, colours are weighted as in
+    :func:`bustseg.data.sources.to_grey`, an alpha channel is dropped.
 
     Args:
-        image: (H, W), (H, W, 1), (H, W, 3) in RGB order or (H, W, 4) in RGBA order; booleans, integers that fit in
-            8 bits, ``uint16``, or floats from 0 to 1
+        image: (H, W), (H, W, 1), (H, W, 2) of grey and alpha, (H, W, 3) in RGB order or (H, W, 4) in RGBA order;
+            booleans, integers that fit in 8 bits, ``uint16``, or floats from 0 to 1
 
     Raises:
-        DataError: another shape or type, or values outside its range
+        DataError: another shape or type, values outside its range, or 16 bits of which only the lower ones are used
     """
     image = np.asarray(image)
     channels = image.shape[2] if image.ndim == 3 else 1
-    if image.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in image.shape:
+    if image.ndim not in (2, 3) or channels not in (1, 2, 3, 4) or 0 in image.shape:
         raise DataError(f"an image of shape {image.shape} cannot be used: give (H, W), or (H, W, 3) for colour")
-    pixels = _as_uint8(image)
-    if pixels.ndim == 2:
-        return pixels
-    return pixels[..., 0] if channels == 1 else to_grey(np.ascontiguousarray(pixels[..., :3]))
-
-
-def _as_uint8(image: np.ndarray) -> np.ndarray:
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype == np.uint16:
-        return (image >> 8).astype(np.uint8)
-    if image.dtype == np.bool_:
-        return image.astype(np.uint8) * np.uint8(255)
-    if np.issubdtype(image.dtype, np.floating):
-        top, allowed = 1, "floats must lie between 0 and 1"
-    elif np.issubdtype(image.dtype, np.integer):
-        top, allowed = 255, "integers must lie between 0 and 255 (or be uint16)"
-    else:
-        raise DataError(f"an image of type {image.dtype} cannot be used: give uint8, uint16 or floats from 0 to 1")
-    low, high = image.min(), image.max()
-    if not (low >= 0 and high <= top):  # also false for nan
-        raise DataError(f"the image's values run from {low} to {high}: {allowed}")
-    return np.rint(image * (255 / top)).astype(np.uint8)
+    if image.ndim == 2:
+        return to_uint8(image)
+    return to_uint8(image[..., 0]) if channels < 3 else to_grey(np.ascontiguousarray(to_uint8(image[..., :3])))
 
 
 class Predictor:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.markup import escape
 
 from bustseg.data.images import read_native, to_grey
+from bustseg.data.mask_files import HALF, MaskFile, read_mask
 from bustseg.errors import DataError
-from bustseg.progress import error_console
+from bustseg.progress import tell_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,8 @@ class Sample:
         frame: position of the image in a file that holds several
         box: part of the file's picture that is the image, as (top, left, height, width); None for all of it
         spacing: size of a pixel in mm as (row, column); None when unknown
-        lesion_above: level of a mask's pixels above which they belong to the lesion
+        lesion_above: level of a mask's pixels above which they belong to the lesion, in the file's own levels; half of
+            white by default
         private: file names may tell who the patient is, so that only ``id`` may be shown
     """
 
@@ -51,7 +52,7 @@ class Sample:
     frame: int = 0
     box: tuple[int, int, int, int] | None = None
     spacing: tuple[float, float] | None = None
-    lesion_above: int = 127
+    lesion_above: int = HALF
     private: bool = False
 
     def shown(self, path: Path) -> str:
@@ -64,38 +65,42 @@ class Sample:
 
     def read_native(self) -> np.ndarray:
         """Image as ``uint8``, (H, W) or for colour (H, W, 3); errors as in :func:`read_native`."""
-        return self._cut(self._read(self.image, self.frame))
+        with self._anonymous_errors():
+            return self._cut(read_native(self.image, self.frame))
 
     def read_image(self) -> np.ndarray:
         """Image as grey ``uint8`` of shape (H, W)."""
         return to_grey(self.read_native())
 
-    def read_levels(self, path: Path) -> np.ndarray:
-        """One of the masks as ``uint8`` (H, W): for a colour mask the brightest channel, so that every colour counts.
+    def read_mask_file(self, path: Path) -> MaskFile:
+        """One of the masks, drawn on the whole picture or on its ``box`` alone.
 
-        A mask may be drawn on the whole picture or on its ``box`` alone.
+        Raises:
+            DataError: the file is missing, truncated or no image
         """
-        mask = self._read(path)
-        mask = mask if mask.ndim == 2 else mask.max(axis=2)
-        return mask if self.box is not None and mask.shape == self.box[2:] else self._cut(mask)
+        with self._anonymous_errors():
+            mask = read_mask(path, self.lesion_above)
+        return mask if self.box is None or mask.lesion.shape == self.box[2:] else mask.cut(self.box)
 
     def read_mask(self, shape: tuple[int, int] | None = None) -> np.ndarray:
         """Union of the masks as ``bool`` of ``shape`` (H, W); without ``shape``, of the masks' own.
 
         Raises:
-            DataError: a mask has another size than the image
+            DataError: a mask has another size than the image, or its levels cannot mean what they seem to
         """
         if shape is None and not self.masks:
             image = self.read_image()
             shape = (image.shape[0], image.shape[1])
         union = None if shape is None else np.zeros(shape, dtype=bool)
         for path in self.masks:
-            mask = self.read_levels(path)
+            mask = self.read_mask_file(path)
+            if mask.fault:
+                raise DataError(f"mask {self.shown(path)} {mask.fault}")
             if union is None:
-                union = np.zeros(mask.shape, dtype=bool)
-            if mask.shape != union.shape:
-                raise DataError(self.wrong_size(path, mask.shape, union.shape))
-            union |= mask > self.lesion_above
+                union = np.zeros(mask.lesion.shape, dtype=bool)
+            if mask.lesion.shape != union.shape:
+                raise DataError(self.wrong_size(path, mask.lesion.shape, union.shape))
+            union |= mask.lesion
         assert union is not None
         return union
 
@@ -106,9 +111,10 @@ class Sample:
             "repair or remove this pair"
         )
 
-    def _read(self, path: Path, frame: int = 0) -> np.ndarray:
+    @contextmanager
+    def _anonymous_errors(self) -> Iterator[None]:
         try:
-            return read_native(path, frame)
+            yield
         except DataError:
             if self.private:
                 raise DataError(f"a file of {self.id} cannot be read (missing, corrupt or truncated)") from None
@@ -192,7 +198,8 @@ class Source(ABC):
             if problem.wrong:
                 raise DataError(problem.message)
         if problems:
-            _tell_once(f"{self.name}: {problems[0].message}", len(problems) - 1)
+            rest = f" (and {len(problems) - 1} more: `bustseg data check` lists all)" if len(problems) > 1 else ""
+            tell_once(f"{self.name}: {problems[0].message}{rest}")
         return samples
 
 
@@ -246,12 +253,6 @@ def values_by_name(names: Iterable[str], values: Iterable[str], table: Path, pri
                 f"line {line} of {table} says {value!r} of {shown}, and a line before it {found[name]!r}: keep one"
             )
     return found
-
-
-@cache
-def _tell_once(message: str, more: int) -> None:
-    rest = f" (and {more} more: `bustseg data check` lists all)" if more else ""
-    error_console.print(f"[yellow]note:[/] {escape(message)}{rest}", highlight=False)
 
 
 def read_table(csv: Path, what: str) -> pd.DataFrame:

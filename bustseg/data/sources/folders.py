@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bustseg.data.files import IMAGE_SUFFIXES, natural_key
+from bustseg.data.mask_files import HALF
 from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table, values_by_name
 from bustseg.errors import DataError
 
@@ -21,7 +22,8 @@ class Folders(Source):
         labels: CSV file in the data folder with the column ``image`` and, as far as they are known, ``label`` (benign,
             malignant, normal) and ``patient``; images of a patient stay together in splits. An image that it calls
             normal needs no mask.
-        lesion_above: level of a mask's pixels above which they are lesion; 0 for masks of 0 and 1
+        lesion_above: level of a mask's pixels above which they are lesion, in the file's own levels: 0 for masks of 0
+            and 1; half of white by default
     """
 
     name = "folders"
@@ -32,8 +34,10 @@ class Folders(Source):
         masks: str = "masks",
         mask_suffix: str = "",
         labels: str | None = None,
-        lesion_above: int = 127,
+        lesion_above: int = HALF,
     ) -> None:
+        if lesion_above < 0:
+            raise DataError(f"lesion_above is {lesion_above}, so that all of a mask would be lesion: give 0 or more")
         self.images, self.masks, self.mask_suffix = images, masks, mask_suffix
         self.labels = labels
         self.lesion_above = lesion_above

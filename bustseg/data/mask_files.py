@@ -1,0 +1,74 @@
+"""What a mask file says: which pixels are lesion, and what speaks against reading it so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bustseg.data.images import read_picture
+from bustseg.errors import DataError
+
+HALF = 127
+"""Level above which a pixel of a mask is lesion where the source does not say: half of white, whatever its bits."""
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask as a file holds it.
+
+    Attributes:
+        levels: ``uint8`` (H, W), of a colour mask the brightest channel, so that every colour counts
+        lesion: ``bool`` (H, W)
+        kind: short name of what makes the file unusable, by which problems are counted; empty for a sound one
+        fault: what is wrong with it and what to do, as a sentence that follows the file's name
+    """
+
+    levels: np.ndarray
+    lesion: np.ndarray
+    kind: str = ""
+    fault: str = ""
+
+    def cut(self, box: tuple[int, int, int, int]) -> MaskFile:
+        """The part in a box of (top, left, height, width)."""
+        top, left, height, width = box
+        part = np.s_[top : top + height, left : left + width]
+        return MaskFile(self.levels[part], self.lesion[part], self.kind, self.fault)
+
+
+def read_mask(path: Path, lesion_above: int = HALF) -> MaskFile:
+    """Read a mask file and judge whether its levels can mean what they seem to.
+
+    Args:
+        lesion_above: level above which a pixel is lesion, in the file's own levels; :data:`HALF` is half of white
+
+    Raises:
+        DataError: the file is missing, truncated or no image
+    """
+    picture = read_picture(path)
+    stored = picture.pixels if picture.pixels.ndim == 2 else picture.pixels.max(axis=2)
+    if not np.isfinite(stored).all():
+        raise DataError(f"mask {path} holds levels that are no numbers: draw it again")
+    # a mask has no tones, so that what is beyond white tells where white is
+    white = max(picture.white, float(stored.max()))
+    levels = stored if stored.dtype == np.uint8 else (np.clip(stored, 0, None) * (255 / white)).astype(np.uint8)
+    lesion = stored > (white / 2 if lesion_above == HALF else lesion_above)
+    kind = fault = ""
+    if _only_transparent(picture.pixels, picture.alpha):
+        kind = "mask drawn in transparency"
+        fault = "has one colour everywhere and its drawing in the transparency: save it flat, the lesion white on black"
+    elif lesion_above == HALF and stored.any() and not lesion.any():
+        kind = "mask too dark to count"
+        fault = (
+            f"has no level above {stored.max():g} of {white:g}, so that it reads as empty: scale its lesion to "
+            f"{white:g}, or set the source's lesion_above"
+        )
+    return MaskFile(levels, lesion, kind, fault)
+
+
+def _only_transparent(pixels: np.ndarray, alpha: np.ndarray | None) -> bool:
+    if alpha is None or alpha.min() == alpha.max():
+        return False
+    colours = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
+    return bool((colours == colours[0]).all())
