@@ -16,8 +16,8 @@ import torch
 
 from bustseg.checkpoint import load_data, load_task, resolve_checkpoint
 from bustseg.data.datamodule import Batch
+from bustseg.masks import PostProcess
 from bustseg.metrics import OperatingPoints
-from bustseg.postprocess import PostProcess
 
 GAPS = (None, 3.0, 2.5, 2.0, 1.5, 1.0, 0.0)
 THRESHOLDS = (0.5, 0.4, 0.3)

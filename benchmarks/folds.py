@@ -80,8 +80,8 @@ def logits(run_id: str, root: str) -> tuple[torch.Tensor, torch.Tensor, list[str
 
 def judged(maps: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[float, OperatingPoints]:
     """Scores of all logits and masks, each (N, 1, H, W), for each of :data:`PEAKS`."""
+    from bustseg.masks import PostProcess
     from bustseg.metrics import OperatingPoints
-    from bustseg.postprocess import PostProcess
 
     points = {peak: OperatingPoints(PostProcess(max_confidence_gap=GAP, min_peak_probability=peak)) for peak in PEAKS}
     count = 0

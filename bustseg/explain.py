@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from bustseg.errors import UserError
+from bustseg.masks import MaskRule, probability_of
 
 _NOT_A_PLAIN_MAP = {
     "AblationCAM": "replaces layers of the network",
@@ -63,11 +64,18 @@ class Explanation:
     Attributes:
         heat: name of each layer -> float32 (B, H, W) in 0..1, each map's maximum 1; all 0 where the layer has no
             evidence for the target
-        probability: float32 (B, H, W) of a lesion
+        logits: float32 (B, H, W)
+        mask: ``uint8`` of 0 and 1 (B, H, W), the predicted lesions; an image without one is explained as a whole
     """
 
     heat: dict[str, np.ndarray]
-    probability: np.ndarray
+    logits: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def probability(self) -> np.ndarray:
+        """Of a lesion, float32 (B, H, W)."""
+        return np.stack([probability_of(plane) for plane in self.logits])
 
 
 @cache
@@ -281,20 +289,20 @@ class _LesionLogit:
     """Target of one image: the mean logit over its predicted lesion, over the whole image if nothing is predicted.
 
     Args:
-        threshold: probability above which a pixel belongs to the lesion
+        rule: what makes the predicted lesion of the logits
         enlarge: multiply by the number of pixels. The gradients of a mean over 50,000 pixels are so small that the
             constants which some methods add against division by zero would decide the map.
         layers: names, for the message when no gradient reaches them
     """
 
-    def __init__(self, threshold: float, enlarge: bool, layers: Sequence[str]) -> None:
-        self.threshold, self.enlarge, self.layers = threshold, enlarge, layers
+    def __init__(self, rule: MaskRule, enlarge: bool, layers: Sequence[str]) -> None:
+        self.rule, self.enlarge, self.layers = rule, enlarge, layers
         self.region: Tensor | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
         logits = logits.float()
         if self.region is None:  # some methods ask again with parts of the image hidden: the question stays the same
-            lesion = logits.detach().sigmoid() > self.threshold
+            lesion = self.rule.masks(logits[None])[0]
             self.region = lesion if bool(lesion.any()) else torch.ones_like(lesion)
         if torch.is_grad_enabled() and not logits.requires_grad:
             raise UserError(
@@ -340,7 +348,8 @@ def heat_maps(
         images: of any number type
         layers: dotted names in the network; :func:`default_layer` when not given
         method: a name of :func:`methods`
-        threshold: probability above which a pixel belongs to the predicted lesion; the task's own, else 0.5
+        threshold: probability above which a pixel belongs to the predicted lesion, in the place of the task's own
+            (0.5 for a network)
 
     Raises:
         UserError: there is no such method or layer, a layer's output is no map, or no gradient reaches it
@@ -348,8 +357,9 @@ def heat_maps(
     make = find_method(method)
     names = list(dict.fromkeys(layers)) if layers else [default_layer(model, images[:1])]
     modules = [find_layer(model, name) for name in names]
-    if threshold is None:
-        threshold = float(getattr(model, "threshold", 0.5))
+    rule = getattr(model, "mask_rule", MaskRule())
+    if threshold is not None:
+        rule = replace(rule, threshold=threshold)
     finished: list[str] = []
 
     def start_graph(name: str) -> Callable[..., Tensor]:
@@ -390,11 +400,12 @@ def heat_maps(
 
         # the library stretches each map to 0..1 from its minimum on, which would hide heat that is everywhere
         cam.get_cam_image = keep
-        cam(batch, [_LesionLogit(threshold, cam.uses_gradients, names) for _ in range(len(batch))])
+        cam(batch, [_LesionLogit(rule, cam.uses_gradients, names) for _ in range(len(batch))])
         logits = cam.outputs.detach().float()
     # the library keeps maps in the order in which the layers finish
     by_name = {name: _as_heat(map, logits.shape[2:]) for name, map in zip(finished, raw, strict=True)}
-    return Explanation({name: by_name[name] for name in names}, logits.sigmoid()[:, 0].cpu().numpy())
+    mask = rule.masks(logits)[:, 0].cpu().numpy().astype(np.uint8)
+    return Explanation({name: by_name[name] for name in names}, logits[:, 0].cpu().numpy(), mask)
 
 
 def _as_heat(raw: np.ndarray, size: torch.Size) -> np.ndarray:

@@ -27,6 +27,7 @@ from bustseg.explain import (
     heat_maps,
     list_layers,
 )
+from bustseg.masks import resampled
 from bustseg.metrics import overlap_scores
 from bustseg.progress import console, track
 from bustseg.task import RECORD, SegmentationTask
@@ -147,7 +148,7 @@ def _explain_one(
     method: str,
     tolerance: float,
 ) -> tuple[Case, dict[str, Any]]:
-    """Everything at the image's own size; heat and probabilities come from the network's size by interpolation."""
+    """Everything at the image's own size, the mask as prediction makes it; the network's maps are interpolated."""
     small, _ = decode(sample, shape)
     image = sample.read_image()
     truth = sample.read_mask((image.shape[0], image.shape[1])).astype(np.uint8)
@@ -157,7 +158,7 @@ def _explain_one(
     def enlarge(values: np.ndarray) -> np.ndarray:
         return cv2.resize(values, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
 
-    prediction = (enlarge(found.probability[0]) > task.threshold).astype(np.uint8)
+    prediction = task.mask_rule.mask(resampled(found.logits[0], (image.shape[0], image.shape[1])))
     heat = {name: np.clip(enlarge(maps[0]), 0, 1) for name, maps in found.heat.items()}
     attention = {name: maps[0] for name, maps in attention_maps(task, batch).items()}
     row: dict[str, Any] = {

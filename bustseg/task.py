@@ -18,10 +18,9 @@ from torchmetrics import MeanMetric
 from bustseg.data.datamodule import Batch
 from bustseg.errors import TrainingError, UserError
 from bustseg.losses import BCELoss
+from bustseg.masks import MaskRule, PostProcess, with_mirror
 from bustseg.metrics import PixelCurves, SegmentationMetrics
-from bustseg.metrics.rows import logit_threshold
 from bustseg.models import use_fast_depthwise, use_lean_activations
-from bustseg.postprocess import PostProcess
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -105,14 +104,18 @@ class SegmentationTask(LightningModule):
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, 1, H, W) of grey ``uint8`` images (B, 1, H, W)."""
         x = self.normalise(image)
-        logits = self.network(x)
         if self.flip and not self.training and not self._fitting:
-            logits = (logits + self.network(x.flip(-1)).flip(-1)) / 2
-        return logits
+            return with_mirror(self.network, x)
+        return self.network(x)
 
     @property
     def _fitting(self) -> bool:
         return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        """What makes masks of the logits."""
+        return MaskRule(self.threshold, self.postprocess)
 
     def _scaled(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Image and mask at the size that this epoch trains on."""
@@ -158,12 +161,13 @@ class SegmentationTask(LightningModule):
             self._check_finite(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Logits (B, 1, H, W) before `postprocess`, so that callbacks can choose it."""
+        """Logits (B, 1, H, W), from which callbacks can choose `threshold` and `postprocess`."""
         return self._evaluate(batch, "val")[0]
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Logits (B, 1, H, W) as they are scored, after `postprocess`."""
-        return self._evaluate(batch, "test")[1]
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """``logits`` (B, 1, H, W), and the ``masks`` bool (B, 1, H, W) that are made of them and scored."""
+        logits, masks = self._evaluate(batch, "test")
+        return {"logits": logits, "masks": masks}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Lesion probabilities (B, 1, H, W)."""
@@ -173,11 +177,10 @@ class SegmentationTask(LightningModule):
     def predict_mask(self, image: np.ndarray) -> np.ndarray:
         """Predicted mask, ``uint8`` 0 or 1 (H, W), of one grey ``uint8`` image (H, W) of the network's size."""
         batch = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)[None, None]
-        probability = self(batch).float().sigmoid()[0, 0].cpu().numpy()
-        return self.postprocess((probability > self.threshold).astype(np.uint8), probability)
+        return self.mask_rule.masks(self(batch))[0, 0].cpu().numpy().astype(np.uint8)
 
     def _evaluate(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
-        """Logits before and after `postprocess`, which is counted."""
+        """Logits, and the masks that are counted: during a fit those of the threshold alone."""
         mask, size = batch["mask"], len(batch["index"])
         if size:
             logits = self.logits(batch).float()
@@ -185,21 +188,10 @@ class SegmentationTask(LightningModule):
         else:  # other processes have images left
             logits = torch.zeros(mask.shape, device=mask.device)
         self.curves(stage).update(logits, mask)
-        scored = logits if self._fitting else self._postprocessed(logits)
-        self.overlap(stage).update(scored, mask, batch["label"], batch["index"])
-        return logits, scored
-
-    def _postprocessed(self, logits: Tensor) -> Tensor:
-        """Logits (B, 1, H, W) whose pixels that `postprocess` changes are put just across the threshold."""
-        if self.postprocess == PostProcess():
-            return logits
-        cut = logit_threshold(self.threshold)
-        before = (logits > cut).cpu()
-        masks = zip(before[:, 0].numpy().astype(np.uint8), logits.sigmoid().cpu().numpy()[:, 0], strict=True)
-        after = torch.stack([torch.from_numpy(self.postprocess(mask, probability)) for mask, probability in masks])
-        after = after[:, None].bool().to(logits.device)
-        kept = torch.where(after, logits.clamp_min(cut + 1e-3), logits.clamp_max(cut - 1e-3))
-        return torch.where(after == before.to(logits.device), logits, kept)
+        rule = MaskRule(self.threshold) if self._fitting else self.mask_rule
+        masks = rule.masks(logits)
+        self.overlap(stage).update(logits, mask, batch["label"], batch["index"], masks)
+        return logits, masks
 
     def overlap(self, stage: str) -> SegmentationMetrics:
         """Per-image confusion counts of ``val`` or ``test``."""

@@ -46,7 +46,7 @@ class TestCurves(SubsetCallback):
         self._curves = {subset: PixelCurves().to(pl_module.device) for subset in SUBSETS if subset != "test"}
         self._sweeps = {subset: DiceSweep().to(pl_module.device) for subset in _SWEPT}
 
-    def on_subset_batch(self, task: SegmentationTask, subset: str, logits: Tensor, batch: Batch) -> None:
+    def on_subset_batch(self, task: SegmentationTask, subset: str, logits: Tensor, masks: Tensor, batch: Batch) -> None:
         if subset in self._curves:  # the task has counted the test itself
             self._curves[subset].update(logits, batch["mask"])
         if subset in self._sweeps:

@@ -243,7 +243,7 @@ class ExplainCallback(Callback):
                     | heat_scores(heat, truth, self.tolerance)
                 )
                 if position in shown:
-                    prediction = (found.probability[k] > task.threshold).astype(np.uint8)
+                    prediction = found.mask[k]
                     score = f"Dice {float(dice[position]):.2f}" if truth.any() else f"{int(prediction.sum())} px found"
                     cases[position] = Case(image, truth, prediction, f"{sample.id}\n{label}, {score}", heat)
         return table, cases

@@ -39,12 +39,12 @@ class ImageTables(SubsetCallback):
         self._overlap = {"val": SegmentationMetrics(threshold).to(device), "test": pl_module.overlap("test")}
         self._shapes = {subset: ImageShapes(threshold).to(device) for subset in _SUBSETS}
 
-    def on_subset_batch(self, task: SegmentationTask, subset: str, logits: Tensor, batch: Batch) -> None:
+    def on_subset_batch(self, task: SegmentationTask, subset: str, logits: Tensor, masks: Tensor, batch: Batch) -> None:
         if subset not in self._shapes:
             return
-        self._shapes[subset].update(logits, batch["mask"], batch["index"])
+        self._shapes[subset].update(logits, batch["mask"], batch["index"], masks)
         if subset != "test":  # the task has counted the test itself
-            self._overlap[subset].update(logits, batch["mask"], batch["label"], batch["index"])
+            self._overlap[subset].update(logits, batch["mask"], batch["label"], batch["index"], masks)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]

@@ -17,15 +17,16 @@ from bustseg.tracking import Tracker
 
 
 class SubsetCallback(Callback):
-    """A callback that looks at the logits of the tested images, and of the other subsets where they are passed over."""
+    """A callback that looks at what becomes of the tested images, and of other subsets where they are passed over."""
 
-    def on_subset_batch(self, task: SegmentationTask, subset: str, logits: Tensor, batch: Batch) -> None:
+    def on_subset_batch(self, task: SegmentationTask, subset: str, logits: Tensor, masks: Tensor, batch: Batch) -> None:
         """Take one batch.
 
         Args:
             task: the tested task
             subset: ``train``, ``val`` or ``test``
             logits: (B, 1, H, W) float32
+            masks: bool (B, 1, H, W), made of the logits by the task's :attr:`~SegmentationTask.mask_rule`
             batch: on the same device
         """
 
@@ -39,7 +40,7 @@ class SubsetCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if isinstance(pl_module, SegmentationTask):
-            self.on_subset_batch(pl_module, "test", outputs, batch)
+            self.on_subset_batch(pl_module, "test", outputs["logits"], outputs["masks"], batch)
 
 
 def log_subset(trainer: Trainer, subset: str, metrics: dict[str, float]) -> None:
@@ -119,9 +120,10 @@ class TestPasses(Callback):
                     continue
                 batch = trainer.strategy.batch_to_device(batch, pl_module.device)
                 with trainer.precision_plugin.forward_context():
-                    logits = pl_module(batch["image"])
+                    logits = pl_module(batch["image"]).float()
+                masks = pl_module.mask_rule.masks(logits)
                 for listener in listeners:
-                    listener.on_subset_batch(pl_module, subset, logits.float(), batch)
+                    listener.on_subset_batch(pl_module, subset, logits, masks, batch)
         self._seconds["other_subsets"] = time.perf_counter() - started
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -31,6 +31,7 @@ from bustseg.deploy.check import CheckImages, check_images, logits_of, overlap
 from bustseg.deploy.export import Limits, describe, package_versions, write_metadata, write_network
 from bustseg.deploy.exported import ExportedModel, is_exported
 from bustseg.errors import UserError
+from bustseg.masks import MaskRule
 from bustseg.metrics import CONVENTIONS
 from bustseg.progress import console, track
 from bustseg.task import RECORD, SegmentationTask
@@ -124,7 +125,7 @@ class _Group:
     jobs: list[tuple[Contestant, dict[str, Any] | None]]
     check: CheckImages | None
     files: list[Path]
-    threshold: float
+    rule: MaskRule
 
 
 def _groups(
@@ -145,7 +146,7 @@ def _groups(
         contestant = Contestant(model, exported.image_size, backend, exported.metadata["precision"])
         check = None if images is None else check_images(Path(), exported.image_size, folder=images)
         job = {"backend": backend, "model": str(exported.folder)}
-        return [_Group([(contestant, job)], check, files, exported.threshold)]
+        return [_Group([(contestant, job)], check, files, exported.mask_rule)]
     trained = Path(model).suffix not in (".yaml", ".yml")
     checkpoint = resolve_checkpoint(model) if trained else untrained_checkpoint(Path(model), folder / "untrained.ckpt")
     task = load_task(checkpoint)
@@ -160,7 +161,7 @@ def _groups(
                 contestant = Contestant(model, (height, width), backend, precision)
                 jobs.append((contestant, _job(contestant, task, checkpoint, check, folder)))
         measured = check if trained and check.masks is not None else None
-        groups.append(_Group(jobs, measured, files, task.threshold))
+        groups.append(_Group(jobs, measured, files, task.mask_rule))
     return groups
 
 
@@ -302,7 +303,7 @@ def _measure(group: _Group, batches: list[int], threads: int, rounds: int, folde
             out = folder / "logits.npy"
             attempt(index, "logits", images=str(folder / "images.npy"), out=str(out))
             if index in running:
-                scores = overlap(np.load(out), group.check.masks, group.threshold)
+                scores = overlap(np.load(out), group.check.masks, group.rule)
                 group.jobs[index][0].figures["dice"] = {
                     name: scores[f"dice_{name}"] for name in CONVENTIONS if f"dice_{name}" in scores
                 }

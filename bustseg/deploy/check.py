@@ -13,6 +13,7 @@ from bustseg.data.cache import decode
 from bustseg.deploy.backends import Backend
 from bustseg.deploy.confidence import ImageRange, image_range
 from bustseg.errors import UserError
+from bustseg.masks import MaskRule, probability_of
 
 CALIBRATION_IMAGES = 300
 """How many images the ranges of an int8 model's activations are taken from, at most (NNCF's own default)."""
@@ -125,21 +126,26 @@ def logits_of(backend: Backend, images: np.ndarray, batch_size: int = 8) -> np.n
 
 
 def largest_difference(logits: np.ndarray, reference: np.ndarray) -> float:
-    """The largest difference of two probabilities of one pixel, from logits of one shape."""
-    with np.errstate(over="ignore"):
-        difference = 1 / (1 + np.exp(-logits)) - 1 / (1 + np.exp(-reference))
-    return float(np.abs(difference).max())
+    """The largest difference of two probabilities of one pixel, from logits of one shape (N, h, w)."""
+    pairs = zip(logits, reference, strict=True)
+    return max(float(np.abs(probability_of(one) - probability_of(other)).max()) for one, other in pairs)
 
 
-def overlap(logits: np.ndarray, masks: np.ndarray, threshold: float) -> dict[str, float]:
-    """Mean scores as of :func:`bustseg.metrics.aggregate`, of logits (N, h, w) against masks 0 or 1 (N, h, w)."""
+def overlap(logits: np.ndarray, masks: np.ndarray, rule: MaskRule) -> dict[str, float]:
+    """Mean scores as of :func:`bustseg.metrics.aggregate` of what a rule makes of logits.
+
+    Args:
+        logits: ``float32`` (N, h, w)
+        masks: the true masks, 0 or 1 (N, h, w)
+        rule: makes the masks that are scored
+    """
     import torch
 
     from bustseg.metrics import SegmentationMetrics
 
-    metric = SegmentationMetrics(threshold)
-    index = torch.arange(len(logits))
-    metric.update(torch.from_numpy(logits)[:, None], torch.from_numpy(masks)[:, None], torch.full_like(index, 3), index)
+    metric = SegmentationMetrics(rule.threshold)
+    index, found = torch.arange(len(logits)), torch.from_numpy(logits)[:, None]
+    metric.update(found, torch.from_numpy(masks)[:, None], torch.full_like(index, 3), index, rule.masks(found))
     return {name: float(value) for name, value in metric.compute().items()}
 
 

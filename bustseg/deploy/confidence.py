@@ -16,7 +16,7 @@ import numpy as np
 from scipy import optimize
 
 from bustseg.errors import UserError
-from bustseg.postprocess import logit_of
+from bustseg.masks import logit_of
 
 CALIBRATION = "calibration"
 """Where a model's record keeps its temperature."""

@@ -40,10 +40,9 @@ from bustseg.deploy.check import (
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, fit_temperature
 from bustseg.deploy.exported import FORMAT_VERSION, FORMATS, METADATA, PRECISIONS, ExportedModel, sha256
 from bustseg.errors import UserError
+from bustseg.masks import POSTPROCESS, MaskRule, PostProcess, logit_threshold, probability_of, with_mirror
 from bustseg.metrics import CONVENTIONS, EMPTY_MASK
-from bustseg.metrics.rows import logit_threshold
 from bustseg.models import FusionUNet
-from bustseg.postprocess import POSTPROCESS, PostProcess
 from bustseg.progress import console, error_console
 from bustseg.task import SegmentationTask
 from bustseg.tracking import one_line, tracking_uri
@@ -92,11 +91,7 @@ class DeployedNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         grey = image.float()
         x = torch.cat([grey, torch.ones_like(grey)], 1) if self.folded else self.shift + grey * self.scale
-        if not self.flip:
-            return self.network(x).float()
-        count = image.shape[0]
-        logits = self.network(torch.cat([x, x.flip(-1)]))
-        return (logits[:count] + logits[count:].flip(-1)).float() / 2
+        return with_mirror(self.network, x, one_batch=True) if self.flip else self.network(x).float()
 
 
 def fold_input(task: SegmentationTask) -> nn.Module | None:
@@ -216,7 +211,7 @@ def export_model(
         file = write_network(task, size, format, precision, folder, check, reference, limits)
         metadata = {**learned(check, reference), **describe(task, size, format, precision, file, folder)}
         write_metadata(folder, metadata)
-        metadata["checks"] = _check(ExportedModel.read(folder), reference, check, limits, task.threshold)
+        metadata["checks"] = _check(ExportedModel.read(folder), reference, check, limits)
         write_metadata(folder, metadata)
         folder.chmod(0o755)
         if out.exists():
@@ -293,7 +288,7 @@ def write_network(
     if precision == "int8":
         # int8 layers with a free batch crash OpenVINO on CPUs with AMX (openvino #37577)
         network.reshape([1, 1, *size])
-        network = _quantise_openvino(network, check, reference, task.threshold, limits)
+        network = _quantise_openvino(network, check, reference, task.mask_rule, limits)
         network.reshape([-1, 1, *size])
     # 16 bits halve the file; float32 must stay what it is
     openvino.save_model(network, folder / "model.xml", compress_to_fp16=precision == "bf16")
@@ -353,9 +348,7 @@ def _quantisation(nncf: Any) -> dict[str, Any]:
     return {"preset": nncf.QuantizationPreset.MIXED, "advanced_parameters": fix}
 
 
-def _quantise_openvino(
-    network: Any, check: CheckImages, reference: np.ndarray, threshold: float, limits: Limits
-) -> Any:
+def _quantise_openvino(network: Any, check: CheckImages, reference: np.ndarray, rule: MaskRule, limits: Limits) -> Any:
     """int8 weights and activations; layers that cost more Dice than ``limits`` allows stay as they are."""
     nncf = _nncf()
     assert check.calibration is not None
@@ -373,8 +366,8 @@ def _quantise_openvino(
     masks = check.masks
     if masks is None:
         return quantised
-    before = _dice(reference, masks, threshold)
-    if _largest_drop(before, _dice(_compiled_logits(quantised, check.images), masks, threshold)) <= limits.dice_drop:
+    before = _dice(reference, masks, rule)
+    if _largest_drop(before, _dice(_compiled_logits(quantised, check.images), masks, rule)) <= limits.dice_drop:
         return quantised
     console.print(
         "int8 costs too much Dice: looking for the layers that must stay in float32 (minutes, up to "
@@ -386,7 +379,7 @@ def _quantise_openvino(
     def validate(compiled: Any, samples: Any) -> tuple[float, None]:
         images, wanted = zip(*samples, strict=True)
         logits = np.concatenate([compiled(image[None, None])[0][:, 0] for image in images])
-        found = _dice(logits, np.stack(wanted), threshold)
+        found = _dice(logits, np.stack(wanted), rule)
         # a subset may lack one kind of image
         return min(found[name] for name in decisive if name in found), None
 
@@ -454,8 +447,8 @@ def _quantise_onnx(path: Path, check: CheckImages) -> None:
     prepared.unlink()
 
 
-def _dice(logits: np.ndarray, masks: np.ndarray, threshold: float) -> dict[str, float]:
-    return dice_by_convention(overlap(logits, masks, threshold), CONVENTIONS)
+def _dice(logits: np.ndarray, masks: np.ndarray, rule: MaskRule) -> dict[str, float]:
+    return dice_by_convention(overlap(logits, masks, rule), CONVENTIONS)
 
 
 def _decisive(dice: Mapping[str, float]) -> list[str]:
@@ -467,15 +460,15 @@ def _largest_drop(before: Mapping[str, float], after: Mapping[str, float]) -> fl
     return max(before[name] - after[name] for name in _decisive(before))
 
 
-def _check(
-    exported: ExportedModel, reference: np.ndarray, check: CheckImages, limits: Limits, threshold: float
-) -> dict[str, Any]:
+def _check(exported: ExportedModel, reference: np.ndarray, check: CheckImages, limits: Limits) -> dict[str, Any]:
     """What the written files give, by the side of the task; fails where that costs more than allowed.
+
+    Dice is that of the masks that the exported model will make, post-processing included.
 
     Raises:
         UserError: the probabilities or the Dice differ too much
     """
-    precision = exported.metadata["precision"]
+    precision, rule = exported.metadata["precision"], exported.mask_rule
     backend = exported_backend(exported)
     logits = _runtime_logits(backend, check.images)
     # bf16 arithmetic is the CPU's choice; what the file holds shows in float32
@@ -492,7 +485,7 @@ def _check(
     before: dict[str, float] = {}
     drop: dict[str, float] = {}
     if check.masks is not None:
-        before, after = (_dice(values, check.masks, threshold) for values in (reference, logits))
+        before, after = (_dice(values, check.masks, rule) for values in (reference, logits))
         drop = {name: before[name] - after[name] for name in before}
         if _largest_drop(before, after) > limits.dice_drop:
             name = max(_decisive(before), key=lambda one: drop[one])
@@ -500,7 +493,7 @@ def _check(
                 f"the export costs {100 * drop[name]:.2f} points of Dice ({name}, {check.origin}) and may cost "
                 f"{100 * limits.dice_drop:g}: nothing was written; --max_dice_drop allows more"
             )
-    agreement = _dice(logits, (torch.from_numpy(reference).sigmoid() > threshold).numpy().astype(np.uint8), threshold)
+    agreement = _dice(logits, np.stack([rule.mask(plane) for plane in reference]), rule)
     return {
         "images": check.origin,
         "data_digest": check.data_digest,
@@ -602,8 +595,7 @@ def learned(check: CheckImages, reference: np.ndarray) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {TRAINING_IMAGES: check.training.to_dict()}
     if 0 < check.masks.mean() < 1:
-        probability = torch.from_numpy(reference).sigmoid().numpy()
-        temperature = fit_temperature(zip(probability, check.masks, strict=True))
+        temperature = fit_temperature(zip(map(probability_of, reference), check.masks, strict=True))
         found[CALIBRATION] = Calibration(temperature).to_dict()
     return found
 

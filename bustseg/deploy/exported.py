@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bustseg.errors import UserError
+from bustseg.masks import POSTPROCESS, MaskRule, PostProcess
 
 METADATA = "bustseg.json"
 """Name of the file that makes a folder an exported model."""
@@ -95,4 +96,13 @@ class ExportedModel:
     @property
     def threshold(self) -> float:
         """Probability above which a pixel belongs to a lesion."""
-        return float(self.metadata["threshold"])
+        return self.mask_rule.threshold
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        """What makes masks of the logits.
+
+        Raises:
+            UserError: settings that this version does not know
+        """
+        return MaskRule(float(self.metadata["threshold"]), PostProcess.from_dict(self.metadata.get(POSTPROCESS)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bustseg.deploy.confidence import LOW_CONFIDENCE, NEAR_THRESHOLD, TINY, Calibration, ImageRange, mask_confidence
-from bustseg.postprocess import PostProcess, labelled
+from bustseg.masks import MaskRule, labelled, presence, probability_of
 
 
 @dataclass(frozen=True)
@@ -33,33 +33,30 @@ class Prediction:
     @classmethod
     def of(
         cls,
-        probability: np.ndarray,
-        threshold: float,
-        postprocess: PostProcess | None = None,
+        logits: np.ndarray,
+        rule: MaskRule,
         calibration: Calibration | None = None,
         prepared: np.ndarray | None = None,
         images: ImageRange | None = None,
     ) -> Prediction:
-        """The prediction that probabilities (H, W) of the image's own size make.
+        """The prediction that logits (H, W) of the image's own size make.
 
         Args:
-            probability: ``float32`` (H, W)
-            threshold: probability above which a pixel is in the mask
-            postprocess: what is done to the mask
+            logits: ``float32`` (H, W)
+            rule: what makes the mask
             calibration: the model's, if it has one
             prepared: the image as the network saw it, to compare with ``images``
             images: range of the training images
         """
-        mask = (probability > threshold).view(np.uint8)
-        if postprocess is not None:
-            mask = postprocess(mask, probability)
+        probability = probability_of(logits)
+        mask = rule.mask(logits, probability)
         unlike = () if prepared is None else tuple((images or ImageRange()).unlike(prepared))
-        return cls(mask, probability, threshold, calibration, unlike)
+        return cls(mask, probability, rule.threshold, calibration, unlike)
 
     @cached_property
     def lesion_probability(self) -> float:
-        """The highest probability of a pixel; not above the threshold, the mask is empty."""
-        return float(self.probability.max())
+        """The highest probability of a pixel, see :func:`bustseg.masks.presence`."""
+        return presence(self.probability)
 
     @cached_property
     def area_px(self) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from bustseg.data.cache import resize_image
@@ -18,7 +18,7 @@ from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration,
 from bustseg.deploy.exported import METADATA, ExportedModel, is_exported, sha256
 from bustseg.deploy.prediction import Prediction
 from bustseg.errors import DataError, UserError
-from bustseg.postprocess import POSTPROCESS, PostProcess
+from bustseg.masks import PostProcess, resampled
 
 if TYPE_CHECKING:  # an exported model needs no torch, whose import takes seconds
     import torch
@@ -69,8 +69,9 @@ class Predictor:
         exported: the exported model, if it is one
         task: the task, if the model is no exported one
         path: file that tells the model from all others: the checkpoint or the exported folder's metadata
-        postprocess, calibration, images: what the model's record says of its masks, its probabilities and the images
-            that it was trained on, see :mod:`bustseg.postprocess` and :mod:`bustseg.deploy.confidence`
+        rule: what makes its masks, see :mod:`bustseg.masks`
+        calibration, images: what the model's record says of its probabilities and of the images that it was trained
+            on, see :mod:`bustseg.deploy.confidence`
 
     Raises:
         UserError: no such model, one whose runtime is not installed, or a task that knows no image size
@@ -98,7 +99,7 @@ class Predictor:
             if image_size not in (None, model.image_size):
                 raise UserError(f"{model.folder} takes images of {model.image_size} and no others")
             self.backend = backend or exported_backend(model, threads)
-            trained_size, trained_threshold = model.image_size, model.threshold
+            trained_size, rule = model.image_size, model.mask_rule
         else:
             from bustseg.checkpoint import load_task, resolve_checkpoint, trained_image_size
             from bustseg.task import SegmentationTask
@@ -110,12 +111,21 @@ class Predictor:
                 self.task = load_task(self.path, device)
             record = self.task.record or {}
             self.backend = backend or TorchBackend(self.task, device)
-            trained_size, trained_threshold = image_size or trained_image_size(self.task), self.task.threshold
-        self.threshold = trained_threshold if threshold is None else threshold
+            trained_size, rule = image_size or trained_image_size(self.task), self.task.mask_rule
+        self.rule = rule if threshold is None else replace(rule, threshold=threshold)
         self.image_size = image_size or trained_size
-        self.postprocess = self.task.postprocess if self.task else PostProcess.from_dict(record.get(POSTPROCESS))
         self.calibration = Calibration.from_dict(record.get(CALIBRATION))
         self.images = ImageRange.from_dict(record.get(TRAINING_IMAGES))
+
+    @property
+    def threshold(self) -> float:
+        """Probability above which a pixel belongs to a lesion."""
+        return self.rule.threshold
+
+    @property
+    def postprocess(self) -> PostProcess:
+        """What is done to the masks."""
+        return self.rule.postprocess
 
     @cached_property
     def digest(self) -> str:
@@ -145,15 +155,8 @@ class Predictor:
             threshold: takes the place of the predictor's own
             prepared: the image as :meth:`prepare` made it, to compare it with the training's
         """
-        plane = logits[0]
-        if plane.shape != shape:  # as torch's bilinear interpolation without aligned corners
-            plane = cv2.resize(plane, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
-        probability = np.negative(plane)  # the sigmoid in place: passes over memory are what it costs
-        cv2.exp(probability, probability)
-        probability += 1
-        np.divide(1, probability, out=probability)
-        cut = self.threshold if threshold is None else threshold
-        return Prediction.of(probability, cut, self.postprocess, self.calibration, prepared, self.images)
+        rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)
+        return Prediction.of(resampled(logits[0], shape), rule, self.calibration, prepared, self.images)
 
     def __call__(self, image: np.ndarray, threshold: float | None = None) -> Prediction:
         """Prediction for one image, see :func:`as_grey` for what it may be.

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bustseg.masks import MaskRule, PostProcess, labelled, probability_of
 from bustseg.metrics.rows import DiceRows, check_shapes, lesion_pixels
-from bustseg.postprocess import PostProcess, labelled
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(15))
 """Candidates for the probability above which a pixel belongs to a lesion."""
@@ -41,7 +41,7 @@ class OperatingPoint:
 class OperatingPoints(DiceRows):
     """Mean Dice over images for every pair of :data:`THRESHOLDS` and :data:`MIN_AREAS`.
 
-    Keeps 105 numbers (0.8 kB) per image. Components are 8-connected, as in :class:`bustseg.postprocess.PostProcess`.
+    Keeps 105 numbers (0.8 kB) per image. Components are 8-connected, as in :class:`bustseg.masks.PostProcess`.
 
     Args:
         postprocess: its ``max_confidence_gap`` and ``min_peak_probability`` remove doubtful components first; its other
@@ -67,10 +67,9 @@ class OperatingPoints(DiceRows):
         check_shapes(logits, mask, index)
         if not len(logits):
             return
-        probability = logits.detach().float().sigmoid().cpu().numpy()[:, 0]
+        planes = logits.detach().float().cpu().numpy()[:, 0]
         lesion = lesion_pixels(mask).cpu().numpy()[:, 0]
-        pairs = zip(probability, lesion, strict=True)
-        dice = torch.from_numpy(np.stack([_dice(p, g, self.postprocess) for p, g in pairs]))
+        dice = torch.from_numpy(np.stack([_dice(*pair, self.postprocess) for pair in zip(planes, lesion, strict=True)]))
         self.append(index, torch.from_numpy(lesion.sum((1, 2))), dice.flatten(1), logits.device)
 
     def compute(self) -> Tensor:
@@ -119,12 +118,13 @@ def _named(means: Tensor) -> list[OperatingPoint]:
     return [OperatingPoint(*pair, *row) for pair, row in zip(pairs, means.tolist(), strict=False)]
 
 
-def _dice(probability: np.ndarray, lesion: np.ndarray, postprocess: PostProcess) -> np.ndarray:
+def _dice(logits: np.ndarray, lesion: np.ndarray, postprocess: PostProcess) -> np.ndarray:
     """Dice of one image (H, W) for all pairs, float64 (thresholds, areas); two empty masks agree by 1."""
+    probability = probability_of(logits)
     result = np.empty((len(THRESHOLDS), len(MIN_AREAS)))
     smallest = np.array(MIN_AREAS) * lesion.size
     for row, threshold in zip(result, THRESHOLDS, strict=True):
-        areas, labels = labelled(probability > threshold)
+        areas, labels = labelled(MaskRule(threshold).above(logits))
         hits = np.bincount(labels[lesion], minlength=len(areas) + 1)[1:]
         kept = (areas[:, None] >= smallest) & postprocess.trusted(areas, labels, probability)[:, None]
         total = (areas[:, None] * kept).sum(0) + lesion.sum()

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from bustseg.data.sources import LABELS
+from bustseg.masks import MaskRule
 from bustseg.metrics.registry import CONVENTIONS, COUNTS, RateMetric, of_kind, overlap_metrics
-from bustseg.metrics.rows import RowMetric, lesion_pixels, logit_threshold
+from bustseg.metrics.rows import RowMetric, lesion_pixels
 
 Counts = Tensor | np.ndarray
 
@@ -120,9 +121,11 @@ class SegmentationMetrics(RowMetric):
     def __init__(self, threshold: float = 0.5, **kwargs: Any) -> None:
         super().__init__(columns=6, **kwargs)
         self.threshold = threshold
-        self.logit_threshold = logit_threshold(threshold)
+        self.rule = MaskRule(threshold)
 
-    def update(self, logits: Tensor, mask: Tensor, label: Tensor, index: Tensor) -> None:
+    def update(
+        self, logits: Tensor, mask: Tensor, label: Tensor, index: Tensor, predicted: Tensor | None = None
+    ) -> None:
         """Count one batch. Nothing here waits for a GPU.
 
         Args:
@@ -130,6 +133,7 @@ class SegmentationMetrics(RowMetric):
             mask: (B, 1, H, W) of 0 and 1, any type
             label: (B,) codes of :data:`bustseg.data.sources.LABELS`
             index: (B,) positions of the images in the data set
+            predicted: masks bool (B, 1, H, W) that were made of the logits, where more than the threshold made them
 
         Raises:
             ValueError: the shapes do not fit together
@@ -139,8 +143,7 @@ class SegmentationMetrics(RowMetric):
                 f"logits {tuple(logits.shape)} and mask {tuple(mask.shape)} must have the same shape (B, 1, H, W), "
                 f"label {tuple(label.shape)} and index {tuple(index.shape)} the shape (B,)"
             )
-        # float32: a bfloat16 tensor would round the threshold to its own coarse grid
-        predicted = (logits.detach().float() > self.logit_threshold).flatten(1)
+        predicted = (self.rule.masks(logits) if predicted is None else predicted).flatten(1)
         lesion = lesion_pixels(mask).flatten(1)
         tp = (predicted & lesion).sum(1)
         fp = predicted.sum(1) - tp

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -11,8 +10,6 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
-
-from bustseg.errors import UserError
 
 
 def _gather_rows(rows: Tensor, group: Any = None, *, columns: int) -> list[Tensor]:
@@ -25,19 +22,6 @@ def lesion_pixels(mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return mask
     return mask > 0.5 if mask.is_floating_point() else mask != 0
-
-
-def logit_threshold(threshold: float) -> float:
-    """Logit above which a pixel is predicted as lesion, for a threshold on the probability.
-
-    Raises:
-        UserError: the threshold is no probability
-    """
-    if not 0 <= threshold <= 1:
-        raise UserError(f"threshold must be a probability between 0 and 1, not {threshold}")
-    if threshold in (0, 1):
-        return -math.inf if threshold == 0 else math.inf
-    return math.log(threshold) - math.log1p(-threshold)
 
 
 class RowMetric(Metric):

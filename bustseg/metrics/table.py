@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bustseg.data.sources import LABELS, Sample
+from bustseg.masks import MaskRule, probability_of
 from bustseg.metrics.overlap import overlap_scores
 from bustseg.metrics.registry import (
     COUNTS,
@@ -20,7 +21,7 @@ from bustseg.metrics.registry import (
     overlap_metrics,
     table_metrics,
 )
-from bustseg.metrics.rows import RowMetric, check_shapes, lesion_pixels, logit_threshold
+from bustseg.metrics.rows import RowMetric, check_shapes, lesion_pixels
 
 
 def columns() -> dict[str, str]:
@@ -65,27 +66,28 @@ class ImageShapes(RowMetric):
     def __init__(self, threshold: float = 0.5, **kwargs: Any) -> None:
         self.measured = measured_columns()
         super().__init__(columns=1 + len(self.measured), **kwargs)
-        self.logit_threshold = logit_threshold(threshold)
+        self.rule = MaskRule(threshold)
 
-    def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
+    def update(self, logits: Tensor, mask: Tensor, index: Tensor, predicted: Tensor | None = None) -> None:
         """Measure one batch, on the CPU.
 
         Args:
             logits: (B, 1, H, W), any float type; NaN counts as probability 0
             mask: (B, 1, H, W) of 0 and 1, any type
             index: (B,) positions of the images in the data set
+            predicted: masks bool (B, 1, H, W) that were made of the logits, where more than the threshold made them
 
         Raises:
             ValueError: the shapes do not fit together
         """
         check_shapes(logits, mask, index)
         values = torch.nan_to_num(logits.detach().float(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        predicted = (values > self.logit_threshold)[:, 0].cpu().numpy()
-        probability = values.sigmoid()[:, 0].cpu().numpy()
+        found = (self.rule.masks(values) if predicted is None else predicted)[:, 0].cpu().numpy()
+        probability = [probability_of(plane) for plane in values[:, 0].cpu().numpy()]
         lesion = lesion_pixels(mask)[:, 0].cpu().numpy()
         assert isinstance(self.rows, list)
         rows = np.empty((len(index), self.columns), dtype=np.int64)
-        for row, position, *maps in zip(rows, index.tolist(), predicted, lesion, probability, strict=True):
+        for row, position, *maps in zip(rows, index.tolist(), found, lesion, probability, strict=True):
             image = ImageResult(*maps)
             numbers = np.array([column.measure(image) for column in self.measured], dtype=np.float64)
             # floats travel as their bits: an integer table is gathered exactly

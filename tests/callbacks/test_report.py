@@ -138,7 +138,7 @@ def test_memory_does_not_grow_with_the_pixels() -> None:
         batch: Batch = {"image": mask, "mask": mask, "label": 0 * index, "index": index}
         for callback in (curves, tables):
             for subset in ("train", "val", "test"):
-                callback.on_subset_batch(task, subset, logits, batch)
+                callback.on_subset_batch(task, subset, logits, logits > 0, batch)
         metrics = [*curves._sweeps.values(), *tables._overlap.values(), *tables._shapes.values()]
         held.append(sum(rows.nbytes for metric in metrics for rows in metric.rows))
     assert held[-1] / 600 < 2 * (99 + 2 + 10 + 6) * 8

@@ -8,7 +8,7 @@ import pytest
 from bustseg.deploy.confidence import Calibration, ImageRange, fit_temperature, image_range, mask_confidence
 from bustseg.deploy.prediction import Prediction
 from bustseg.errors import UserError
-from bustseg.postprocess import PostProcess
+from bustseg.masks import MaskRule, PostProcess, logit_of
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:
@@ -68,11 +68,12 @@ def test_confidence_is_the_dice_to_expect() -> None:
 
 def test_without_a_calibration_there_is_no_confidence() -> None:
     probability = np.full((8, 8), 0.9, np.float32)
-    assert Prediction.of(probability, 0.5).confidence is None
-    found = Prediction.of(probability, 0.5, calibration=Calibration(2.0))
+    logits = logit_of(probability)
+    assert Prediction.of(logits, MaskRule()).confidence is None
+    found = Prediction.of(logits, MaskRule(), Calibration(2.0))
     # logit(0.9) is ln 9, half of it ln 3: p = 3 / 4 everywhere, so 2 * 0.75 / 1.75
     assert found.confidence == pytest.approx(1.5 / 1.75, abs=1e-6)
-    assert np.array_equal(found.probability, probability), "what the network gave is kept"
+    assert np.allclose(found.probability, probability, atol=1e-6), "what the network gave is kept"
     for bad in ({"temperature": 0}, {"temperature": float("nan")}, {"temperature": "1"}, {"isotonic": []}):
         with pytest.raises(UserError, match="calibration"):
             Calibration.from_dict(bad)
@@ -81,20 +82,21 @@ def test_without_a_calibration_there_is_no_confidence() -> None:
 
 
 def square(side: int = 20, at: int = 40, level: float = 0.99) -> np.ndarray:
+    """Logits of a square whose pixels have the probability ``level``, all others 0.01."""
     probability = np.full((100, 100), 0.01, np.float32)
     probability[at : at + side, at : at + side] = level
-    return probability
+    return logit_of(probability)
 
 
 def test_a_clear_lesion_needs_no_look() -> None:
-    found = Prediction.of(square(), 0.5, calibration=Calibration(1.0))
+    found = Prediction.of(square(), MaskRule(), Calibration(1.0))
     assert found.look_at_this == ()
     assert (found.area_px, found.components) == (400, (400,))
-    assert Prediction.of(np.full((9, 9), 0.01, np.float32), 0.5, calibration=Calibration(1.0)).look_at_this == ()
+    assert Prediction.of(np.full((9, 9), -4.6, np.float32), MaskRule(), Calibration(1.0)).look_at_this == ()
 
 
 @pytest.mark.parametrize(
-    ("probability", "reason"),
+    ("logits", "reason"),
     [
         (square(level=0.66), "low confidence"),  # 2 * 264 / (264 + 96 + 400) = 0.69
         (square(level=0.64), "probability near the threshold"),
@@ -105,12 +107,13 @@ def test_a_clear_lesion_needs_no_look() -> None:
         (square(at=80), "touches the border"),
     ],
 )
-def test_each_reason_to_look(probability: np.ndarray, reason: str) -> None:
-    assert reason in Prediction.of(probability, 0.5, calibration=Calibration(1.0)).look_at_this
+def test_each_reason_to_look(logits: np.ndarray, reason: str) -> None:
+    assert reason in Prediction.of(logits, MaskRule(), Calibration(1.0)).look_at_this
 
 
 def test_what_post_processing_removed_is_told() -> None:
-    found = Prediction.of(square(side=7), 0.5, PostProcess(min_area_px_relative=0.01), Calibration(1.0))
+    rule = MaskRule(postprocess=PostProcess(min_area_px_relative=0.01))
+    found = Prediction.of(square(side=7), rule, Calibration(1.0))
     assert found.area_px == 0
     assert found.components == ()
     assert "only small or doubtful components, removed" in found.look_at_this
@@ -131,7 +134,7 @@ def test_an_image_unlike_the_training() -> None:
     for mean, deviation, word in checks:
         image = rng.normal(mean, deviation, (50, 50)).clip(0, 255).astype(np.uint8)
         assert known.unlike(image) == [f"{word} than the training images"]
-    blank = Prediction.of(square(), 0.5, prepared=np.full((64, 64), 90, np.uint8))
+    blank = Prediction.of(square(), MaskRule(), prepared=np.full((64, 64), 90, np.uint8))
     assert blank.look_at_this == ("less contrast than the training images",), "a blank image is like none"
     with pytest.raises(UserError, match="needs images"):
         image_range([])

@@ -30,7 +30,7 @@ from bustseg.colours import PREDICTION, rgb
 from bustseg.data.inputs import Inputs
 from bustseg.deploy.output import write_whole
 from bustseg.deploy.predict import _ahead
-from bustseg.postprocess import PostProcess
+from bustseg.masks import PostProcess
 from bustseg.progress import StreamProgress
 
 Bustseg = Callable[..., tuple[int, str, str]]

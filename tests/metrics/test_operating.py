@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bustseg.masks import PostProcess
 from bustseg.metrics import OperatingPoint, OperatingPoints, SegmentationMetrics
-from bustseg.postprocess import PostProcess
 
 
 def blobs(images: int = 10, side: int = 60) -> tuple[Tensor, Tensor]:
