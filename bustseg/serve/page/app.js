@@ -1,0 +1,733 @@
+// The page: files, one image at a time, corrections, downloads. What it shows of an image it computes from the logits.
+
+import * as api from "./api.js";
+import * as masks from "./masks.js";
+import { Viewer } from "./viewer.js";
+
+const $ = (id) => document.getElementById(id);
+const KNOWN = "bustseg-uploads", UNDO_STEPS = 60;
+const viewer = new Viewer($("canvas"));
+
+let model = null;
+const entries = []; // one for each file
+let current = null; // entry that is shown
+let playing = null;
+
+// ---------------------------------------------------------------- files
+
+const frameOf = (entry, number = entry.frame) => {
+  if (!entry.data.has(number)) entry.data.set(number, { info: null, logits: null, mask: null, predicted: null, edited: false, undo: [], redo: [], saved: null, threshold: null });
+  return entry.data.get(number);
+};
+
+const newEntry = (name, id = null) => ({ name, id, frames: 1, dicom: false, frame: 0, data: new Map(), error: "", state: id ? "there" : "waiting", file: null });
+
+function remember() {
+  localStorage.setItem(KNOWN, JSON.stringify(entries.filter((entry) => entry.id).map(({ id, name }) => ({ id, name }))));
+}
+
+let working = 0;
+async function add(files) {
+  const added = [...files].map((file) => Object.assign(newEntry(file.webkitRelativePath || file.name), { file }));
+  entries.push(...added);
+  showList();
+  added.forEach((entry) => queue.push(entry));
+  while (working < 2 && queue.length) work();
+}
+
+const queue = [];
+async function work() {
+  working++;
+  while (queue.length) {
+    const entry = queue.shift();
+    try {
+      if (!entry.id) {
+        entry.state = "sending";
+        showItem(entry);
+        const made = await api.upload(entry.file);
+        Object.assign(entry, { id: made.id, frames: made.frames, dicom: made.dicom, file: null });
+        remember();
+      } else {
+        const made = await api.json(`/uploads/${entry.id}`);
+        Object.assign(entry, { frames: made.frames, dicom: made.dicom });
+      }
+      entry.state = "there";
+      if (!current && entries.slice(0, entries.indexOf(entry)).every((one) => one.state === "error")) await open(entry);
+      else await inform(entry, 0);
+      if (entry.frames > 1) informAll(entry);
+    } catch (error) {
+      if (error.status === 404 && !entry.file) { entries.splice(entries.indexOf(entry), 1); remember(); showList(); continue; }
+      entry.state = "error";
+      entry.error = error.message;
+    }
+    showList();
+  }
+  working--;
+  if (!current && !working) open(entries.find((entry) => entry.state === "there"));
+}
+
+async function inform(entry, number) {
+  const frame = frameOf(entry, number);
+  if (!frame.info) {
+    frame.info = await api.json(`/uploads/${entry.id}/${number}`);
+    if (model.corrections) frame.saved = await api.json(`/uploads/${entry.id}/${number}/correction`);
+  }
+  return frame;
+}
+
+/** What the network says of every frame of a loop, one after the other, for the strip and the list. */
+async function informAll(entry) {
+  for (let number = 0; number < entry.frames && entries.includes(entry); number++) {
+    try { await inform(entry, number); } catch { return; }
+    if (entry === current) showStrip();
+    if (number % 10 === 9) showItem(entry);
+  }
+  showItem(entry);
+}
+
+/** The frame of a file that most deserves a look: the least confident, flagged ones first. */
+const worst = (entry) => [...entry.data.values()].filter((frame) => frame.info).sort((a, b) =>
+  (b.info.look_at_this - a.info.look_at_this) || ((a.info.confidence ?? 1) - (b.info.confidence ?? 1)))[0];
+
+const isFlagged = (entry) => entry.state === "error" || Boolean(worst(entry)?.info.look_at_this);
+
+function listed() {
+  if (!$("look-first").checked) return entries;
+  return entries.filter(isFlagged).sort((a, b) => (worst(a)?.info.confidence ?? 1) - (worst(b)?.info.confidence ?? 1));
+}
+
+function describe(entry) {
+  if (entry.state === "error") return { text: entry.error, kind: "error", mark: "error" };
+  const frame = worst(entry);
+  if (!frame) return { text: entry.state === "sending" ? "sending …" : entry.state === "there" ? "segmenting …" : "waiting", kind: "", mark: "" };
+  const { info } = frame, words = [];
+  const states = [...entry.data.values()].map((one) => one.saved?.verdict).filter(Boolean);
+  words.push(info.area_px ? `${info.area_px} px` : "no lesion");
+  if (info.confidence !== null) words.push(`confidence ${info.confidence.toFixed(2)}`);
+  if (entry.frames > 1) words.unshift(`${entry.frames} frames`);
+  return {
+    text: words.join(", ") + (info.look_at_this ? `: ${info.reasons.join(", ")}` : ""), kind: info.look_at_this ? "flagged" : "",
+    mark: states.length ? states[states.length - 1] : [...entry.data.values()].some((one) => one.edited) ? "edited" : info.look_at_this ? "look" : "",
+  };
+}
+
+function fillItem(item, entry) {
+  const { text, kind, mark } = describe(entry);
+  item.replaceChildren();
+  for (const [name, content] of [["name", entry.name], ["mark", mark], ["what", text]]) {
+    const span = document.createElement("span");
+    span.className = name + (name === "mark" ? ` ${mark === "look" || mark === "error" || mark === "edited" ? "flagged" : "done"}` : name === "what" && kind === "error" ? " error" : "");
+    span.textContent = content;
+    if (name === "name") span.title = content;
+    item.append(span);
+  }
+  item.setAttribute("aria-selected", String(entry === current));
+}
+
+function showItem(entry) {
+  const item = document.getElementById(`item-${entries.indexOf(entry)}`);
+  if (item) fillItem(item, entry);
+}
+
+function showList() {
+  const shown = listed(), list = $("list");
+  list.replaceChildren(...shown.map((entry) => {
+    const item = document.createElement("div");
+    item.className = "item";
+    item.id = `item-${entries.indexOf(entry)}`;
+    item.setAttribute("role", "option");
+    fillItem(item, entry);
+    item.addEventListener("click", () => { open(entry); });
+    return item;
+  }));
+  const active = shown.includes(current) ? `item-${entries.indexOf(current)}` : "";
+  list.toggleAttribute("aria-activedescendant", false);
+  if (active) { list.setAttribute("aria-activedescendant", active); document.getElementById(active).scrollIntoView({ block: "nearest" }); }
+  const flagged = entries.filter(isFlagged).length;
+  $("count").textContent = entries.length ? `${flagged} of ${entries.length} to look at` : "";
+  $("csv").disabled = $("clear").disabled = !entries.length;
+  $("drop").hidden = Boolean(current);
+  $("drop").style.display = current ? "none" : "";
+}
+
+function step(by) {
+  const shown = listed();
+  if (!shown.length) return;
+  const at = shown.indexOf(current);
+  open(shown[at < 0 ? 0 : Math.min(Math.max(at + by, 0), shown.length - 1)]);
+}
+
+// ---------------------------------------------------------------- one image
+
+let showing = 0; // an image that is still on its way when another is opened is not shown any more
+async function open(entry, number = entry.frame) {
+  if (entry?.state === "error") { say(entry.error); return; }
+  if (!entry?.id) return;
+  const ticket = ++showing, start = performance.now();
+  current = entry;
+  entry.frame = number;
+  say("loading …");
+  try {
+    const frame = frameOf(entry, number);
+    const [bitmap] = await Promise.all([
+      api.picture(entry.id, number),
+      inform(entry, number),
+      frame.logits ? null : api.logits(entry.id, number).then((answer) => { frame.small = answer; }),
+    ]);
+    if (ticket !== showing) return;
+    const shape = [frame.info.height, frame.info.width];
+    if (!frame.logits) frame.logits = masks.enlarge(frame.small.values, frame.small.size, shape);
+    frame.small = null;
+    frame.threshold ??= model.threshold;
+    if (!frame.predicted) predict(frame);
+    if (!frame.mask) {
+      frame.mask = frame.saved && frame.saved.verdict !== "rejected" ? masks.fromRunLengths(frame.saved.rle) : frame.predicted.slice();
+      frame.edited = differs(frame.mask, frame.predicted);
+    }
+    viewer.show(bitmap);
+    forget(entry, number);
+    $("heat").checked = false;
+    show();
+    say("");
+    performance.measure("outline", { start, end: performance.now() });
+  } catch (error) {
+    if (ticket === showing) say(error.message);
+  }
+  showList();
+}
+
+/** Drop what can be had again of frames that are far away, so that a long loop does not fill the memory. */
+function forget(entry, number) {
+  for (const other of entries) {
+    for (const [k, frame] of other.data) {
+      const near = other === entry && Math.abs(k - number) < 8;
+      if (near || frame.edited || frame.undo.length) continue;
+      frame.logits = frame.predicted = frame.mask = null;
+    }
+  }
+}
+
+const shapeOf = (frame) => [frame.info.height, frame.info.width];
+const differs = (a, b) => a.some((value, i) => value !== b[i]);
+
+function predict(frame) {
+  frame.predicted = masks.maskOf(frame.logits, shapeOf(frame), frame.threshold, model.postprocess);
+}
+
+const shownFrame = () => current && current.data.get(current.frame);
+const ready = () => Boolean(shownFrame()?.mask && viewer.shape);
+
+function show() {
+  const frame = shownFrame(), entry = current;
+  viewer.setMask(frame.mask, frame.predicted, frame.edited);
+  $("threshold").value = frame.threshold;
+  $("threshold-text").textContent = frame.threshold.toFixed(2);
+  $("loop").hidden = entry.frames === 1;
+  if (entry.frames > 1) {
+    $("frame").max = entry.frames - 1;
+    $("frame").value = entry.frame;
+    $("frame-text").textContent = `${entry.frame + 1} of ${entry.frames}`;
+    showStrip();
+  }
+  for (const id of ["save-mask", "save-overlay"]) $(id).disabled = false;
+  $("save-seg").disabled = !entry.dicom;
+  $("accept").disabled = $("reject").disabled = !model.corrections;
+  $("heat").disabled = !model.explainable;
+  showValues();
+  showEdits();
+}
+
+function showEdits() {
+  const frame = shownFrame();
+  $("undo").disabled = !frame?.undo.length;
+  $("redo").disabled = !frame?.redo.length;
+  $("reset").disabled = !frame?.edited;
+  const changed = frame && (frame.edited || frame.threshold !== model.threshold);
+  $("accept").firstChild.textContent = changed ? "Save correction " : "Accept ";
+  if (!model.corrections) $("saved").textContent = "Start the server with --corrections DIR to save.";
+  else if (frame?.saved) {
+    const { verdict, who, when, changed_px: px } = frame.saved;
+    $("saved").textContent = `Saved: ${verdict}${who ? ` by ${who}` : ""}, ${px} px changed, ${new Date(when).toLocaleString()}`;
+  } else $("saved").textContent = "Not saved yet.";
+}
+
+function showValues() {
+  const frame = shownFrame(), { info } = frame, size = masks.area(frame.mask);
+  const spacing = info.spacing, trust = masks.confidence(frame.mask, frame.logits, model.temperature);
+  const rows = [
+    ["Lesion", size ? "outlined" : "none"],
+    ["Presence probability", info.lesion_probability.toFixed(3)],
+    ["Confidence", trust === null ? "not calibrated" : `${trust.toFixed(2)}${frame.edited ? " (of your mask)" : ""}`],
+    ["Area", `${size} px`],
+    ["", spacing ? `${(size * spacing[0] * spacing[1]).toFixed(1)} mm²` : "mm² not known"],
+    ["Components", masks.components(frame.mask, shapeOf(frame)).areas.length],
+    ["Size", `${info.width} × ${info.height}`],
+  ];
+  $("values").replaceChildren(...rows.flatMap(([name, value]) => {
+    const term = document.createElement("dt"), text = document.createElement("dd");
+    term.textContent = name;
+    text.textContent = value;
+    return [term, text];
+  }));
+  $("flag").hidden = !info.look_at_this;
+  $("flag").textContent = info.look_at_this ? `Look at this: ${info.reasons.join(", ")}` : "";
+  const what = size ? `a lesion of ${size} pixels outlined` : "no lesion outlined";
+  $("canvas").setAttribute("aria-label", `${current.name}${current.frames > 1 ? `, frame ${current.frame + 1}` : ""}: ${what}${info.look_at_this ? `; look at this: ${info.reasons.join(", ")}` : ""}`);
+}
+
+function showStrip() {
+  const strip = $("strip"), context = strip.getContext("2d"), entry = current, width = strip.width = strip.clientWidth || 600;
+  context.clearRect(0, 0, width, 10);
+  const step = width / entry.frames, most = Math.max(1, ...[...entry.data.values()].map((frame) => frame.info?.area_px ?? 0));
+  for (const [k, frame] of entry.data) {
+    if (!frame.info) continue;
+    context.globalAlpha = 1;
+    context.fillStyle = frame.info.look_at_this ? "#d9480f" : "#2b8a3e";
+    context.fillRect(k * step, 7, Math.max(step, 1), 3);
+    context.fillStyle = "#ff9f1c";
+    context.globalAlpha = frame.info.area_px / most;
+    context.fillRect(k * step, 0, Math.max(step, 1), 6);
+  }
+  context.globalAlpha = 1;
+  context.fillStyle = "#1c7ed6";
+  context.fillRect(entry.frame * step, 0, Math.max(step, 2), 10);
+}
+
+const say = (text) => { $("busy").textContent = text; };
+
+// ---------------------------------------------------------------- correct
+
+function begin() {
+  const frame = shownFrame();
+  frame.undo.push(frame.mask.slice());
+  if (frame.undo.length > UNDO_STEPS) frame.undo.shift();
+  frame.redo.length = 0;
+}
+
+function changed() {
+  const frame = shownFrame();
+  frame.edited = differs(frame.mask, frame.predicted);
+  viewer.setMask(frame.mask, frame.predicted, frame.edited);
+  showValues();
+  showEdits();
+}
+
+function travel(from, to) {
+  const frame = shownFrame();
+  if (!ready() || !frame[from].length) return;
+  frame[to].push(frame.mask);
+  frame.mask = frame[from].pop();
+  changed();
+  showItem(current);
+}
+
+function reset() {
+  if (!ready() || !shownFrame().edited) return;
+  begin();
+  shownFrame().mask = shownFrame().predicted.slice();
+  changed();
+  showItem(current);
+}
+
+function dab(from, to) {
+  const frame = shownFrame();
+  masks.paint(frame.mask, shapeOf(frame), from, to, viewer.radius, viewer.tool === "brush" ? 1 : 0);
+  frame.edited = true;
+  viewer.setMask(frame.mask, frame.predicted, true);
+}
+
+function closePolygon() {
+  if (viewer.points.length > 2) {
+    begin();
+    masks.fillPolygon(shownFrame().mask, shapeOf(shownFrame()), viewer.points, 1);
+    viewer.points = [];
+    changed();
+    showItem(current);
+  } else { viewer.points = []; viewer.draw(); }
+}
+
+function choose(tool) {
+  viewer.tool = tool;
+  viewer.points = [];
+  for (const button of document.querySelectorAll("[data-tool]")) button.setAttribute("aria-checked", String(button.dataset.tool === tool));
+  $("canvas").style.cursor = tool === "pan" ? "grab" : "none";
+  if (tool !== "pan" && viewer.shape && !viewer.cursor) viewer.cursor = [viewer.shape[1] / 2, viewer.shape[0] / 2];
+  viewer.draw();
+}
+
+async function save(verdict) {
+  const frame = shownFrame(), entry = current;
+  if (!ready() || !model.corrections) return;
+  let no_text = !frame.info.may_name_patient;
+  if (!no_text && !(no_text = confirm("Text in this picture may name the patient, and the picture would be saved with the correction. Is it free of names?"))) return;
+  if (verdict !== "rejected") verdict = differs(frame.mask, masks.maskOf(frame.logits, shapeOf(frame), model.threshold, model.postprocess)) ? "corrected" : "accepted";
+  say("saving …");
+  try {
+    const answer = await api.send(`/uploads/${entry.id}/${entry.frame}/correction`, {
+      verdict, rle: masks.runLengths(frame.mask, shapeOf(frame)), who: $("who").value, label: $("label").value, no_text,
+    });
+    frame.saved = await answer.json();
+    frame.undo.length = frame.redo.length = 0;
+    say("");
+    showEdits();
+    showList();
+  } catch (error) { say(error.message); }
+}
+
+// ---------------------------------------------------------------- downloads
+
+function download(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+const stem = () => current.name.replace(/.*\//, "").replace(/\.[^.]*$/, "") + (current.frames > 1 ? `_frame${current.frame}` : "");
+
+async function saveMask() {
+  if (!ready()) return;
+  const frame = shownFrame(), { info } = frame, [H, W] = shapeOf(frame);
+  const canvas = new OffscreenCanvas(info.picture_width, info.picture_height), context = canvas.getContext("2d");
+  context.fillStyle = "#000";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  const image = new ImageData(W, H);
+  for (let i = 0; i < frame.mask.length; i++) image.data.set(frame.mask[i] ? [255, 255, 255, 255] : [0, 0, 0, 255], 4 * i);
+  context.putImageData(image, info.box ? info.box[1] : 0, info.box ? info.box[0] : 0);
+  download(await canvas.convertToBlob({ type: "image/png" }), `${stem()}_mask.png`);
+}
+
+const quoted = (value) => {
+  const text = String(value ?? "");
+  // a cell that begins like a formula would be one in a spreadsheet
+  return `"${(/^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text).replaceAll('"', '""')}"`;
+};
+
+function saveTable() {
+  const columns = ["image", "frame", "width", "height", "area_px", "area_mm2", "components", "lesion_probability", "confidence", "threshold", "look_at_this", "reason", "verdict", "corrected_area_px", "model", "error"];
+  const rows = [columns];
+  for (const entry of entries) {
+    if (entry.state === "error") rows.push([entry.name, ...Array(columns.length - 2).fill(""), entry.error]);
+    for (const [number, { info, saved, mask, edited }] of [...entry.data].sort((a, b) => a[0] - b[0])) {
+      if (!info) continue;
+      rows.push([entry.name, entry.frames > 1 ? number : "", info.width, info.height, info.area_px, info.area_mm2 ?? "", info.components, info.lesion_probability,
+        info.confidence ?? "", info.threshold, Number(info.look_at_this), info.reasons.join("; "), saved?.verdict ?? "", edited && mask ? masks.area(mask) : "", model.digest.slice(0, 12), ""]);
+    }
+  }
+  download(new Blob([rows.map((row) => row.map(quoted).join(",")).join("\n"), "\n"], { type: "text/csv" }), "bustseg.csv");
+}
+
+async function saveSeg() {
+  if (!ready() || !current.dicom) return;
+  const entry = current, changedMasks = [...entry.data].filter(([, frame]) => frame.mask && (frame.edited || frame.threshold !== model.threshold));
+  say("writing the DICOM SEG …");
+  try {
+    const answer = await api.send(`/uploads/${entry.id}/segmentation`, {
+      masks: changedMasks.map(([frame, one]) => ({ frame, rle: masks.runLengths(one.mask, shapeOf(one)) })),
+    });
+    download(await answer.blob(), `${stem()}_seg.dcm`);
+    say("");
+  } catch (error) { say(error.message); }
+}
+
+// ---------------------------------------------------------------- pointer
+
+const canvas = $("canvas");
+const pointers = new Map();
+let stroke = null;
+const place = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
+
+canvas.addEventListener("pointerdown", (event) => {
+  if (!ready()) return;
+  canvas.setPointerCapture(event.pointerId);
+  pointers.set(event.pointerId, place(event));
+  const at = viewer.toImage(...place(event));
+  if (pointers.size === 2) { // two fingers zoom and move, whatever the tool
+    if (stroke === "paint") travel("undo", "redo");
+    stroke = "pinch";
+  } else if (event.button === 2) stroke = "window";
+  else if (event.button === 1 || viewer.tool === "pan") stroke = "pan";
+  else if (viewer.tool === "polygon") {
+    const first = viewer.points[0];
+    if (first && viewer.points.length > 2 && Math.hypot(at[0] - first[0], at[1] - first[1]) * viewer.scale < 9) closePolygon();
+    else { viewer.points.push(at); viewer.cursor = at; viewer.draw(); }
+    stroke = null;
+  } else { begin(); stroke = "paint"; viewer.cursor = at; dab(at, at); }
+});
+
+canvas.addEventListener("pointermove", (event) => {
+  if (!viewer.shape) return;
+  const now = place(event), before = pointers.get(event.pointerId);
+  const [x, y] = viewer.toImage(...now), old = viewer.cursor;
+  if (viewer.tool !== "pan") { viewer.cursor = [x, y]; viewer.draw(); }
+  if (!before) return;
+  if (stroke === "pan") viewer.pan(now[0] - before[0], now[1] - before[1]);
+  if (stroke === "paint") dab(old, [x, y]);
+  if (stroke === "window") {
+    setWindow(viewer.window.level - (now[1] - before[1]) / 2, viewer.window.width + now[0] - before[0]);
+  }
+  if (stroke === "pinch" && pointers.size === 2) {
+    const other = [...pointers].find(([id]) => id !== event.pointerId)[1];
+    const gap = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]) || 1;
+    viewer.zoom(gap(now, other) / gap(before, other), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
+    viewer.pan((now[0] - before[0]) / 2, (now[1] - before[1]) / 2);
+  }
+  pointers.set(event.pointerId, now);
+});
+
+for (const name of ["pointerup", "pointercancel"]) {
+  canvas.addEventListener(name, (event) => {
+    pointers.delete(event.pointerId);
+    if (stroke === "paint") { changed(); showItem(current); }
+    if (!pointers.size) stroke = null;
+  });
+}
+canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+canvas.addEventListener("dblclick", () => { if (viewer.tool === "polygon") closePolygon(); });
+canvas.addEventListener("wheel", (event) => {
+  event.preventDefault();
+  viewer.zoom(Math.exp(-event.deltaY / 400), ...place(event));
+}, { passive: false });
+
+// ---------------------------------------------------------------- controls
+
+function setWindow(level, width) {
+  viewer.window = { level: Math.min(Math.max(level, 0), 255), width: Math.min(Math.max(width, 2), 512) };
+  $("level").value = viewer.window.level;
+  $("width").value = viewer.window.width;
+  $("level-text").textContent = Math.round(viewer.window.level);
+  $("width-text").textContent = Math.round(viewer.window.width);
+  viewer.applyWindow();
+  viewer.draw();
+}
+$("level").addEventListener("input", () => setWindow(Number($("level").value), viewer.window.width));
+$("width").addEventListener("input", () => setWindow(viewer.window.level, Number($("width").value)));
+
+let asked = 0;
+function setThreshold(value) {
+  const frame = shownFrame();
+  $("threshold-text").textContent = value.toFixed(2);
+  if (!ready()) return;
+  frame.threshold = value;
+  predict(frame);
+  // an edited mask is the annotator's: the threshold moves the network's beside it
+  if (!frame.edited) frame.mask = frame.predicted.slice();
+  frame.edited = differs(frame.mask, frame.predicted);
+  viewer.setMask(frame.mask, frame.predicted, frame.edited);
+  showValues();
+  showEdits();
+  clearTimeout(asked);
+  asked = setTimeout(async () => { // only the reasons of the flag are the server's
+    const entry = current, number = entry.frame;
+    try {
+      frame.info = await api.json(`/uploads/${entry.id}/${number}?threshold=${value}`);
+      if (frame === shownFrame()) showValues();
+      showItem(entry);
+    } catch { /* the values that are shown stay */ }
+  }, 400);
+}
+$("threshold").addEventListener("input", () => setThreshold(Number($("threshold").value)));
+$("opacity").addEventListener("input", () => {
+  viewer.opacity = $("opacity").value / 100;
+  $("opacity-text").textContent = `${$("opacity").value} %`;
+  viewer.draw();
+});
+$("radius").addEventListener("input", () => { viewer.radius = Number($("radius").value); viewer.draw(); });
+$("heat").addEventListener("change", async () => {
+  if (!$("heat").checked || !ready()) { viewer.setHeat(null); return; }
+  const ticket = showing;
+  say("explaining …");
+  try {
+    const bitmap = await api.picture(current.id, current.frame, "heat");
+    if (ticket === showing && $("heat").checked) viewer.setHeat(bitmap);
+    say("");
+  } catch (error) { $("heat").checked = false; say(error.message); }
+});
+
+for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => choose(button.dataset.tool));
+const clicks = {
+  "undo": () => travel("undo", "redo"), "redo": () => travel("redo", "undo"), "reset": reset, "fit": () => viewer.fit(),
+  "zoom-in": () => viewer.zoom(1.25), "zoom-out": () => viewer.zoom(0.8), "accept": () => save("accepted"), "reject": () => save("rejected"),
+  "save-mask": saveMask, "csv": saveTable, "save-seg": saveSeg, "open": () => $("picker").click(), "open-folder": () => $("folder-picker").click(),
+  "keys": () => $("help").showModal(), "theme": () => setTheme(!document.documentElement.classList.contains("dark")), "play": play,
+  "save-overlay": async () => { if (ready()) download(await viewer.overlay(), `${stem()}_overlay.png`); },
+  "clear": closeAll,
+};
+for (const [id, action] of Object.entries(clicks)) $(id).addEventListener("click", action);
+for (const id of ["picker", "folder-picker"]) $(id).addEventListener("change", () => { add($(id).files); $(id).value = ""; });
+$("look-first").addEventListener("change", showList);
+$("frame").addEventListener("input", () => open(current, Number($("frame").value)));
+$("who").addEventListener("change", () => localStorage.setItem("bustseg-who", $("who").value));
+
+async function play() {
+  playing = playing ? null : {};
+  $("play").setAttribute("aria-pressed", String(Boolean(playing)));
+  const ticket = playing, entry = current;
+  while (ticket && ticket === playing && entry === current && entry) {
+    const start = performance.now();
+    await open(entry, (entry.frame + 1) % entry.frames);
+    await new Promise((done) => setTimeout(done, Math.max(0, 66 - (performance.now() - start))));
+  }
+  if (ticket === playing) { playing = null; $("play").setAttribute("aria-pressed", "false"); }
+}
+
+async function closeAll() {
+  if (unsaved() && !confirm("Corrections that are not saved would be lost. Close all images?")) return;
+  showing++;
+  const old = entries.splice(0);
+  queue.length = 0;
+  current = null;
+  viewer.clear();
+  viewer.draw();
+  choose("pan");
+  $("canvas").setAttribute("aria-label", "No image");
+  $("values").replaceChildren();
+  $("flag").hidden = $("loop").hidden = true;
+  for (const id of ["save-mask", "save-overlay", "save-seg", "accept", "reject", "heat", "undo", "redo", "reset"]) $(id).disabled = true;
+  $("saved").textContent = "";
+  remember();
+  showList();
+  await Promise.allSettled(old.filter((entry) => entry.id).map((entry) => api.ask(`/uploads/${entry.id}`, { method: "DELETE" })));
+}
+
+const unsaved = () => entries.some((entry) => [...entry.data.values()].some((frame) => frame.undo.length));
+addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
+
+// ---------------------------------------------------------------- drop
+
+const stage = document.body;
+for (const name of ["dragenter", "dragover"]) stage.addEventListener(name, (event) => { event.preventDefault(); $("drop").style.display = ""; $("drop").classList.add("over"); });
+stage.addEventListener("dragleave", (event) => { if (!event.relatedTarget) { $("drop").classList.remove("over"); showList(); } });
+stage.addEventListener("drop", async (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  const dropped = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const files = dropped.length ? (await Promise.all(dropped.map(filesOf))).flat() : [...event.dataTransfer.files];
+  add(files);
+  showList();
+});
+
+async function filesOf(entry) {
+  if (entry.isFile) return [await new Promise((done, failed) => entry.file(done, failed))];
+  const reader = entry.createReader(), found = [];
+  for (;;) { // a reader gives a hundred at a time
+    const part = await new Promise((done, failed) => reader.readEntries(done, failed));
+    if (!part.length) break;
+    found.push(...part);
+  }
+  found.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
+  return (await Promise.all(found.filter((one) => !one.name.startsWith(".")).map(filesOf))).flat();
+}
+
+// ---------------------------------------------------------------- keyboard
+
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+function move([dx, dy], far) {
+  if (!ready()) return;
+  if (viewer.tool === "pan") { viewer.pan(-dx * (far ? 80 : 20), -dy * (far ? 80 : 20)); return; }
+  const by = far ? 10 : 1, [H, W] = viewer.shape, [x, y] = viewer.cursor ?? [W / 2, H / 2];
+  const next = [Math.min(Math.max(x + dx * by, 0), W), Math.min(Math.max(y + dy * by, 0), H)];
+  if (held && viewer.tool !== "polygon") dab([x, y], next);
+  viewer.cursor = next;
+  viewer.draw();
+}
+
+let held = false;
+function press() {
+  if (!ready() || viewer.tool === "pan") return;
+  viewer.cursor ??= [viewer.shape[1] / 2, viewer.shape[0] / 2];
+  if (viewer.tool === "polygon") { viewer.points.push([...viewer.cursor]); viewer.draw(); return; }
+  if (!held) { begin(); held = true; }
+  dab(viewer.cursor, viewer.cursor);
+}
+
+const letters = {
+  "o": () => $("picker").click(), "j": () => step(1), "n": () => step(1), "N": () => step(-1), "v": () => choose("pan"), "b": () => choose("brush"), "e": () => choose("eraser"),
+  "p": () => choose("polygon"), "[": () => size(-1), "]": () => size(1), "+": () => viewer.zoom(1.25), "=": () => viewer.zoom(1.25), "-": () => viewer.zoom(0.8),
+  "0": () => viewer.fit(), "t": () => $("threshold").focus(), "a": () => save("accepted"), "x": () => save("rejected"), "m": saveMask, "?": () => $("help").showModal(),
+  "g": () => { if (!$("heat").disabled) $("heat").click(); }, "l": () => $("look-first").click(), "w": () => $("level").focus(),
+  ",": () => { if (current?.frames > 1) open(current, Math.max(0, current.frame - 1)); }, ".": () => { if (current?.frames > 1) open(current, Math.min(current.frames - 1, current.frame + 1)); },
+  "k": () => { if (current?.frames > 1) play(); }, "Escape": () => { viewer.points = []; viewer.draw(); }, "h": () => hide(true),
+};
+const size = (by) => { $("radius").value = viewer.radius + by; viewer.radius = Number($("radius").value); viewer.draw(); };
+let hidden = null;
+function hide(on) {
+  if (on && hidden === null) { hidden = viewer.opacity; viewer.opacity = 0; }
+  if (!on && hidden !== null) { viewer.opacity = hidden; hidden = null; }
+  viewer.draw();
+}
+
+addEventListener("keydown", (event) => {
+  const inText = event.target.matches("input[type=text], select"), onSlider = event.target.matches("input[type=range]");
+  if ($("help").open || inText) return;
+  if ((event.ctrlKey || event.metaKey) && !event.altKey) {
+    const key = event.key.toLowerCase();
+    if (key === "z") { event.preventDefault(); if (event.shiftKey) travel("redo", "undo"); else travel("undo", "redo"); }
+    if (key === "y") { event.preventDefault(); travel("redo", "undo"); }
+    return;
+  }
+  if (event.altKey) return;
+  if (event.target === $("list") && ["ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) {
+    event.preventDefault();
+    step({ ArrowUp: -1, ArrowDown: 1, Home: -entries.length, End: entries.length }[event.key]);
+    return;
+  }
+  if (event.target === canvas) {
+    if (ARROWS[event.key]) { event.preventDefault(); move(ARROWS[event.key], event.shiftKey); return; }
+    if (event.key === " ") { event.preventDefault(); press(); return; }
+    if (event.key === "Enter" && viewer.tool === "polygon") { event.preventDefault(); closePolygon(); return; }
+  }
+  const group = event.target.closest?.("[role=radiogroup]");
+  if (group && ARROWS[event.key]) { // as radio buttons do
+    event.preventDefault();
+    const buttons = [...group.querySelectorAll("button")], by = ARROWS[event.key][0] + ARROWS[event.key][1];
+    const next = buttons[(buttons.indexOf(event.target) + by + buttons.length) % buttons.length];
+    next.focus();
+    choose(next.dataset.tool);
+    return;
+  }
+  if (onSlider && (ARROWS[event.key] || ["Home", "End", "PageUp", "PageDown"].includes(event.key))) return;
+  const action = letters[event.key] ?? (event.key.length === 1 && event.key !== "N" ? letters[event.key.toLowerCase()] : null);
+  if (action) { event.preventDefault(); action(); }
+});
+addEventListener("keyup", (event) => {
+  if (event.key === " " && held) { held = false; changed(); showItem(current); }
+  if (event.key.toLowerCase() === "h") hide(false);
+});
+addEventListener("blur", () => hide(false));
+
+// ---------------------------------------------------------------- start
+
+function setTheme(dark) {
+  document.documentElement.classList.toggle("dark", dark);
+  $("theme").setAttribute("aria-pressed", String(dark));
+  localStorage.setItem("bustseg-theme", dark ? "dark" : "light");
+}
+
+async function start() {
+  const chosen = localStorage.getItem("bustseg-theme");
+  document.documentElement.classList.toggle("dark", chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
+  $("theme").setAttribute("aria-pressed", String(document.documentElement.classList.contains("dark")));
+  $("who").value = localStorage.getItem("bustseg-who") ?? "";
+  api.takeToken();
+  try {
+    model = await api.json("/model");
+  } catch (error) {
+    say(error.status === 401 ? "This server wants a token: open the address that it printed." : error.message);
+    return;
+  }
+  $("model").textContent = `${model.name}, ${model.digest.slice(0, 12)}`;
+  $("heat-why").textContent = model.explainable ? "" : "(needs a checkpoint)";
+  $("threshold").value = model.threshold;
+  $("threshold-text").textContent = model.threshold.toFixed(2);
+  const known = JSON.parse(localStorage.getItem(KNOWN) ?? "[]").map(({ id, name }) => newEntry(name, id));
+  entries.push(...known);
+  queue.push(...known);
+  showList();
+  if (known.length) work();
+  document.documentElement.dataset.ready = "true";
+}
+
+start();
