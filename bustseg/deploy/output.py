@@ -20,6 +20,11 @@ from bustseg.errors import UserError
 
 HEAD = "predictions.json"
 
+ORDER = "look_first.csv"
+"""The images in the order in which a look at them is worth most, see :func:`worth_of_a_look`."""
+
+ORDER_COLUMNS = ("rank", "image", "frame", "mask", "expected_worth", "confidence", "look_at_this", "reason")
+
 COLUMNS = {
     "image": "file; for DICOM a pseudonym",
     "frame": "position in a file of several images, from 0",
@@ -52,6 +57,11 @@ FOLDERS = {
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _EXTRAS = ("overlays", "probabilities")
 _IDENTITY = ("model", "threshold", "postprocess", "calibration", "training_images", "image_size")
+
+
+def worth_of_a_look(confidence: float) -> float:
+    """What correcting an image can be expected to gain: Dice that its mask lacks, by its calibrated confidence."""
+    return 1 - confidence
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -159,7 +169,7 @@ class Output:
             ]:
                 if file.resolve().is_relative_to(self.folder.resolve()):
                     file.unlink(missing_ok=True)
-        for name in (TABLE, HEAD):
+        for name in (TABLE, HEAD, ORDER):
             (self.folder / name).unlink(missing_ok=True)
 
     def file(self, kind: str, name: str) -> Path:
@@ -216,10 +226,26 @@ class Output:
     def close(self, summary: Mapping[str, Any]) -> None:
         """End with what is to be said of all, under ``summary`` of the head."""
         try:
+            self._write_order()
             self.head["summary"] = dict(summary)
             self._write_head()
         finally:
             self.release()
+
+    def _write_order(self) -> None:
+        """Write :data:`ORDER` of all rows; without calibrated confidences there is none."""
+        rows = [row for row in self._rows() if row["confidence"]]
+        if not rows:
+            (self.folder / ORDER).unlink(missing_ok=True)
+            return
+        # sorted keeps the order of the input among equals
+        rows.sort(key=lambda row: (-worth_of_a_look(float(row["confidence"])), row["look_at_this"] != "1"))
+        lines = [_line(list(ORDER_COLUMNS))]
+        for rank, row in enumerate(rows, 1):
+            worth = f"{worth_of_a_look(float(row['confidence'])):.4f}"
+            given = {**row, "rank": rank, "expected_worth": worth}
+            lines.append(_line([given[column] for column in ORDER_COLUMNS]))
+        write_whole(self.folder / ORDER, b"".join(lines))
 
     def release(self) -> None:
         """Let go of the folder as it is; a second call does nothing."""

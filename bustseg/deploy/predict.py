@@ -31,7 +31,7 @@ from bustseg.colours import PREDICTION, rgb
 from bustseg.data.inputs import Inputs, Item, all_frames
 from bustseg.data.sources import read_grey, to_grey
 from bustseg.deploy import dicom_seg as seg
-from bustseg.deploy.output import COLUMNS, Output, is_full, png, write_whole
+from bustseg.deploy.output import COLUMNS, ORDER, Output, is_full, png, write_whole
 from bustseg.errors import DataError, UserError
 from bustseg.progress import StreamProgress, console, error_console
 
@@ -233,6 +233,8 @@ def _tell(output: Output, count: _Count, looked_at: int, progress: StreamProgres
     """Say what was done; returns the exit code."""
     rate = f" ({progress.rate:.1f} images/s)" if count.written else ""
     lines = [f"{output.done} images in {output.folder}, {looked_at} to look at (predictions.csv says why){rate}"]
+    if (output.folder / ORDER).is_file():
+        lines.append(f"{ORDER} has them in the order in which a look is worth most")
     if segments.written:
         lines.append(
             f"{segments.written} DICOM SEG files in segmentations/: they name the patients, as the standard asks"

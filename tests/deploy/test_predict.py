@@ -736,3 +736,29 @@ def test_progress_says_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, capsy
     progress.expect(10000)
     # 41 in 40 seconds, 9950 are left: 9707 seconds
     assert progress.text().endswith("1.0 images/s, 2:41:47 left")
+
+
+def test_the_order_of_looking_is_by_what_a_correction_can_gain(tmp_path: Path, bustseg: Bustseg) -> None:
+    model = write_dark_model(tmp_path / "calibrated", calibration={"temperature": 2.0})
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    faint = np.where(scene() < 100, 97, 180).astype(np.uint8)
+    for name, image in (("a sure", scene()), ("b faint", faint), ("c none", np.full((96, 128), 240, np.uint8))):
+        save(scans / f"{name}.png", image)
+    (scans / "broken.png").write_text("no image")
+    bustseg("predict", scans, "--model", model, "--out", out)
+    with (out / "look_first.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == ["1", "2", "3"]
+    assert Path(rows[0]["image"]).name == "b faint.png"
+    for row in rows:
+        assert float(row["expected_worth"]) == pytest.approx(1 - float(row["confidence"]), abs=2e-4)
+    worths = [float(row["expected_worth"]) for row in rows]
+    assert worths == sorted(worths, reverse=True)
+    # a later run orders the earlier rows too
+    save(scans / "d fainter.png", np.where(scene() < 100, 99, 180).astype(np.uint8))
+    bustseg("predict", scans, "--model", model, "--out", out)
+    with (out / "look_first.csv").open(newline="") as file:
+        assert [Path(row["image"]).name for row in csv.DictReader(file)][:2] == ["d fainter.png", "b faint.png"]
+    # without calibration nothing stands in for a confidence
+    bustseg("predict", scans, "--model", write_dark_model(tmp_path / "plain"), "--out", out, "--overwrite")
+    assert not (out / "look_first.csv").exists()
