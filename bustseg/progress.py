@@ -88,9 +88,9 @@ class StreamProgress:
         """Tell how many items there are; may come from another thread."""
         self._expected = items
 
-    def expect_more(self) -> None:
-        """There is one item more than :meth:`expect` was or will be told."""
-        self._more += 1
+    def expect_more(self, items: int = 1) -> None:
+        """There are so many items more (or fewer, below 0) than :meth:`expect` was or will be told."""
+        self._more += items
 
     @property
     def rate(self) -> float:

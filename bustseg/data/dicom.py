@@ -10,15 +10,17 @@ import hashlib
 import hmac
 import importlib
 import logging
+import math
 import os
 import secrets
+import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import platformdirs
@@ -31,6 +33,8 @@ _TWO_DIMENSIONAL, _TISSUE, _CENTIMETRES = 1, 1, 3  # DICOM PS3.3, C.8.5.5.1
 _DEFLATED = b"1.2.840.10008.1.2.1.99"  # the transfer syntax, in the file's head
 _LEAST_SIDE = 16  # pixels; a smaller region is a colour bar or a ruler
 _HEADER = (
+    "SOPClassUID",
+    "Modality",
     "PatientID",
     "PatientName",
     "PatientBirthDate",
@@ -43,7 +47,33 @@ _HEADER = (
     "PixelSpacing",
     "SequenceOfUltrasoundRegions",
 )
+_ULTRASOUND_CLASSES = frozenset(
+    f"1.2.840.10008.5.1.4.1.1.{number}"
+    for number in ("3", "3.1", "6", "6.1", "6.2")  # multi-frame and single frame with their retired forms, and volumes
+)
+_SCREENSHOT_CLASSES = frozenset(
+    f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("7", "7.1", "7.2", "7.3", "7.4")
+)  # secondary capture, of any modality
+_DIRECTORY = "1.2.840.10008.1.3.10"
+_ULTRASOUND = ("US", "IVUS")
+# fmt: off
+_OTHER_MODALITIES = frozenset({
+    "AR", "ASMT", "AU", "BDUS", "BI", "BMD", "CR", "CT", "CTPROTOCOL", "DMS", "DG", "DOC", "DX", "ECG", "EEG", "EMG",
+    "EOG", "EPS", "ES", "FID", "GM", "HC", "HD", "IO", "IOL", "KER", "KO", "LEN", "LS", "M3D", "MG", "MR", "NM",
+    "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS", "PA", "PLAN", "POS", "PR", "PT", "PX", "REG",
+    "RESP", "RF", "RG", "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN", "RTSTRUCT",
+    "RWV", "SEG", "SM", "SMR", "SR", "SRF", "STAIN", "TEXTUREMAP", "TG", "VA", "XA", "XAPROTOCOL", "XC",
+})  # PS3.3, C.7.3.1.1.1, but for ultrasound and "other"; what is not here says nothing
+# fmt: on
 _PIXEL_TAGS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
+_COLOUR_TAGS = (
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+)
 _PALETTE_TAGS = tuple(
     f"{colour}PaletteColorLookupTable{part}" for colour in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")
 )
@@ -61,6 +91,7 @@ class Header:
         box: the scanned region as (top, left, height, width), where the file names one
         spacing: size of a pixel in mm as (row, column), where the file names it
         burned_in: the file says that its pixels show text that may name the patient; None where it says nothing
+        declared: the file says that it is ultrasound; else it does not say what it is, as pictures of a screen may
     """
 
     file: str
@@ -70,6 +101,19 @@ class Header:
     box: tuple[int, int, int, int] | None
     spacing: tuple[float, float] | None
     burned_in: bool | None
+    declared: bool = True
+
+
+class NotUltrasound(DataError):
+    """A DICOM file of another kind: nothing is wrong with it, and nothing in it to outline.
+
+    Attributes:
+        kind: its modality, or DICOMDIR, or the name of its class in the standard; nothing that the file made up
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"a DICOM file is no ultrasound image ({kind})")
+        self.kind = kind
 
 
 def is_dicom(path: Path) -> bool:
@@ -159,66 +203,126 @@ def _anonymous_errors(what: str) -> Iterator[None]:
 def read_header(path: Path) -> Header:
     """Read what is needed of a file without decoding its pixels.
 
+    What is optional and malformed counts as absent, and costs no more than itself: a region, the spacing.
+
     Raises:
-        DataError: no DICOM image; the message does not name the file
+        NotUltrasound: a file of another kind
+        DataError: no readable DICOM file; the message does not name it
     """
     pydicom = _pydicom()
     with _anonymous_errors("a DICOM file"):
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER))
+        declared = _is_declared(pydicom, data)
         shape = (int(data.Rows), int(data.Columns))
+        if min(shape) < 1:
+            raise DataError("a DICOM file cannot be read: its image has no pixels")
         box, spacing = _region(data, shape)
-        if spacing is None and data.get("PixelSpacing"):
-            row, column = (float(value) for value in data.PixelSpacing)
-            spacing = (row, column) if row > 0 and column > 0 else None
-        person = str(data.get("PatientID") or "")
-        if not person and data.get("PatientName"):
-            person = f"{data.PatientName}{data.get('PatientBirthDate') or ''}"
-        person = person or str(data.get("StudyInstanceUID") or "")
+        person = _text(data, "PatientID")
+        if not person and (name := _text(data, "PatientName")):
+            person = name + _text(data, "PatientBirthDate")
+        person = person or _text(data, "StudyInstanceUID")
         return Header(
-            file=pseudonym(str(data.get("SOPInstanceUID") or path)),
+            file=pseudonym(_text(data, "SOPInstanceUID") or str(path)),
             patient=pseudonym(person) if person else None,
-            frames=int(data.get("NumberOfFrames") or 1),
+            frames=_frames(data),
             shape=shape,
             box=box,
-            spacing=spacing,
-            burned_in={"YES": True, "NO": False}.get(str(data.get("BurnedInAnnotation") or "").strip().upper()),
+            spacing=spacing or _pixel_spacing(data),
+            burned_in={"YES": True, "NO": False}.get(_text(data, "BurnedInAnnotation").strip().upper()),
+            declared=declared,
         )
+
+
+def _is_declared(pydicom: Any, data: Any) -> bool:
+    """Whether a file says that it is ultrasound; False where it says nothing.
+
+    Raises:
+        NotUltrasound: its class or its modality says that it is something else
+    """
+    meta = getattr(data, "file_meta", {})
+    kind = pydicom.uid.UID((_text(data, "SOPClassUID") or _text(meta, "MediaStorageSOPClassUID")).strip())
+    modality = _text(data, "Modality").strip().upper()
+    if kind == _DIRECTORY:
+        raise NotUltrasound("DICOMDIR")
+    if modality in _OTHER_MODALITIES:
+        raise NotUltrasound(modality)
+    of_standard = kind.name != kind
+    if of_standard and kind not in _ULTRASOUND_CLASSES | _SCREENSHOT_CLASSES:
+        raise NotUltrasound(str(kind.name))
+    if kind and kind not in _ULTRASOUND_CLASSES and "Rows" not in data:
+        raise NotUltrasound("an object without an image")
+    return kind in _ULTRASOUND_CLASSES or modality in _ULTRASOUND
+
+
+def _text(data: Any, keyword: str) -> str:
+    """An element as text; empty where it is absent or cannot be read."""
+    try:
+        return str(data.get(keyword) or "")
+    except Exception:  # pydicom converts values when they are asked for, and raises many kinds
+        return ""
+
+
+def _number(data: Any, keyword: str) -> float | None:
+    """A number of an element, the first of several; None where it is absent, empty or malformed."""
+    try:
+        value = data.get(keyword)
+        found = float(value[0] if isinstance(value, list | tuple) or hasattr(value, "append") else value)
+    except Exception:  # as above
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _frames(data: Any) -> int:
+    """How many images a file holds."""
+    return max(int(_number(data, "NumberOfFrames") or 1), 1)
+
+
+def _pixel_spacing(data: Any) -> tuple[float, float] | None:
+    """PixelSpacing as (row, column) in mm; None where it is none."""
+    try:
+        row, column = (float(value) for value in data.get("PixelSpacing"))
+    except Exception:  # as above
+        return None
+    return (row, column) if 0 < row < math.inf and 0 < column < math.inf else None
 
 
 def _region(data: Any, shape: tuple[int, int]) -> tuple[tuple[int, int, int, int] | None, tuple[float, float] | None]:
     """Box and pixel size (mm) of the largest region that shows tissue, by SequenceOfUltrasoundRegions."""
-    best: tuple[tuple[int, int, int, int], Any] | None = None
-    for tissue in (True, False):  # a region of flow counts where none is called tissue
-        for region in data.get("SequenceOfUltrasoundRegions") or ():
-            if int(region.get("RegionSpatialFormat", -1)) != _TWO_DIMENSIONAL:
-                continue
-            if tissue and int(region.get("RegionDataType", -1)) != _TISSUE:
-                continue
-            left, top = max(int(region.RegionLocationMinX0), 0), max(int(region.RegionLocationMinY0), 0)
-            # the last column and row belong to the region
-            right = min(int(region.RegionLocationMaxX1) + 1, shape[1])
-            bottom = min(int(region.RegionLocationMaxY1) + 1, shape[0])
-            box = (top, left, bottom - top, right - left)
-            if min(box[2:]) >= _LEAST_SIDE and (best is None or box[2] * box[3] > best[0][2] * best[0][3]):
-                best = (box, region)
-        if best is not None:
-            break
-    if best is None:
+    try:
+        regions = list(data.get("SequenceOfUltrasoundRegions") or ())
+    except Exception:  # as above
         return None, None
-    box, region = best
-    units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
-    spacing = None
-    if all(unit is not None and int(unit) == _CENTIMETRES for unit in units):
-        row, column = (abs(float(region.get(f"PhysicalDelta{axis}", 0))) * 10 for axis in "YX")
-        spacing = (row, column) if row > 0 and column > 0 else None
-    return box, spacing
+    boxes = [(box, region) for region in regions if (box := _box(region, shape)) is not None]
+    # a region of flow counts where none is called tissue
+    tissue = [pair for pair in boxes if _number(pair[1], "RegionDataType") == _TISSUE] or boxes
+    if not tissue:
+        return None, None
+    box, region = max(tissue, key=lambda pair: pair[0][2] * pair[0][3])
+    units = [_number(region, f"PhysicalUnits{axis}Direction") for axis in "YX"]
+    row, column = (10 * abs(_number(region, f"PhysicalDelta{axis}") or 0) for axis in "YX")
+    return box, (row, column) if units == [_CENTIMETRES] * 2 and row > 0 and column > 0 else None
+
+
+def _box(region: Any, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """A two-dimensional region as (top, left, height, width) inside a picture; None for others and malformed ones."""
+    edges = [_number(region, f"RegionLocation{edge}") for edge in ("MinY0", "MinX0", "MaxY1", "MaxX1")]
+    if _number(region, "RegionSpatialFormat") != _TWO_DIMENSIONAL:
+        return None
+    if None in (*edges, _number(region, "RegionDataType")):
+        return None
+    first_row, first_column, last_row, last_column = (int(edge or 0) for edge in edges)
+    top, left = max(first_row, 0), max(first_column, 0)
+    # the last column and row belong to the region
+    height, width = min(last_row + 1, shape[0]) - top, min(last_column + 1, shape[1]) - left
+    return (top, left, height, width) if min(height, width) >= _LEAST_SIDE else None
 
 
 def read_frame(path: Path, frame: int = 0) -> np.ndarray:
     """One image of a DICOM file as ``uint8``, (H, W) or for colour (H, W, 3) in RGB, not cropped.
 
     MONOCHROME1 is inverted, YBR and palette colours become RGB, more than 8 bits are rescaled (by the file's window,
-    else by the bits that are stored).
+    else by the bits that are stored). Where the colours that the file declares contradict those that its compressed
+    stream holds, the stream is right: it is what was written.
 
     Raises:
         DataError: a damaged file, no such frame, or a compression without its decoder; the message names no file
@@ -227,8 +331,16 @@ def read_frame(path: Path, frame: int = 0) -> np.ndarray:
     with _anonymous_errors("a DICOM file"):
         image = pydicom.Dataset()
         tags = [*_PIXEL_TAGS, *_PALETTE_TAGS]
-        pixels = pydicom.pixels.pixel_array(path, ds_out=image, specific_tags=tags, index=frame)
-        kind = str(image.PhotometricInterpretation)
+        colours = _colours(pydicom, path)
+        kind = colours["photometric_interpretation"]
+        try:
+            pixels = pydicom.pixels.pixel_array(path, ds_out=image, specific_tags=tags, index=frame, **colours)
+        except ValueError:
+            image = pydicom.dcmread(path)
+            if "NumberOfFrames" not in image or _number(image, "NumberOfFrames") is not None:
+                raise
+            del image.NumberOfFrames  # pydicom reads it although it is told the number, and cannot
+            pixels = pydicom.pixels.pixel_array(image, index=frame, **colours)
         if kind == "PALETTE COLOR":
             pixels = pydicom.pixels.apply_color_lut(pixels, image)
             return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
@@ -239,18 +351,118 @@ def read_frame(path: Path, frame: int = 0) -> np.ndarray:
         return 255 - grey if kind == "MONOCHROME1" else grey
 
 
+def _colours(pydicom: Any, path: Path) -> dict[str, Any]:
+    """How pydicom is to read a file's pixels: options that take the place of what the file declares."""
+    with path.open("rb") as file:
+        data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_COLOUR_TAGS))
+        syntax = data.file_meta.TransferSyntaxUID
+        samples, colour = int(_number(data, "SamplesPerPixel") or 1), _text(data, "PhotometricInterpretation").upper()
+        frames = _frames(data)
+        if syntax.is_encapsulated:
+            components, held = _of_stream(_stream_head(file))
+            samples = components or samples
+        else:
+            held = None
+            # half of the colours is left out, unless the length says that all are there
+            whole = int(data.Rows) * int(data.Columns) * 3 * frames
+            if colour == "YBR_FULL_422" and samples == 3 and _pixels_length(file, syntax) >= whole:
+                held = "YBR_FULL"
+    if samples == 1 and colour not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"):
+        colour = "MONOCHROME2"
+    elif samples == 3 and held is not None:
+        colour = held
+    elif samples == 3 and colour not in ("RGB", "YBR_FULL", "YBR_FULL_422"):
+        # decoders give RGB of the transforms of JPEG 2000; JPEG without a word holds luminance and colour
+        colour = "YBR_FULL" if syntax in (pydicom.uid.JPEGBaseline8Bit, pydicom.uid.JPEGExtended12Bit) else "RGB"
+    return {
+        "samples_per_pixel": samples,
+        "photometric_interpretation": colour,
+        "planar_configuration": int(_number(data, "PlanarConfiguration") or 0),
+        "number_of_frames": frames,
+    }
+
+
+def _pixels_length(file: BinaryIO, syntax: Any) -> int:
+    """Bytes of the native pixels whose element begins here; 0 where that cannot be told."""
+    order = "<" if syntax.is_little_endian else ">"
+    element = file.read(12)
+    if len(element) < 12:
+        return 0
+    start, kind = (4, "I") if syntax.is_implicit_VR else (8, "I") if element[4:6] in (b"OB", b"OW") else (6, "H")
+    return int(struct.unpack_from(order + kind, element, start)[0])
+
+
+def _stream_head(file: BinaryIO) -> bytes:
+    """The beginning of the first compressed frame of the pixels whose element begins here; empty without one."""
+    file.seek(12, os.SEEK_CUR)  # tag, representation and length of the element
+    for table in (True, False):  # the table of offsets comes first
+        head = file.read(8)
+        if len(head) < 8 or head[:4] != b"\xfe\xff\x00\xe0":
+            return b""
+        length = struct.unpack("<I", head[4:])[0]
+        if not table:
+            return file.read(min(length, 1 << 16))
+        file.seek(length, os.SEEK_CUR)
+    return b""
+
+
+def _of_stream(stream: bytes) -> tuple[int | None, str | None]:
+    """Components of a compressed frame, and how its three are to be read; None for what it does not say."""
+    try:
+        if stream[:2] == b"\xff\xd8":
+            return _of_jpeg(stream)
+        if stream[:4] == b"\xff\x4f\xff\x51":
+            return _of_jpeg_2000(stream)
+    except (IndexError, struct.error):  # cut off: decoding will tell
+        pass
+    return None, None
+
+
+def _of_jpeg(stream: bytes) -> tuple[int | None, str | None]:
+    """The same of JPEG and JPEG-LS: by Adobe's marker, the components' names, JFIF's marker and halved colours."""
+    place, jfif, adobe = 2, False, None
+    while stream[place] == 0xFF:
+        marker, length = stream[place + 1], struct.unpack_from(">H", stream, place + 2)[0]
+        content = stream[place + 4 : place + 2 + length]
+        if marker == 0xE0 and content.startswith(b"JFIF"):
+            jfif = True
+        elif marker == 0xEE and content.startswith(b"Adobe") and len(content) > 11:
+            adobe = content[11]
+        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # start of the frame
+            components = [content[start : start + 3] for start in range(6, 6 + 3 * content[5], 3)]
+            if len(components) != 3:
+                return len(components), None
+            names, factors = bytes(part[0] for part in components), {part[1] for part in components}
+            if names.upper() == b"RGB" or adobe == 0:
+                return 3, "RGB"
+            return 3, "YBR_FULL" if adobe == 1 or jfif or len(factors) > 1 else None
+        place += 2 + length
+    return None, None
+
+
+def _of_jpeg_2000(stream: bytes) -> tuple[int | None, str | None]:
+    """The same of JPEG 2000: with a transform of components in it, decoding gives RGB whatever the file declares."""
+    components, place = struct.unpack_from(">H", stream, 40)[0], 4 + struct.unpack_from(">H", stream, 4)[0]
+    while stream[place] == 0xFF and stream[place + 1] not in (0x90, 0xD9):
+        if stream[place + 1] == 0x52:  # coding style: progression order, layers (2 bytes), transform
+            return components, "RGB" if components == 3 and stream[place + 8] else None
+        place += 2 + struct.unpack_from(">H", stream, place + 2)[0]
+    return components, None
+
+
 def _to_eight_bits(pydicom: Any, pixels: np.ndarray, image: Any) -> np.ndarray:
     bits, signed = int(image.BitsStored), bool(image.get("PixelRepresentation", 0))
     if bits <= 8 and not signed:
         return pixels.astype(np.uint8)
-    if image.get("WindowWidth") is not None:
-        values = pydicom.pixels.apply_modality_lut(pixels, image)
-        values = pydicom.pixels.apply_windowing(values, image).astype(np.float64)
-        low, high = _window_range(image, bits, signed)
-    else:
-        values = pixels.astype(np.float64)
-        low = -(2.0 ** (bits - 1)) if signed else 0.0
-        high = low + 2.0**bits - 1
+    values = pixels.astype(np.float64)
+    low = -(2.0 ** (bits - 1)) if signed else 0.0
+    high = low + 2.0**bits - 1
+    # a window that is malformed counts as none
+    if (_number(image, "WindowWidth") or 0) >= 1 and _number(image, "WindowCenter") is not None:
+        with suppress(Exception):
+            rescaled = pydicom.pixels.apply_modality_lut(pixels, image)
+            values = pydicom.pixels.apply_windowing(rescaled, image).astype(np.float64)
+            low, high = _window_range(image, bits, signed)
     return np.clip(np.rint((values - low) * 255 / (high - low)), 0, 255).astype(np.uint8)
 
 
@@ -258,7 +470,7 @@ def _window_range(image: Any, bits: int, signed: bool) -> tuple[float, float]:
     """Range that windowing spreads its result over: all values that the stored bits can hold, rescaled."""
     low = -(2.0 ** (bits - 1)) if signed else 0.0
     high = low + 2.0**bits - 1
-    slope, intercept = float(image.get("RescaleSlope", 1) or 1), float(image.get("RescaleIntercept", 0) or 0)
+    slope, intercept = _number(image, "RescaleSlope") or 1, _number(image, "RescaleIntercept") or 0
     return low * slope + intercept, high * slope + intercept
 
 

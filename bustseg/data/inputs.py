@@ -5,8 +5,10 @@ DICOM files and what they hold are called by a pseudonym: neither their names no
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -112,6 +114,7 @@ class Inputs:
 
     Attributes:
         passed_over: files so far that are masks beside their image (BUSI), or no image
+        not_ultrasound: how many DICOM files so far were passed over because they are of another kind, by kind
 
     Raises:
         UserError: one of them does not exist or holds no image
@@ -130,6 +133,8 @@ class Inputs:
                 known = " ".join(suffix.removeprefix(".") for suffix in (*IMAGE_SUFFIXES, *dicom.SUFFIXES))
                 raise UserError(f"{text} holds or matches no image ({known})")
         self.passed_over = 0
+        self.not_ultrasound: Counter[str] = Counter()
+        self._dicom: dict[str, list[Path]] = {}
         # names stay apart because they are relative to what all inputs have in common
         folders = [base if parts or base.is_dir() else base.parent for base, parts in self._given]
         self._root = Path(os.path.commonpath(folders))
@@ -219,7 +224,7 @@ class Inputs:
             yield Item(str(path), path.name, path, error=f"the folder {path} cannot be listed: its images are left out")
             return
         if _is_dicom(path):
-            yield from _dicom_items(path, number)
+            yield from self._dicom_items(path, number)
             return
         inner = path.relative_to(self._root)
         name = (inner.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else inner).as_posix()
@@ -229,6 +234,39 @@ class Inputs:
                 yield Item(str(path), name, path)
             else:
                 yield Item(str(path), _frame_name(name, frame, frames), path, frame, frames)
+
+    def _dicom_items(self, path: Path, number: int) -> Iterator[Item]:
+        try:
+            header = dicom.read_header(path)
+        except dicom.NotUltrasound as other:
+            self.not_ultrasound[other.kind] += 1
+            return
+        except DataError as error:
+            image = f"dicom {dicom.pseudonym(str(path))}"
+            # only the order tells which file it is: a name could name the patient
+            yield Item(image, image, path, error=f"{error} (file {number} of the input, in natural order)")
+            return
+        image = self._dicom_name(header.file, path)
+        for frame in range(header.frames):
+            if header.frames == 1:
+                yield Item(image, image, path, header=header)
+            else:
+                yield Item(image, _frame_name(image, frame, header.frames), path, frame, header.frames, header)
+
+    def _dicom_name(self, identifier: str, path: Path) -> str:
+        """What a file is called: by its identifier, with a number where careless anonymisers gave it to others too."""
+        others = self._dicom.setdefault(identifier, [])
+        # a copy of a file is that file again
+        number = next((n for n, other in enumerate(others) if _same_content(path, other)), len(others))
+        if number == len(others):
+            others.append(path)
+        return f"dicom {identifier}" if not number else f"dicom {identifier}-{number + 1}"
+
+    def told(self) -> str:
+        """What was passed over because it is no ultrasound, in words; empty for nothing."""
+        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.not_ultrasound.items()))
+        count = self.not_ultrasound.total()
+        return f"{count} DICOM file{'s' * (count > 1)} passed over, being no ultrasound image: {kinds}" if count else ""
 
 
 def _is_output(folder: Path) -> bool:
@@ -244,20 +282,11 @@ def _is_dicom(path: Path) -> bool:
     return path.suffix.lower() not in IMAGE_SUFFIXES and (dicom.is_dicom(path) or dicom.has_mark(path))
 
 
-def _dicom_items(path: Path, number: int) -> Iterator[Item]:
+def _same_content(one: Path, other: Path) -> bool:
     try:
-        header = dicom.read_header(path)
-    except DataError as error:
-        image = f"dicom {dicom.pseudonym(str(path))}"
-        # only the order tells which file it is: a name could name the patient
-        yield Item(image, image, path, error=f"{error} (file {number} of the input, in natural order)")
-        return
-    image = f"dicom {header.file}"
-    for frame in range(header.frames):
-        if header.frames == 1:
-            yield Item(image, image, path, header=header)
-        else:
-            yield Item(image, _frame_name(image, frame, header.frames), path, frame, header.frames, header)
+        return one == other or filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _pages(path: Path) -> int:

@@ -7,6 +7,7 @@ carries an identity, and it is written only when asked for.
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from bustseg import __version__
-from bustseg.data.dicom import _anonymous_errors, _pydicom
-from bustseg.errors import UserError
+from bustseg.data.dicom import _anonymous_errors, _number, _pydicom, read_header
+from bustseg.errors import DataError, UserError
 
 _PATIENT_AND_STUDY = (
     "PatientID",
@@ -33,6 +34,10 @@ _PATIENT_AND_STUDY = (
 )
 
 
+_NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_PLACE = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient")
+
+
 def check() -> None:
     """Raises a UserError where highdicom is not installed."""
     try:
@@ -44,8 +49,8 @@ def check() -> None:
 def segmentation(source: Path, masks: Sequence[np.ndarray], model: str, settings: str) -> bytes:
     """The DICOM file of a SEG for one ultrasound file.
 
-    Of a loop, frames without a lesion are not stored, but for the first where none has one. The same source, model and
-    settings give the same unique identifiers.
+    Of a loop, frames without a lesion are not stored, but for the last: readers take it that a source has no frames
+    beyond those that they are told of. The same source, masks, model and settings give the same unique identifiers.
 
     Args:
         source: the DICOM file that the masks belong to
@@ -68,17 +73,18 @@ def segmentation(source: Path, masks: Sequence[np.ndarray], model: str, settings
     with _anonymous_errors("a DICOM file's segmentation"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote values
         data = pydicom.dcmread(source, stop_before_pixels=True)
-        for name in _PATIENT_AND_STUDY:  # type 2: must be there, may be empty
-            if name not in data:
-                setattr(data, name, "")
+        _mend(data, read_header(source).spacing)
         kind, loop = data.SOPClassUID, "NumberOfFrames" in data
         if loop:
             # highdicom takes several frames only where they have positions in space, which frames of a loop have not
             data.SOPClassUID = UltrasoundImageStorage
             del data.NumberOfFrames
 
+        drawn = hashlib.sha256(b"".join(np.packbits(mask).tobytes() for mask in masks)).hexdigest()
+
         def uid(what: str) -> str:
-            return generate_uid(entropy_srcs=[str(data.SOPInstanceUID), model, settings, what])
+            # with what is drawn: other files may have the same identifier
+            return generate_uid(entropy_srcs=[str(data.SOPInstanceUID), drawn, model, settings, what])
 
         lesion = SegmentDescription(
             segment_number=1,
@@ -116,6 +122,47 @@ def segmentation(source: Path, masks: Sequence[np.ndarray], model: str, settings
         return buffer.getvalue()
 
 
+def _mend(data: Any, spacing: tuple[float, float] | None) -> None:
+    """Bring a source's header into a form that a SEG can repeat: what is optional and malformed is emptied.
+
+    Args:
+        data: the header
+        spacing: size of a pixel in mm as (row, column), where it is known
+
+    Raises:
+        DataError: an identifier is missing, without which nothing can refer to the file
+    """
+    from pydicom.valuerep import DA, TM
+
+    missing = [name for name in _NEEDED if not data.get(name)]
+    if missing:
+        raise DataError(f"the file lacks {', '.join(missing)}, which a SEG must repeat")
+    for name in _PATIENT_AND_STUDY:  # type 2: must be there, may be empty
+        if name not in data:
+            setattr(data, name, "")
+    for names, check_value in (
+        (("PatientBirthDate", "StudyDate"), DA),
+        (("StudyTime",), TM),
+        (("PatientSex",), {"": 0, "M": 0, "F": 0, "O": 0}.__getitem__),
+    ):
+        for name in names:
+            try:
+                check_value(data[name].value or "")
+            except (ValueError, KeyError, TypeError):
+                data[name].value = ""
+    if spacing is not None:
+        data.PixelSpacing = list(spacing)
+        # readers ask for a thickness wherever there is a size; a picture has none, and its pixel's side stands in
+        thickness = _number(data, "SliceThickness")
+        data.SliceThickness = thickness if thickness and thickness > 0 else min(spacing)
+    else:
+        data.pop("PixelSpacing", None)
+    # a place in the patient that is told in part is none
+    if spacing is None or not all(data.get(name) for name in _PLACE):
+        for name in _PLACE:
+            data.pop(name, None)
+
+
 def _spread(segment: Any, masks: Sequence[np.ndarray], kind: str) -> None:
     """Make the SEG of a loop out of one that has its first frame: a frame for each that has a lesion.
 
@@ -124,7 +171,7 @@ def _spread(segment: Any, masks: Sequence[np.ndarray], kind: str) -> None:
     """
     from pydicom.pixels import pack_bits
 
-    stored = [index for index, mask in enumerate(masks) if mask.any()] or [0]
+    stored = [index for index, mask in enumerate(masks) if mask.any() or index == len(masks) - 1]
     first = segment.PerFrameFunctionalGroupsSequence[0]
     groups = []
     for position, index in enumerate(stored, 1):

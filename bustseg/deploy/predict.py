@@ -217,10 +217,13 @@ def _predict_into(output: Output, inputs: Inputs, predictor: Predictor, options:
             "errors": count.failed,
             "look_at_this": looked_at,
             "passed_over": inputs.passed_over,
+            "not_ultrasound": dict(inputs.not_ultrasound),
             "finished": _now(),
         }
     )
-    return _tell(output, count, looked_at, progress, segments)
+    if not output.done and not count.failed and inputs.not_ultrasound:
+        raise UserError(f"no ultrasound image to predict: {inputs.told()}")
+    return _tell(output, count, looked_at, progress, segments, inputs.told())
 
 
 def _told(item: Item, error: str) -> str:
@@ -229,7 +232,9 @@ def _told(item: Item, error: str) -> str:
     return f"{item.image}: {error}" if item.frame is None else f"{item.image} frame {item.frame}: {error}"
 
 
-def _tell(output: Output, count: _Count, looked_at: int, progress: StreamProgress, segments: _Segments) -> int:
+def _tell(
+    output: Output, count: _Count, looked_at: int, progress: StreamProgress, segments: _Segments, passed_over: str
+) -> int:
     """Say what was done; returns the exit code."""
     rate = f" ({progress.rate:.1f} images/s)" if count.written else ""
     lines = [f"{output.done} images in {output.folder}, {looked_at} to look at (predictions.csv says why){rate}"]
@@ -241,6 +246,8 @@ def _tell(output: Output, count: _Count, looked_at: int, progress: StreamProgres
         )
     if count.repeated:
         lines.append(f"{count.repeated} images were named more than once and are there once")
+    if passed_over:
+        lines.append(passed_over)
     for line in lines:
         console.print(line, highlight=False, markup=False)
     console.print(NOTICE, highlight=False)
@@ -266,7 +273,10 @@ def _to_do(
 ) -> Iterator[Item]:
     """The images that are not done yet, each once."""
     seen: set[int] = set()
+    passed_over = 0
     for item in inputs:
+        progress.expect_more(passed_over - inputs.not_ultrasound.total())
+        passed_over = inputs.not_ultrasound.total()
         if item.frame:
             progress.expect_more()
         if hash(item.key) in seen:
@@ -367,6 +377,8 @@ class _Writer:
         item, output = one.item, self.output
         name = item.name
         reasons = list(found.look_at_this)
+        if item.header is not None and not item.header.declared:
+            reasons.append("the file does not say that it is ultrasound")
         assert one.picture is not None
         if self.options.overlays:
             if item.may_be_shown:

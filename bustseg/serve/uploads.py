@@ -74,7 +74,10 @@ def items_of(path: Path, settings: Settings) -> list[Item]:
             raise DataError("a deflated DICOM file is not taken from outside: a small one can unfold to any size")
     else:
         _check_pages(path, settings)
-    items = list(islice(Inputs([str(path)], path.parent / "none"), settings.max_frames + 1))
+    inputs = Inputs([str(path)], path.parent / "none")
+    items = list(islice(inputs, settings.max_frames + 1))
+    if not items:
+        raise DataError(f"the file is no ultrasound image ({', '.join(inputs.not_ultrasound)})")
     if len(items) > settings.max_frames:
         raise _too_many(settings)
     first = items[0]

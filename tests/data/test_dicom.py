@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,13 +18,24 @@ sys.path.insert(0, str(Path(__file__).parent))
 import dicoms
 import layouts
 from conftest import TINY
+from PIL import Image
 from pydicom.data import get_testdata_file
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    JPEG2000,
+    BasicTextSRStorage,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+    SegmentationStorage,
+    UltrasoundImageStorage,
+)
 
 from bustseg.checkpoint import build_data
 from bustseg.data import dicom
 from bustseg.data.audit import audit
-from bustseg.data.dicom import is_dicom, pseudonym, read_frame, read_header
+from bustseg.data.dicom import NotUltrasound, is_dicom, pseudonym, read_frame, read_header
 from bustseg.data.sources import BUSBRA, Combined, DICOMFolder, Part, read_grey
 from bustseg.errors import DataError
 from bustseg.tracking import tracking_uri
@@ -294,6 +306,225 @@ def test_a_label_must_mean_one_file(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message) as caught:
             DICOMFolder(labels="labels.csv").read(root)
         assert not [secret for secret in dicoms.SECRETS if secret in str(caught.value)]
+
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+SCREENSHOT = "1.2.840.10008.5.1.4.1.1.7"
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"SOPClassUID": CT, "Modality": "CT"}, "CT"),
+        ({"SOPClassUID": CT, "Modality": None}, "CT Image Storage"),
+        ({"SOPClassUID": CT}, "CT Image Storage"),  # with the modality of ultrasound
+        ({"Modality": "MG"}, "MG"),
+        ({"Modality": "ct "}, "CT"),
+        ({"SOPClassUID": SCREENSHOT, "Modality": "XA"}, "XA"),
+        ({"SOPClassUID": SegmentationStorage, "Modality": "SEG"}, "SEG"),
+        ({"SOPClassUID": BasicTextSRStorage, "Modality": "SR", "Rows": None}, "SR"),
+        ({"SOPClassUID": MediaStorageDirectoryStorage, "Modality": None, "Rows": None}, "DICOMDIR"),
+        ({"SOPClassUID": "1.2.3.4", "Modality": None, "Rows": None}, "an object without an image"),
+        ({"Modality": dicoms.NAME}, None),  # what is no modality says nothing, and is not repeated
+        ({"Modality": None}, None),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6", "Modality": "US"}, None),  # retired
+        ({"SOPClassUID": SCREENSHOT}, None),
+        ({"SOPClassUID": None}, None),
+    ],
+)
+def test_what_is_no_ultrasound_is_known_by_class_and_modality(
+    changes: dict[str, str | None], kind: str | None, grey: np.ndarray, tmp_path: Path
+) -> None:
+    data = dicoms.dataset(grey)
+    for name, value in changes.items():
+        if value is None:
+            delattr(data, name)
+        else:
+            setattr(data, name, value)
+    data.file_meta.MediaStorageSOPClassUID = data.get("SOPClassUID") or UltrasoundImageStorage
+    path = dicoms.write(data, tmp_path / "one.dcm")
+    if kind is None:
+        assert read_header(path).declared
+        return
+    with pytest.raises(NotUltrasound, match="no ultrasound image") as caught:
+        read_header(path)
+    assert caught.value.kind == kind
+
+
+def test_a_screenshot_of_no_declared_kind_is_read_and_known_as_such(grey: np.ndarray, tmp_path: Path) -> None:
+    for number, modality in enumerate(("OT", None)):
+        data = dicoms.dataset(grey)
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = SCREENSHOT
+        data.Modality = modality
+        assert not read_header(dicoms.write(data, tmp_path / f"{number}.dcm")).declared
+
+
+WHOLE = (dicoms.BANNER, dicoms.LEFT, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "box", "spacing"),
+    [
+        ({"RegionSpatialFormat": None}, None, None),
+        ({"RegionDataType": None}, None, None),
+        ({"RegionLocationMaxX1": "absent"}, None, None),
+        ({"RegionLocationMinY0": None}, None, None),
+        ({"RegionLocationMaxX1": 3}, None, None),  # left of its own beginning
+        ({"PhysicalDeltaX": None}, WHOLE, None),
+        ({"PhysicalDeltaY": "absent"}, WHOLE, None),
+        ({"PhysicalDeltaX": 0.0}, WHOLE, None),
+        ({"PhysicalDeltaX": float("nan")}, WHOLE, None),
+        ({"PhysicalUnitsYDirection": None}, WHOLE, None),
+        ({"PhysicalUnitsXDirection": "absent"}, WHOLE, None),
+        ({}, WHOLE, (0.08, 0.1)),
+    ],
+)
+def test_a_malformed_region_is_passed_over(
+    changes: dict[str, object], box: object, spacing: object, grey: np.ndarray, tmp_path: Path
+) -> None:
+    region = dicoms.region(SHAPE)
+    for name, value in changes.items():
+        if value == "absent":
+            delattr(region, name)
+        else:
+            setattr(region, name, value)
+    data = dicoms.dataset(dicoms.screen(grey), regions=[region])
+    header = read_header(dicoms.write(data, tmp_path / "one.dcm"))
+    assert header.box == box
+    assert header.spacing == (None if spacing is None else pytest.approx(spacing))
+    if box is None:  # a good region beside it counts
+        data.SequenceOfUltrasoundRegions = [region, dicoms.region(SHAPE)]
+        assert read_header(dicoms.write(data, tmp_path / "one.dcm")).box == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PixelSpacing", "0.1"),
+        ("PixelSpacing", "wide\\0.1"),
+        ("PixelSpacing", "0\\0"),
+        ("NumberOfFrames", "many"),
+        ("NumberOfFrames", "-2"),
+        ("NumberOfFrames", ""),
+        ("BurnedInAnnotation", "PERHAPS"),
+        ("WindowWidth", "0"),
+        ("WindowWidth", "wide"),
+        ("WindowCenter", ""),
+        ("RescaleSlope", "steep"),
+        ("PatientID", ""),
+    ],
+)
+def test_a_malformed_element_costs_itself_and_not_the_file(
+    name: str, value: str, grey: np.ndarray, tmp_path: Path
+) -> None:
+    data = dicoms.dataset(grey.astype(np.uint16) * 16)
+    data.BitsStored, data.HighBit = 12, 11
+    data.WindowCenter, data.WindowWidth = 2047.5, 4095
+    with pydicom.config.disable_value_validation():
+        element = pydicom.DataElement(pydicom.datadict.tag_for_keyword(name), "LO", value)
+        element.VR = "LO"
+        data[name] = element
+        data[name].VR = "LO"
+        path = dicoms.write(data, tmp_path / "one.dcm")
+    # the element keeps its own type in the file
+    written = path.read_bytes()
+    tag = pydicom.tag.Tag(name)
+    head = tag.group.to_bytes(2, "little") + tag.elem.to_bytes(2, "little")
+    kind = pydicom.datadict.dictionary_VR(name).encode()
+    path.write_bytes(written.replace(head + b"LO", head + kind))
+    header = read_header(path)
+    assert (header.shape, header.frames, header.box) == (SHAPE, 1, None)
+    assert header.spacing is None
+    assert np.abs(read_frame(path).astype(int) - grey).max() <= 1
+
+
+def jpeg(pixels: np.ndarray, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {"no_jp2": True}), **options)
+    return buffer.getvalue()
+
+
+def without_markers(stream: bytes) -> bytes:
+    """A JPEG stream without the markers of JFIF and Adobe, which say what its components are."""
+    place = 2
+    while stream[place + 1] in range(0xE0, 0xF0):
+        place += 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
+    return stream[:2] + stream[place:]
+
+
+@pytest.mark.parametrize(
+    "declared", ["RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "MONOCHROME2", "rgb", "", None]
+)
+def test_a_stream_says_its_colours_itself(declared: str | None, colour: np.ndarray, tmp_path: Path) -> None:
+    streams = {
+        "JFIF, colours halved": (jpeg(colour, subsampling=1), JPEGBaseline8Bit),
+        "JFIF": (jpeg(colour, subsampling=0), JPEGBaseline8Bit),
+        "no marker, colours halved": (without_markers(jpeg(colour, subsampling=2)), JPEGBaseline8Bit),
+        "RGB": (jpeg(colour, keep_rgb=True), JPEGBaseline8Bit),
+        "JPEG 2000 with transform": (jpeg(colour, "JPEG2000", mct=1), JPEG2000Lossless),
+        "JPEG 2000 with lossy transform": (jpeg(colour, "JPEG2000", mct=1, irreversible=True), JPEG2000),
+    }
+    for name, (stream, syntax) in streams.items():
+        data = dicoms.dataset(colour, "RGB")
+        data.PixelData = encapsulate([stream])
+        data["PixelData"].VR, data.file_meta.TransferSyntaxUID = "OB", syntax
+        if declared is None:
+            del data.PhotometricInterpretation
+        else:
+            data.PhotometricInterpretation = declared
+        read = read_frame(dicoms.write(data, tmp_path / "one.dcm"))
+        assert read.shape == colour.shape
+        assert np.abs(read.astype(int) - colour).mean() < 4, name
+
+
+def test_a_stream_of_other_components_than_declared(grey: np.ndarray, colour: np.ndarray, tmp_path: Path) -> None:
+    smooth = cv2.GaussianBlur(grey, (0, 0), 3)
+    for declared, held, kind in ((colour, smooth, "YBR_FULL_422"), (smooth, colour, "MONOCHROME2")):
+        data = dicoms.dataset(declared, kind)
+        data.PixelData = encapsulate([jpeg(held)])
+        data["PixelData"].VR, data.file_meta.TransferSyntaxUID = "OB", JPEGBaseline8Bit
+        read = read_frame(dicoms.write(data, tmp_path / "one.dcm"))
+        assert read.shape == held.shape
+        assert np.abs(read.astype(int) - held).mean() < 2
+
+
+def test_native_pixels_that_their_declaration_contradicts(grey: np.ndarray, colour: np.ndarray, tmp_path: Path) -> None:
+    def read(data: pydicom.Dataset) -> np.ndarray:
+        return read_frame(dicoms.write(data, tmp_path / "one.dcm"))
+
+    for kind in ("RGB", "YBR_FULL", "MONOCHROME", ""):
+        assert np.array_equal(read(dicoms.dataset(grey, kind)), grey)
+    for kind in ("MONOCHROME2", "PALETTE COLOR", "YBR_RCT", "rgb"):
+        assert np.array_equal(read(dicoms.dataset(colour, kind)), colour)
+    # said to have half of the colours, and long enough for all of them
+    assert np.abs(read(dicoms.dataset(to_ybr(colour), "YBR_FULL_422")).astype(int) - colour).max() <= 2
+    data = dicoms.dataset(colour, "RGB")
+    del data.PlanarConfiguration
+    assert np.array_equal(read(data), colour)
+
+
+def test_a_folder_leaves_out_copies_and_what_is_no_ultrasound_but_not_files_of_one_identifier(tmp_path: Path) -> None:
+    root = study(tmp_path / "study", 1)
+    folder = root / "benign" / "Zywicka_Janetta_0"
+    before = {sample.id for sample in DICOMFolder().read(root)}
+    scan = dicoms.dataset(dicoms.screen(layouts.picture(7, shape=SHAPE)[0]))
+    scan.SOPClassUID = scan.file_meta.MediaStorageSOPClassUID = CT
+    scan.Modality = "CT"
+    dicoms.write(scan, folder / "ct.dcm")
+    samples, problems = DICOMFolder().scan(root)
+    assert {sample.id for sample in samples} == before
+    assert [(problem.kind, problem.wrong) for problem in problems] == [("left out: no ultrasound", False)]
+    assert "(CT)" in problems[0].message
+    # another image with the identifier of the first file
+    first = folder / f"{dicoms.ID}_0.dcm"
+    image, mask = layouts.picture(999, shape=SHAPE)
+    other = dicoms.dataset(dicoms.screen(image), regions=[dicoms.region(SHAPE)])
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = pydicom.dcmread(first).SOPInstanceUID
+    dicoms.write(other, folder / "other.dcm")
+    layouts.save(folder / "other_mask.png", np.where(mask, 255, 0).astype(np.uint8))
+    samples = DICOMFolder().read(root)
+    assert len(samples) == len(before) + 1 == len({sample.id for sample in samples})
+    assert any(np.array_equal(sample.read_image(), image) for sample in samples)
 
 
 def test_without_pydicom_one_line_says_what_to_install(patients: Path) -> None:

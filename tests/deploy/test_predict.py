@@ -631,6 +631,84 @@ def test_the_same_dicom_twice_is_there_once(model: Path, tmp_path: Path, bustseg
     assert len(table(Path("out"))) == 4
 
 
+def test_two_dicom_files_of_one_identifier_are_both_tried(model: Path, tmp_path: Path, bustseg: Bustseg) -> None:
+    folder = tmp_path / "in"
+    first, second = scene(*SHAPE, 10, 20, 30), scene(*SHAPE, 20, 30, 24)
+    for number, image in enumerate((first, second), 1):
+        data = dicoms.dataset(dicoms.screen(image), regions=[dicoms.region(SHAPE)])
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"  # as an anonymiser may leave it
+        dicoms.write(data, folder / f"{number}.dcm")
+    # a copy whose pixels are cut off comes first
+    (folder / "0.dcm").write_bytes((folder / "1.dcm").read_bytes()[:-2000])
+    code, _, stderr = bustseg("predict", folder, "--model", model, "--out", "out", "--dicom_seg")
+    assert code == 1, stderr
+    rows = table(Path("out"))
+    assert [bool(row["error"]) for row in rows] == [True, False, False]
+    assert len({row["image"] for row in rows}) == 3
+    for row, image in zip(rows[1:], (first, second), strict=True):
+        assert iou(mask_of(Path("out"), row) > 0, whole(image)) > 0.9
+    import pydicom
+
+    segments = [pydicom.dcmread(path).SOPInstanceUID for path in Path("out/segmentations").iterdir()]
+    assert len(segments) == len(set(segments)) == 2
+    # again: what is done is known by the same names
+    assert "2 images are done already" in bustseg("predict", folder, "--model", model, "--out", "out")[1]
+    assert {row["image"] for row in table(Path("out"))} == {row["image"] for row in rows}
+
+
+OTHERS = {
+    "ct": ("1.2.840.10008.5.1.4.1.1.2", "CT", True),
+    "mammogram": ("1.2.840.10008.5.1.4.1.1.1.2", "MG", True),
+    "segmentation": ("1.2.840.10008.5.1.4.1.1.66.4", "SEG", True),
+    "report": ("1.2.840.10008.5.1.4.1.1.88.11", "SR", False),
+    "presentation": ("1.2.840.10008.5.1.4.1.1.11.1", "PR", False),
+    "DICOMDIR": ("1.2.840.10008.1.3.10", "", False),
+}
+
+
+def write_others(folder: Path) -> None:
+    """Files of a study that are no ultrasound, with and without pixels."""
+    for name, (kind, modality, pixels) in OTHERS.items():
+        data = dicoms.dataset(scene(*SHAPE, 10, 20, 30))
+        data.SOPClassUID, data.Modality = kind, modality
+        data.file_meta.MediaStorageSOPClassUID = kind
+        if not pixels:
+            for element in ("PixelData", "Rows", "Columns"):
+                delattr(data, element)
+        dicoms.write(data, folder / (name if name == "DICOMDIR" else f"{name}.dcm"))
+
+
+def test_what_is_no_ultrasound_is_passed_over(model: Path, tmp_path: Path, bustseg: Bustseg) -> None:
+    folder = tmp_path / "in"
+    write_others(folder)
+    command = ("predict", folder, "--model", model, "--out")
+    code, stdout, stderr = bustseg(*command, "none")
+    assert (code, stdout) == (2, "")
+    assert stderr.strip() == (
+        "error: no ultrasound image to predict: 6 DICOM files passed over, being no ultrasound image: "
+        "CT 1, DICOMDIR 1, MG 1, PR 1, SEG 1, SR 1"
+    )
+    image = scene(*SHAPE, 10, 20, 30)
+    dicoms.write(dicoms.dataset(dicoms.screen(image), regions=[dicoms.region(SHAPE)]), folder / "us.dcm")
+    screenshot = dicoms.dataset(image)
+    screenshot.SOPClassUID = screenshot.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    screenshot.Modality = "OT"
+    dicoms.write(screenshot, folder / "screenshot.dcm")
+    code, stdout, stderr = bustseg(*command, "out")
+    assert (code, stderr) == (0, "")
+    assert "2 images in out" in stdout
+    assert "6 DICOM files passed over, being no ultrasound image: CT 1" in stdout
+    rows = table(Path("out"))
+    assert [row["error"] for row in rows] == ["", ""]
+    unsure = [row for row in rows if "does not say that it is ultrasound" in row["reason"]]
+    assert len(unsure) == 1
+    assert unsure[0]["look_at_this"] == "1"
+    summary = json.loads((Path("out") / "predictions.json").read_text())["summary"]
+    assert summary["not_ultrasound"] == dict.fromkeys(("CT", "DICOMDIR", "MG", "PR", "SEG", "SR"), 1)
+    # the same for files that a shell has listed
+    assert bustseg("predict", *sorted(folder.iterdir()), "--model", model, "--out", "listed")[0] == 0
+
+
 def test_dicom_seg_refers_to_its_source_and_holds_the_masks(model: Path, tmp_path: Path, bustseg: Bustseg) -> None:
     import highdicom
     import pydicom
@@ -660,9 +738,7 @@ def test_dicom_seg_refers_to_its_source_and_holds_the_masks(model: Path, tmp_pat
         if frames == 1:
             read = seg.get_pixels_by_source_instance([original.SOPInstanceUID])
         else:
-            read = seg.get_pixels_by_source_frame(
-                original.SOPInstanceUID, [1, 2, 3], assert_missing_frames_are_empty=True
-            )
+            read = seg.get_pixels_by_source_frame(original.SOPInstanceUID, [1, 2, 3])
             plain = pydicom.dcmread(path).pixel_array  # by another reader: the frames with a lesion, in order
             assert np.array_equal(plain, np.stack([masks[0], masks[2]]))
         assert np.array_equal(read[..., 0], np.stack(masks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +23,8 @@ class DICOMFolder(Source):
 
     File names and headers may name patients, so that samples are called after a keyed hash of the file and grouped by
     one of the patient. Pictures are cut to the scanned region; a file that declares burned-in text and names no region
-    is left out.
+    is left out. So is a file that is no ultrasound, and a copy of another; files that share an identifier but not their
+    content, as careless anonymisers leave them, are called after their content too.
 
     Args:
         masks: folder of the masks in the data folder, laid out as the files; beside the files when not given
@@ -54,22 +56,28 @@ class DICOMFolder(Source):
         labels = self._read_labels(root, Counter(map(_stem, files)))
         samples: list[Sample] = []
         problems: list[Problem] = []
-        known: set[str] = set()
+        headers: dict[int, dicom.Header] = {}
         for number, path in enumerate(files, 1):
             where = f"DICOM file {number} of {len(files)} (by path)"
             try:
-                header = dicom.read_header(path)
+                headers[number] = dicom.read_header(path)
+            except dicom.NotUltrasound as other:
+                message = f"{where} is left out: it is no ultrasound image ({other.kind})"
+                problems.append(Problem("left out: no ultrasound", root, message, wrong=False))
             except DataError as error:
                 if "pip install" in str(error):
                     raise
                 problems.append(Problem("unreadable image", root, f"{where} cannot be read: replace or remove it"))
-                continue
-            name = f"dicom {header.file}"
-            if header.file in known:
+        names = _names({files[number - 1]: header.file for number, header in headers.items()})
+        known: set[str] = set()
+        for number, header in headers.items():
+            path, where = files[number - 1], f"DICOM file {number} of {len(files)} (by path)"
+            name = names[path]
+            if name in known:
                 message = f"{name} is there more than once: {where} is left out"
                 problems.append(Problem("left out: same file again", root, message, wrong=False))
                 continue
-            known.add(header.file)
+            known.add(name)
             if header.burned_in and not self.burned_in and (header.box is None or not self.crop):
                 message = f"{name} is left out: it declares burned-in text and names no region to cut out ({where})"
                 problems.append(Problem("left out: burned-in text", root, message, wrong=False))
@@ -142,3 +150,16 @@ class DICOMFolder(Source):
 def _stem(path: Path) -> str:
     """Name without ``.dcm``; names such as 1.2.840.113619 have no suffix."""
     return path.stem if path.suffix.lower() in dicom.SUFFIXES else path.name
+
+
+def _names(files: Mapping[Path, str]) -> dict[Path, str]:
+    """What each file's sample is called: by its identifier's pseudonym, and its content where several share one."""
+    names = {path: f"dicom {identifier}" for path, identifier in files.items()}
+    counts = Counter(names.values())
+    contents = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path, name in names.items() if counts[name] > 1}
+    differ = Counter(name for name, _ in {(names[path], content) for path, content in contents.items()})
+    return names | {
+        path: f"{names[path]}-{dicom.pseudonym(content)}"
+        for path, content in contents.items()
+        if differ[names[path]] > 1
+    }
