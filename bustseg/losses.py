@@ -117,3 +117,41 @@ class HybridLoss(nn.Module):
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         return self.bce_weight * self.bce(logits, mask) + self.dice_weight * self.dice(logits, mask)
+
+
+class PresenceLoss(nn.Module):
+    r"""A pixel loss, and the cross-entropy of whether the image shows a lesion at all, read from the pixels themselves.
+
+    The image's evidence is the mean of its most probable pixels' logits: of the ``share`` of all pixels with the
+    highest logits. It is trained to be the logit of "there is a lesion", so that every false component costs something
+    however small it is, and the height of the peak has a meaning that carries over from one image to the next.
+
+    Args:
+        pixels: loss of logits and mask, such as :class:`HybridLoss`, which is what is used when not given
+        weight: factor of the presence term
+        share: of the image's pixels that count as its peak
+
+    Shapes: as in :class:`DiceLoss`.
+    """
+
+    def __init__(self, pixels: nn.Module | None = None, weight: float = 0.1, share: float = 0.002) -> None:
+        super().__init__()
+        if not weight >= 0 or not 0 < share <= 1:
+            raise UserError(f"presence weight {weight} and share {share}: give 0 or more, and above 0 up to 1")
+        self.pixels = pixels if pixels is not None else HybridLoss()
+        self.weight, self.share = weight, share
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        evidence = peak_logit(logits, self.share)
+        present = mask.flatten(1).amax(1).float()
+        return self.pixels(logits, mask) + self.weight * F.binary_cross_entropy_with_logits(evidence, present)
+
+
+def peak_logit(logits: Tensor, share: float = 0.002) -> Tensor:
+    """Mean of the highest logits of each image, float32 (B,): of ``share`` of its pixels, of at least one.
+
+    Args:
+        logits: (B, 1, H, W), any float type
+    """
+    flat = logits.float().flatten(1)
+    return flat.topk(max(1, round(share * flat.shape[1])), dim=1).values.mean(1)

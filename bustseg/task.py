@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,14 @@ RECORD = "bustseg"
 """Section of a checkpoint that makes it self-contained, see `SegmentationTask.record`."""
 
 
+@runtime_checkable
+class Supervised(Protocol):
+    """A network that learns something beside the mask."""
+
+    def auxiliary_loss(self, mask: Tensor, label: Tensor) -> Tensor | None:
+        """Scalar to add to the loss of the last training step, from masks (B, 1, H, W) and labels (B,); or None."""
+
+
 class SegmentationTask(LightningModule):
     """A network that is trained to segment lesions, and its scores.
 
@@ -49,6 +57,9 @@ class SegmentationTask(LightningModule):
             fit, as with ``flip``): small components removed, holes filled; nothing by default
         flip: average the logits of each image and its mirror image in ``test``, ``validate`` and prediction (not in the
             validation during a fit, where it would only cost time)
+        teacher: checkpoint whose probabilities are learnt beside the masks, such as an ensemble's (distillation; Hinton
+            et al. 2015). It sees each training image as the network does, augmented; it is needed for training alone
+        teacher_weight: share of the teacher in the loss, from 0 to 1; the rest is the masks'
     """
 
     def __init__(
@@ -65,8 +76,14 @@ class SegmentationTask(LightningModule):
         train_scale: dict[int, float] | None = None,
         flip: bool = False,
         postprocess: PostProcess | None = None,
+        teacher: str | None = None,
+        teacher_weight: float = 0.5,
     ) -> None:
         super().__init__()
+        if not 0 <= teacher_weight <= 1:
+            raise UserError(f"model.teacher_weight is {teacher_weight}: it must lie from 0 to 1")
+        self.teacher, self.teacher_weight = teacher, teacher_weight
+        self._teacher: list[SegmentationTask] = []  # in a list, so that it is no part of this network's state
         if train_scale is not None and not (0 in train_scale and all(0 < s <= 1 for s in train_scale.values())):
             raise UserError(f"train_scale is {train_scale}: give scales above 0 and up to 1, the first for epoch 0")
         self.train_scale = train_scale or {0: 1.0}
@@ -134,7 +151,16 @@ class SegmentationTask(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         image, mask = self._scaled(batch["image"], batch["mask"])
-        loss = self.loss(self.logits({**batch, "image": image}), mask)
+        logits = self.logits({**batch, "image": image})
+        loss = self.loss(logits, mask)
+        if isinstance(self.network, Supervised):
+            extra = self.network.auxiliary_loss(mask, batch["label"])
+            loss = loss if extra is None else loss + extra
+        if self._teacher:
+            with torch.no_grad():
+                taught = self._teacher[0](image).float().sigmoid()
+            distance = F.binary_cross_entropy_with_logits(logits.float(), taught)
+            loss = torch.lerp(loss, distance, self.teacher_weight)
         # looking at the value waits for the GPU, so there only now and then; the epoch's mean is checked anyway
         if self.device.type == "cpu" or batch_idx % 20 == 0:
             self._check_finite(loss)
@@ -149,6 +175,23 @@ class SegmentationTask(LightningModule):
                 "(--trainer.gradient_clip_val 1) or train in float32 (--trainer.precision 32-true); "
                 "the last finite state is in last.ckpt"
             )
+
+    def on_fit_start(self) -> None:
+        """Load the teacher; it stays in evaluation mode and learns nothing.
+
+        Raises:
+            UserError: there is no such checkpoint
+        """
+        if self.teacher is None:
+            return
+        from bustseg.checkpoint import load_task, resolve_checkpoint  # which build on this file
+
+        teacher = load_task(resolve_checkpoint(self.teacher)).to(self.device).eval().requires_grad_(False)
+        teacher.flip = False
+        self._teacher = [teacher]
+
+    def on_fit_end(self) -> None:
+        self._teacher = []
 
     def on_train_epoch_start(self) -> None:
         # Dropout's draws depend on (seed, epoch, rank) alone, so a resumed run continues the interrupted one

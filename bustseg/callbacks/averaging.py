@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
@@ -27,10 +31,24 @@ class MovingAverage(WeightAveraging):
         if not 0 <= decay < 1:
             raise UserError(f"the decay of the moving average is {decay}: it must lie from 0 to below 1")
         self.decay = decay
-        super().__init__(avg_fn=self.average)
+        super().__init__(multi_avg_fn=self.average)
 
-    def average(self, average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
-        """The new average of one parameter or buffer, all tensors of its shape, after ``updates`` earlier ones."""
-        n = int(updates)
-        decay = min(self.decay, (1 + n) / (10 + n))
-        return decay * average + (1 - decay) * current
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning asks for the module's device before the module is moved there, so that the average of a network
+        # on a GPU would live on the CPU and every step would wait for the copies
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+    def average(self, averages: Sequence[Tensor], currents: Sequence[Tensor], updates: Tensor | int) -> None:
+        """Update averages of one kind in place, after ``updates`` earlier ones.
+
+        A few kernels for all tensors together, and none that waits for the GPU: ``updates`` stays where it is.
+        """
+        if not averages[0].is_floating_point():  # numbers of batches that BatchNorm has seen
+            torch._foreach_copy_(list(averages), list(currents))
+            return
+        n = torch.as_tensor(updates, dtype=torch.float32, device=averages[0].device)
+        share = 1 - torch.clamp((1 + n) / (10 + n), max=self.decay)
+        differences = torch._foreach_sub(list(currents), list(averages))
+        torch._foreach_mul_(differences, share)
+        torch._foreach_add_(list(averages), differences)

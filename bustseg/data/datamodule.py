@@ -24,6 +24,8 @@ from bustseg.data.transforms import Augmentation
 from bustseg.errors import DataError
 
 SUBSETS = ("train", "val", "test")
+Preset = Literal["none", "ultrasound", "ultrasound_strong", "ultrasound_scanners"]
+"""Names of :data:`bustseg.data.transforms.PRESETS`."""
 
 
 class Batch(TypedDict):
@@ -71,7 +73,9 @@ class SegmentationDataset(Dataset[Batch]):
         masks = self.cache.masks[indices]
         if self.augmentation:
             for k, (epoch, index) in enumerate(zip(epochs, indices, strict=True)):
-                images[k], masks[k] = self.augmentation(images[k], masks[k], int(epoch), int(index))
+                images[k], masks[k] = self.augmentation(
+                    images[k], masks[k], int(epoch), int(index), _Rows(self.cache.images, self.indices)
+                )
         return {
             "image": torch.from_numpy(images).unsqueeze(1),
             "mask": torch.from_numpy(masks).unsqueeze(1),
@@ -81,6 +85,26 @@ class SegmentationDataset(Dataset[Batch]):
 
     def __getitem__(self, key: int) -> Batch:
         return self.__getitems__([key])
+
+
+class _Rows:
+    """Chosen rows of an array, read when they are asked for."""
+
+    def __init__(self, array: np.ndarray, indices: np.ndarray) -> None:
+        self.array, self.indices = array, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        return self.array[self.indices[position]]
+
+
+def _one_thread(worker: int) -> None:
+    """Keep OpenCV to one thread in each loader process: there is one of these per core already."""
+    import cv2
+
+    cv2.setNumThreads(1)
 
 
 def _as_is(batch: Any) -> Any:
@@ -96,10 +120,18 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(
-        self, length: int, seed: int, shuffle: bool, epoch: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        length: int,
+        seed: int,
+        shuffle: bool,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.epoch, self.rank, self.world_size = epoch, rank, world_size
+        self.weights = weights
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -108,7 +140,8 @@ class EpochSampler(Sampler[int]):
     def _positions(self) -> np.ndarray:
         if not self.shuffle:
             return np.arange(self.length)[self.rank :: self.world_size]
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.length) if self.weights is None else weighted_order(self.weights, rng)
         return np.resize(order, self.length + -self.length % self.world_size)[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[int]:
@@ -122,6 +155,36 @@ class EpochSampler(Sampler[int]):
     def longest(self) -> int:
         """Length of the longest shard, the first rank's."""
         return -(-self.length // self.world_size)
+
+
+def weighted_order(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As many positions as there are weights, drawn in proportion to them, in random order.
+
+    Systematic sampling: a position of expected number c comes floor(c) or ceil(c) times, so that an epoch misses no
+    image by chance that it could have shown.
+
+    Args:
+        weights: positive, shape (n,)
+
+    Returns:
+        positions, shape (n,), each from 0 to n - 1
+    """
+    shuffled = rng.permutation(len(weights))
+    edges = np.cumsum(weights[shuffled] / weights.sum()) * len(weights)
+    points = np.arange(len(weights)) + rng.random()
+    return rng.permutation(shuffled[np.minimum(np.searchsorted(edges, points), len(weights) - 1)])
+
+
+def balanced_weights(cells: Sequence[Any], balance: float) -> np.ndarray:
+    """Weight of each image by its cell, such as its source and whether it shows a lesion; shape (n,).
+
+    Args:
+        cells: one per image
+        balance: 0: every image equally often; 1: every cell equally often; between them, a cell of n images as often
+            as n to the power of 1 - ``balance``
+    """
+    _, cell, count = np.unique([repr(name) for name in cells], return_inverse=True, return_counts=True)
+    return count[cell].astype(float) ** -balance
 
 
 class EqualBatches(BatchSampler):
@@ -166,10 +229,15 @@ class BUSIDataModule(LightningDataModule):
         image_size: height and width of the network's input; one number for a square
         batch_size: images per training step, on each process of several
         eval_batch_size: images per evaluation step; ``batch_size`` when not given
-        augmentation: ``none``, ``ultrasound``, ``ultrasound_strong``, or a list of albumentations transforms
+        augmentation: ``none``, ``ultrasound``, ``ultrasound_strong``, ``ultrasound_scanners``, or a list of
+            albumentations transforms
         num_workers: loader processes; ``auto`` takes none without a GPU (the cache leaves them nothing to do, and
             they would take cores from the training) and up to 8 with one
         seed: seed of order and augmentation; ``seed_everything``'s when not given
+        balance: how far training evens out sources and normal images, from 0 (every image once per epoch) to 1 (every
+            source, and in it images with and without a lesion, equally often)
+        lesion_free: share of the training images with a lesion of which a part without it is shown instead, as a
+            further normal image
     """
 
     def __init__(
@@ -186,11 +254,17 @@ class BUSIDataModule(LightningDataModule):
         image_size: int | tuple[int, int] = 224,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
-        augmentation: Literal["none", "ultrasound", "ultrasound_strong"] | list[A.BasicTransform] = "none",
+        augmentation: Literal["none", "ultrasound", "ultrasound_strong", "ultrasound_scanners"]
+        | list[A.BasicTransform] = "none",
         num_workers: int | Literal["auto"] = "auto",
         seed: int | None = None,
+        balance: float = 0.0,
+        lesion_free: float = 0.0,
     ) -> None:
         super().__init__()
+        for name, share in (("balance", balance), ("lesion_free", lesion_free)):
+            if not 0 <= share <= 1:
+                raise DataError(f"data.{name} is {share}: it must lie from 0 to 1")
         if batch_size < 1:
             raise DataError(f"data.batch_size is {batch_size}: it must be at least 1")
         self.root = root
@@ -203,6 +277,7 @@ class BUSIDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size or batch_size
         self.augmentation = augmentation
         self.num_workers = num_workers
+        self.balance, self.lesion_free = balance, lesion_free
         self._seed = seed
         self.samples: list[Sample] = []
         self.split: pd.DataFrame | None = None
@@ -293,7 +368,7 @@ class BUSIDataModule(LightningDataModule):
         assert self.cache is not None, "setup() comes first"
         if not len(self.indices[subset]):
             raise DataError(f"the split has no {subset} images: name another split with --data.split")
-        augmentation = Augmentation(self.augmentation, self.seed) if augment else None
+        augmentation = Augmentation(self.augmentation, self.seed, self.lesion_free) if augment else None
         return SegmentationDataset(self.cache, self.samples, self.indices[subset], augmentation)
 
     def loader(self, subset: str, training: bool = False) -> DataLoader[Batch]:
@@ -308,6 +383,7 @@ class BUSIDataModule(LightningDataModule):
             epoch=trainer.current_epoch if trainer else 0,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            weights=self._weights(dataset.indices) if training and self.balance else None,
         )
         batch_size = self.batch_size if training else self.eval_batch_size
         # BatchNorm cannot train on a last batch of one image; every image is seen again in another epoch's order
@@ -321,8 +397,13 @@ class BUSIDataModule(LightningDataModule):
             # of its own: a loader draws its workers' seed when it starts, which a resumed fit does at another moment
             generator=torch.Generator(),
             persistent_workers=workers > 0,
+            worker_init_fn=_one_thread,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _weights(self, indices: np.ndarray) -> np.ndarray:
+        samples = [self.samples[index] for index in indices]
+        return balanced_weights([(sample.source, sample.label == "normal") for sample in samples], self.balance)
 
     def _workers(self) -> int:
         if self.num_workers != "auto":

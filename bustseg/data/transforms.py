@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import albumentations as A
 import cv2
@@ -75,8 +76,138 @@ def ultrasound_strong() -> list[A.BasicTransform | A.BaseCompose]:
     ]
 
 
-PRESETS = {"ultrasound": ultrasound, "ultrasound_strong": ultrasound_strong, "none": list}
+def geometry(zoom: tuple[float, float]) -> list[A.BasicTransform | A.BaseCompose]:
+    """Mirroring, an affine map and a smooth deformation.
+
+    Args:
+        zoom: smallest and largest magnification; scanners differ in depth by a factor of two and more
+    """
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.Affine(
+            scale=zoom,
+            translate_percent=(-0.12, 0.12),
+            rotate=(-20, 20),
+            shear=(-8, 8),
+            border_mode=cv2.BORDER_REFLECT_101,
+            p=0.85,
+        ),
+        A.OneOf(
+            [
+                A.ElasticTransform(alpha=50, sigma=7, border_mode=cv2.BORDER_REFLECT_101),
+                A.GridDistortion(num_steps=5, distort_limit=0.2, border_mode=cv2.BORDER_REFLECT_101),
+            ],
+            p=0.3,
+        ),
+    ]
+
+
+def scanner_looks() -> list[A.BasicTransform | A.BaseCompose]:
+    """What one scanner's picture differs in from another's, apart from depth.
+
+    Gain, dynamic range (a tone curve between log-compressed echoes and grey levels), gain over depth or across the
+    probe, edge enhancement, resolution, speckle, compression of the stored file, and shadows.
+    """
+    return [
+        A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.35, p=0.7),
+        A.RandomGamma(gamma_limit=(55, 180), p=0.5),
+        A.RandomToneCurve(scale=0.2, p=0.3),
+        A.Illumination(mode="linear", intensity_range=(0.05, 0.2), effect_type="both", p=0.3),
+        A.OneOf(
+            [
+                A.Sharpen(alpha=(0.1, 0.5), lightness=(0.9, 1.1)),
+                A.UnsharpMask(blur_limit=(3, 7), alpha=(0.2, 0.6)),
+                A.GaussianBlur(blur_limit=(3, 7)),
+                A.Downscale(
+                    scale_range=(0.3, 0.8),
+                    interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR},
+                ),
+            ],
+            p=0.5,
+        ),
+        A.OneOf(
+            [
+                A.MultiplicativeNoise(multiplier=(0.7, 1.3), elementwise=True),
+                A.GaussNoise(std_range=(0.01, 0.06)),
+            ],
+            p=0.3,
+        ),
+        A.ImageCompression(quality_range=(40, 95), p=0.2),
+        A.CoarseDropout(
+            num_holes_range=(1, 2), hole_height_range=(0.3, 0.9), hole_width_range=(0.03, 0.1), fill=12, p=0.15
+        ),
+    ]
+
+
+def other_scanners() -> list[A.BasicTransform | A.BaseCompose]:
+    """The look of another training image: its histogram, or the low frequencies of its amplitude spectrum.
+
+    Source of the latter: Yang and Soatto 2020, FDA: Fourier domain adaptation for semantic segmentation, CVPR.
+    """
+    return [
+        A.OneOf(
+            [
+                A.HistogramMatching(blend_ratio=(0.3, 1.0), metadata_key=REFERENCE),
+                A.FDA(beta_limit=(0.0, 0.05), metadata_key=REFERENCE),
+            ],
+            p=0.4,
+        )
+    ]
+
+
+def ultrasound_scanners() -> list[A.BasicTransform | A.BaseCompose]:
+    """For a model that is to hold on scanners that it has not seen: wide zoom, scanners' looks, other images' looks."""
+    return [*geometry((0.5, 2.0)), *other_scanners(), *scanner_looks()]
+
+
+REFERENCE = "reference"
+"""Name under which a transform finds another training image: the ``metadata_key`` of albumentations' transforms."""
+
+PRESETS = {
+    "ultrasound": ultrasound,
+    "ultrasound_strong": ultrasound_strong,
+    "ultrasound_scanners": ultrasound_scanners,
+    "none": list,
+}
 """Named pipelines; anything else is a list of albumentations transforms."""
+
+
+def lesion_free_crop(
+    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, tries: int = 12
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """A random part of an image that shows no pixel of its lesion, enlarged to the image's size; None if none is found.
+
+    Normal images are few, and tissue beside a lesion is normal tissue of the same scanner.
+
+    Args:
+        image: ``uint8`` (H, W)
+        mask: ``uint8`` 0 or 1 (H, W)
+        rng: where the draws come from
+        tries: windows that are drawn before giving up
+
+    Returns:
+        image and empty mask, both ``uint8`` (H, W)
+    """
+    height, width = image.shape
+    for _ in range(tries):
+        share = rng.uniform(0.35, 0.75)
+        high, wide = int(height * share), int(width * np.clip(share * rng.uniform(0.8, 1.25), 0.3, 0.9))
+        top, left = int(rng.integers(0, height - high + 1)), int(rng.integers(0, width - wide + 1))
+        window = np.s_[top : top + high, left : left + wide]
+        # dark corners and burned-in frames teach nothing about tissue
+        if mask[window].any() or image[window].mean() < 20:
+            continue
+        crop = cv2.resize(image[window], (width, height), interpolation=cv2.INTER_LINEAR)
+        return crop, np.zeros_like(mask)
+    return None
+
+
+class Images(Protocol):
+    """Images by their position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> np.ndarray: ...
 
 
 class Augmentation:
@@ -84,21 +215,60 @@ class Augmentation:
 
     albumentations 2.0 repeats its random state in every worker and epoch unless it is reseeded, so each call here names
     its own draw: no two epochs see the same version of an image, and any number of workers gives the same ones.
+
+    Args:
+        transforms: name of a preset, or albumentations transforms
+        seed: of all draws
+        lesion_free: share of the images with a lesion of which a part without it is shown instead, see
+            :func:`lesion_free_crop`
     """
 
-    def __init__(self, transforms: str | Sequence[A.BasicTransform | A.BaseCompose], seed: int = 0) -> None:
+    def __init__(
+        self, transforms: str | Sequence[A.BasicTransform | A.BaseCompose], seed: int = 0, lesion_free: float = 0.0
+    ) -> None:
         steps = PRESETS[transforms]() if isinstance(transforms, str) else list(transforms)
         self.compose = A.Compose(steps) if steps else None
         self.seed = seed
+        self.lesion_free = lesion_free
+        self._refers = any(getattr(step, "metadata_key", None) == REFERENCE for step in _flat(steps))
 
     def __bool__(self) -> bool:
-        return self.compose is not None
+        return self.compose is not None or self.lesion_free > 0
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Transform ``uint8`` image and mask of shape (H, W) by the draw of this epoch and index."""
+    def __call__(
+        self,
+        image: np.ndarray,
+        mask: np.ndarray,
+        epoch: int,
+        index: int,
+        others: Images | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Transform ``uint8`` image and mask of shape (H, W) by the draw of this epoch and index.
+
+        Args:
+            others: training images, each ``uint8`` (h, w), of which one is drawn as a reference where a transform
+                takes one; the image itself when not given
+        """
+        sequence = np.random.SeedSequence((self.seed, epoch, index))
+        if self.lesion_free > 0:
+            rng = np.random.default_rng(sequence.spawn(1)[0])
+            if mask.any() and rng.random() < self.lesion_free:
+                image, mask = lesion_free_crop(image, mask, rng) or (image, mask)
         if self.compose is None:
             return image, mask
-        draw = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
-        self.compose.set_random_seed(int(draw))
-        result = self.compose(image=image, mask=mask)
+        draw = int(sequence.generate_state(1)[0])
+        self.compose.set_random_seed(draw)
+        given = {}
+        if self._refers:
+            reference = image if others is None or not len(others) else others[draw % len(others)]
+            given[REFERENCE] = [np.ascontiguousarray(reference)]
+        result = self.compose(image=image, mask=mask, **given)
         return result["image"], result["mask"]
+
+
+def _flat(steps: Sequence[A.BasicTransform | A.BaseCompose]) -> list[A.BasicTransform]:
+    """The transforms of a pipeline, those of its groups among them."""
+    flat: list[A.BasicTransform] = []
+    for step in steps:
+        flat += _flat(step.transforms) if isinstance(step, A.BaseCompose) else [step]
+    return flat

@@ -91,6 +91,7 @@ class DSCDecoder(nn.Module):
         attention: a name or a callable, see :func:`bustseg.models.attention.build_attention`
         upsample: ``bilinear`` or ``nearest``
         classes: number of logit maps
+        supervised: give every block but the last a head of its own, for :attr:`level_logits`
     """
 
     def __init__(
@@ -101,9 +102,12 @@ class DSCDecoder(nn.Module):
         attention: str | Callable[[int], nn.Module] = "none",
         upsample: str = "bilinear",
         classes: int = 1,
+        supervised: bool = False,
     ) -> None:
         super().__init__()
         self.upsample = upsample
+        self.level_logits: list[torch.Tensor] = []
+        """Logits (B, classes, h, w) of the coarser blocks of the last training step, where they have heads."""
         self.blocks = nn.ModuleList()
         self.attentions = nn.ModuleList()
         outputs = [*channels, max(channels[-1] // 2, 1)] if skip_channels else list(channels)
@@ -114,6 +118,7 @@ class DSCDecoder(nn.Module):
             self.attentions.append(build_attention("none" if plain else attention, out_channels))
             in_channels = out_channels
         self.head = nn.Conv2d(in_channels, classes, 1)
+        self.level_heads = nn.ModuleList(nn.Conv2d(c, classes, 1) for c in outputs[:-1]) if supervised else None
 
     def forward(
         self,
@@ -131,6 +136,7 @@ class DSCDecoder(nn.Module):
             presence: logits (B, 1, 1, 1) that the image shows a lesion, which gate the pixels
         """
         sizes = [_coarser(size, level) for level in range(5)][::-1]  # strides 16, 8, 4, 2, 1
+        levels: list[torch.Tensor] = []
         for level, (block, attention) in enumerate(zip(self.blocks, self.attentions, strict=True)):
             if level:
                 x = resize(x, sizes[level - 1], self.upsample)
@@ -138,6 +144,9 @@ class DSCDecoder(nn.Module):
                 if skip is not None:
                     x = torch.cat([x, resize(skip, x.shape[-2:])], 1)
             x = attention(block(x))
+            if self.level_heads is not None and self.training and level < len(self.level_heads):
+                levels.append(self.level_heads[level](x))
+        self.level_logits = levels
         # a 1 x 1 convolution and an interpolation commute (its weights sum to one): the head's one channel is upsampled
         # instead of the last block's 64, which gives the same logits in a fraction of the time
         x = self.head(x)

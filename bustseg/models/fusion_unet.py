@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bustseg.errors import UserError
@@ -16,6 +17,10 @@ from bustseg.models.layers import pad_to_multiple
 
 Attention = Literal["none", "cbam", "nonlocal", "sk", "transformer"] | Callable[[int], nn.Module]
 """A name of :data:`bustseg.models.attention.ATTENTIONS`, or a callable that makes a module for a number of channels."""
+
+
+CLASSES, NORMAL = 3, 2
+"""Benign, malignant and normal, as in :data:`bustseg.data.sources.LABELS`; what comes after them is unknown."""
 
 
 class FusionUNet(nn.Module):
@@ -47,6 +52,10 @@ class FusionUNet(nn.Module):
         presence: also estimate whether the image shows a lesion at all, from the fused bottleneck, and let that gate
             every pixel, see :class:`PresenceGate` (the paper's networks do not)
         bottleneck: on the fused features, chosen as ``attention`` is (the paper's networks have none)
+        classify: weight in training of telling benign, malignant and normal images apart from the fused bottleneck
+            (multi-task learning; Aumente-Maestro et al. 2025); 0: no such head
+        deep_supervision: weight in training of the logits of the decoder's coarser blocks (Lee et al. 2015,
+            Deeply-supervised nets); 0: no such heads
 
     Raises:
         UserError: there is no such encoder or attention
@@ -71,6 +80,8 @@ class FusionUNet(nn.Module):
         upsample: Literal["bilinear", "nearest"] = "bilinear",
         presence: bool = False,
         bottleneck: Attention = "none",
+        classify: float = 0.0,
+        deep_supervision: float = 0.0,
     ) -> None:
         super().__init__()
         each = [weights] * len(encoders) if isinstance(weights, str) else list(weights)
@@ -96,7 +107,12 @@ class FusionUNet(nn.Module):
             channels=decoder_channels,
             attention=attention,
             upsample=upsample,
+            supervised=deep_supervision > 0,
         )
+        self.classify, self.deep_supervision = classify, deep_supervision
+        fused = sum(encoder.channels[-1] for encoder in self._encoders())
+        self.classifier = nn.Linear(fused, CLASSES) if classify > 0 else None
+        self._class_logits: torch.Tensor | None = None
         self.presence = PresenceGate(sum(encoder.channels[-1] for encoder in self._encoders())) if presence else None
 
     @property
@@ -143,12 +159,36 @@ class FusionUNet(nn.Module):
         fused, *skips = maps
         padded = (height + -height % 32, width + -width % 32)
         fused = self.dropout(self.bottleneck(fused))
+        if self.classifier is not None and self.training:
+            self._class_logits = self.classifier(fused.mean((2, 3)))
         gate = None if self.presence is None else self.presence(fused)
         logits = self.decoder(fused, skips, padded, gate)
         return logits[..., :height, :width]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.decode(self.encode(x), x.shape[-2:])
+
+    def auxiliary_loss(self, mask: torch.Tensor, label: torch.Tensor) -> torch.Tensor | None:
+        """What the training's last step adds to the loss for the class and the coarser blocks; None without either.
+
+        Args:
+            mask: (B, 1, H, W) of 0 and 1
+            label: (B,), positions in :data:`bustseg.data.sources.LABELS`; an image that shows no lesion counts as
+                normal, one of unknown class is left out
+        """
+        total = None
+        if self._class_logits is not None:
+            shown = mask.flatten(1).amax(1) > 0
+            target = torch.where(shown, label, NORMAL)
+            total = self.classify * F.cross_entropy(self._class_logits.float(), target, ignore_index=CLASSES)
+            self._class_logits = None
+        levels, self.decoder.level_logits = self.decoder.level_logits, []
+        for logits in levels:
+            coarse = F.interpolate(mask.float(), logits.shape[-2:], mode="area")
+            distance = F.binary_cross_entropy_with_logits(logits.float(), coarse)
+            weighted = self.deep_supervision / len(levels) * distance
+            total = weighted if total is None else total + weighted
+        return total
 
 
 def _shape(size: Sequence[int], stride: int) -> tuple[int, int]:

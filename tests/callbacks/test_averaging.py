@@ -14,7 +14,7 @@ from bustseg.errors import UserError
 def after(decay: float, values: list[float]) -> float:
     """Average of a weight that takes these values, step by step, from 0."""
     layer = nn.Linear(1, 1, bias=False)
-    average = AveragedModel(layer, avg_fn=MovingAverage(decay).average)
+    average = AveragedModel(layer, multi_avg_fn=MovingAverage(decay).average)
     for value in values:
         nn.init.constant_(layer.weight, value)
         average.update_parameters(layer)
@@ -33,8 +33,16 @@ def test_a_weight_that_stays_is_its_average_at_once() -> None:
 
 def test_the_decay_is_the_largest_share() -> None:
     average, current = torch.ones(2), torch.zeros(2)
-    assert MovingAverage(0.9).average(average, current, 10_000).tolist() == pytest.approx([0.9, 0.9])
-    assert MovingAverage(0.0).average(average, current, 10_000).tolist() == [0, 0]
+    MovingAverage(0.9).average([average], [current], 10_000)
+    assert average.tolist() == pytest.approx([0.9, 0.9])
+    MovingAverage(0.0).average([average], [current], torch.tensor(10_000))
+    assert average.tolist() == [0, 0]
+
+
+def test_counters_are_copied() -> None:
+    average, current = torch.tensor([3]), torch.tensor([8])
+    MovingAverage(0.9).average([average], [current], 5)
+    assert average.tolist() == [8]
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
