@@ -143,3 +143,38 @@ def test_settings_do_not_enter_a_checkpoint() -> None:
 def test_senseless_settings_are_refused(loss: type, settings: dict) -> None:
     with pytest.raises(UserError):
         loss(**settings)
+
+
+def test_presence_is_read_from_the_highest_logits() -> None:
+    from bustseg.losses import PresenceLoss, peak_logit
+
+    logits = torch.full((2, 1, 10, 10), -3.0)
+    logits[0, 0, 4, 4:6] = torch.tensor([2.0, 4.0])
+    assert peak_logit(logits, share=0.02).tolist() == pytest.approx([3.0, -3.0])  # 2 of 100 pixels
+    assert peak_logit(logits, share=1e-6).tolist() == pytest.approx([4.0, -3.0])  # at least one
+    mask = torch.zeros(2, 1, 10, 10)
+    mask[0, 0, 4, 4] = 1
+    # the cross-entropies of logit 3 with a lesion and of logit -3 without are the same softplus(-3)
+    loss = PresenceLoss(pixels=BCELoss(), weight=0.5, share=0.02)
+    expected = BCELoss()(logits, mask) + 0.5 * math.log1p(math.exp(-3))
+    assert loss(logits, mask).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_false_peak_costs_however_small_it_is() -> None:
+    from bustseg.losses import PresenceLoss
+
+    quiet = torch.full((1, 1, 64, 64), -4.0)
+    peaked = quiet.clone()
+    peaked[0, 0, 3, 3] = 5.0
+    empty = torch.zeros(1, 1, 64, 64)
+    plain, watching = HybridLoss(), PresenceLoss(HybridLoss(), weight=1.0, share=0.0002)
+    assert plain(peaked, empty) - plain(quiet, empty) < 0.01
+    assert watching(peaked, empty) - watching(quiet, empty) > 4
+
+
+@pytest.mark.parametrize("options", [{"weight": -1}, {"share": 0.0}, {"share": 1.5}])
+def test_presence_settings_that_make_no_sense(options: dict[str, float]) -> None:
+    from bustseg.losses import PresenceLoss
+
+    with pytest.raises(UserError, match="presence"):
+        PresenceLoss(**options)

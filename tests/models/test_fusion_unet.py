@@ -213,3 +213,29 @@ def test_presence_gates_the_whole_image_and_learns_from_masks():
     with torch.no_grad():
         net.presence.linear.bias.fill_(-8)
         assert net(x).max() < -7.9
+
+
+def test_what_is_learnt_beside_the_mask() -> None:
+    net = FusionUNet(["resnet18"], skips=True, weights="none", classify=0.2, deep_supervision=0.4).train()
+    mask = torch.zeros(3, 1, 64, 64)
+    mask[:2, :, 20:40, 20:40] = 1
+    labels = torch.tensor([0, 3, 1])  # the second is of unknown class, the third shows no lesion: normal
+    net(torch.rand(3, 3, 64, 64))
+    assert len(net.decoder.level_logits) == len(net.decoder.blocks) - 1
+    loss = net.auxiliary_loss(mask, labels)
+    assert loss is not None
+    assert loss.item() > 0
+    loss.backward()
+    assert net.classifier is not None
+    assert net.classifier.weight.grad is not None
+    assert net.auxiliary_loss(mask, labels) is None  # taken once
+    net.eval()
+    net(torch.rand(1, 3, 64, 64))
+    assert net.auxiliary_loss(mask, labels) is None  # nothing is kept outside training
+
+
+def test_a_plain_network_learns_the_mask_alone() -> None:
+    net = FusionUNet(["resnet18"], weights="none").train()
+    net(torch.rand(2, 3, 64, 64))
+    assert net.auxiliary_loss(torch.zeros(2, 1, 64, 64), torch.zeros(2, dtype=torch.long)) is None
+    assert not any("level_heads" in name or "classifier" in name for name in net.state_dict())
