@@ -15,6 +15,7 @@ from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.runs.store import one_line, open_store, tracking_uri
 from bustseg.task import RECORD, SegmentationTask
+from bustseg.trust import building, check_config, stored_config
 
 _WEIGHT_ARGUMENTS = {"weights": "none", "encoder_weights": None, "pretrained": False, "weights_backbone": None}
 
@@ -80,11 +81,14 @@ def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTas
     """The trained task of a checkpoint, in evaluation mode, from the file alone.
 
     Raises:
+        TrustError: its configuration names what only the user may allow, see :mod:`bustseg.trust`
         UserError: the file is no checkpoint of bustseg, or its network's class cannot be imported
     """
     content = read_checkpoint(path)
+    check_config(content[RECORD]["config"], path)
     try:
-        task = build_task(content[RECORD]["config"]["model"])
+        with stored_config(path), building(path):
+            task = build_task(content[RECORD]["config"]["model"])
         task.load_state_dict(content["state_dict"])
         task.record = content[RECORD]
     except UserError:
@@ -105,11 +109,14 @@ def load_data(path: Path) -> BUSIDataModule:
     """The data module that a checkpoint was trained with; not set up yet.
 
     Raises:
+        TrustError: its configuration names what only the user may allow, see :mod:`bustseg.trust`
         UserError: the file is no checkpoint of bustseg, or its data source cannot be made
     """
-    data = read_checkpoint(path)[RECORD]["config"].get("data", {})
+    config = read_checkpoint(path)[RECORD]["config"]
+    check_config(config, path)
     try:
-        return build_data(data)
+        with stored_config(path), building(path):
+            return build_data(config.get("data", {}))
     except UserError:
         raise
     except Exception as error:

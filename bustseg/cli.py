@@ -16,6 +16,7 @@ from bustseg import __version__
 from bustseg.deploy.exported import BACKENDS, FORMATS, PRECISIONS
 from bustseg.errors import UserError
 from bustseg.progress import console, error_console
+from bustseg.trust import taken_out, trusting
 
 if TYPE_CHECKING:
     from bustseg.data.sources import Source
@@ -235,6 +236,10 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = parent.add_parser(name, help=text, description=text, epilog=f"example: {example}")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        # taken out of the arguments by `main`; here only for the help
+        sub.add_argument(
+            "--trust", metavar="PACKAGE", help="a package whose classes a MODEL may name (or BUSTSEG_TRUST)"
+        )
         if function is not None:
             sub.set_defaults(function=function)
         return sub
@@ -559,7 +564,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if not debug:
         warnings.simplefilter("ignore")
     try:
-        return run(arguments)
+        packages, arguments = taken_out(arguments)
+        with trusting(packages):
+            return run(arguments)
     except UserError as error:
         return _fail(str(error), 2, debug)
     except OSError as error:

@@ -11,7 +11,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from bustseg.processes import OneProcessStops, start_processes_with
 from bustseg.progress import console
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.tracking import Tracker, open_store, tracking_uri
+from bustseg.trust import allow_arguments, allow_text, building, check_config, own_store, stored_config
 
 
 def fast_precision() -> str:
@@ -114,8 +115,11 @@ class _Parser(LightningArgumentParser):
 class BustsegCLI(LightningCLI):
     """`bustseg fit / validate / test`: one YAML is one experiment."""
 
-    def __init__(self, args: list[str], checkpoint: dict[str, Any] | None = None, run: bool = True) -> None:
+    def __init__(
+        self, args: list[str], checkpoint: dict[str, Any] | None = None, run: bool = True, origin: str = ""
+    ) -> None:
         self.checkpoint = checkpoint
+        self._origin = origin
         self._verb = args[0] if run else None
         descriptions = {verb: {"description": text} for verb, text in _DESCRIPTIONS.items() if verb == self._verb}
         super().__init__(
@@ -164,8 +168,10 @@ class BustsegCLI(LightningCLI):
             self.config = copy.deepcopy(config)
             section = self._section(self.config)
             section.model.network = _as_namespace(without_pretrained(_as_dict(section.model.network)))
+            if self._origin:
+                check_config(_as_dict(section), self._origin)
         use_packaged_weights()
-        with fail_fast():
+        with fail_fast(), building(self._origin) if self._origin else nullcontext():
             self.config_init = self.parser.instantiate_classes(self.config)
         self.config = config
         self.datamodule = self._get(self.config_init, "data")
@@ -206,6 +212,8 @@ class BustsegCLI(LightningCLI):
         if section.trainer.fast_dev_run:
             return False
         options = self.tracking_options
+        if self.checkpoint and options["uri"] == self.checkpoint[RECORD]["config"].get("tracking", {}).get("uri"):
+            options["uri"] = own_store(options["uri"], self._origin)
         # MLflow's random names repeat, since the training's seed seeds them too
         options["run_name"] = options["run_name"] or self.default_name()
         run_id, keep = self._run_to_continue(options.get("uri"))
@@ -361,11 +369,12 @@ def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
     named, rest = one_value(args, "--ckpt_path")
     if named is None and verb in ("validate", "test") and not {"--help", "-h", "--print_config"} & set(args):
         raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id, runs:/ID or latest")
-    checkpoint = None
+    checkpoint, origin = None, ""
     with tempfile.TemporaryDirectory() as folder:
         if named is not None and verb is not None:
             path = resolve_checkpoint(named, prefer="last" if verb == "fit" else "best")
-            checkpoint = read_checkpoint(path)
+            checkpoint, origin = read_checkpoint(path), str(path)
+            check_config(checkpoint[RECORD]["config"], origin)
             if verb == "fit" and "optimizer_states" not in checkpoint:
                 raise UserError(f"{path} holds weights only and cannot be continued: name the run's last.ckpt")
             stored = Path(folder) / "checkpoint.yaml"
@@ -373,7 +382,8 @@ def build_cli(verb: str | None, args: list[str]) -> BustsegCLI:
             args = [*rest, "--ckpt_path", str(path)]  # for other processes: this file, not what `latest` is by then
             rest = ["--config", str(stored), *rest, "--ckpt_path", str(path)]
         try:
-            cli = _PreparedCLI([*([verb] if verb else []), *rest], checkpoint, run=verb is not None)
+            with stored_config(origin) if origin else nullcontext():
+                cli = _PreparedCLI([*([verb] if verb else []), *rest], checkpoint, run=verb is not None, origin=origin)
         except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
             raise _explain_parse_error(error) from error
     if verb is not None:
@@ -406,16 +416,22 @@ def resolve_config(args: list[str]) -> dict[str, Any]:
 
 
 def _check_configs(args: list[str]) -> None:
-    """Look at config files before the parser does, whose message does not name the file."""
+    """Look at config files before the parser does, whose message does not name the file.
+
+    What they and the other arguments name is the user's own word, see :mod:`bustseg.trust`.
+    """
+    allow_arguments(args)
     for path in (args[i + 1] for i, item in enumerate(args[:-1]) if item in ("--config", "-c")):
         if not Path(path).is_file():
             raise UserError(f"no config file at {path}")
         try:
-            content = yaml.safe_load(Path(path).read_text())
+            text = Path(path).read_text()
+            content = yaml.safe_load(text)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise UserError(f"{path} holds no configuration: see configs/quickstart.yaml for one")
+        allow_text(text)
 
 
 class _PreparedCLI(BustsegCLI):

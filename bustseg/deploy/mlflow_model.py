@@ -33,6 +33,7 @@ from bustseg.deploy.predictor import Prediction, Predictor
 from bustseg.errors import DataError, UserError
 from bustseg.task import RECORD
 from bustseg.tracking import flatten, local_path
+from bustseg.trust import trusting
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -108,8 +109,14 @@ class SegmentationModel:
 
 
 def _load_pyfunc(path: str) -> SegmentationModel:
-    """MLflow's way in: ``path`` is the model's folder."""
-    return SegmentationModel(Predictor(load_task(Path(path) / WEIGHTS)))
+    """MLflow's way in: ``path`` is the model's folder.
+
+    Modules that the model brings may be named by its configuration: MLflow has put them on Python's path already, and
+    whoever could change them could run anything. Functions and all else stay refused.
+    """
+    brought = [file.stem for file in (Path(path) / "code").glob("*") if file.stem.isidentifier()]
+    with trusting([name for name in brought if name != "bustseg"]):
+        return SegmentationModel(Predictor(load_task(Path(path) / WEIGHTS)))
 
 
 def as_images(value: Any) -> list[np.ndarray]:

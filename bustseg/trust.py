@@ -1,0 +1,586 @@
+"""What a configuration that came with a file may name: classes of the kind that its key asks for, and nothing else.
+
+Checkpoints, runs, ensembles, exported folders and MLflow models carry the configuration that they were made with, and
+whoever rebuilds a network from it imports and calls what it names. jsonargparse takes any function for a class path
+and imports strings in many places, so that a stranger's file could run any command. Three barriers stand before that:
+
+1. :func:`check_config` reads the configuration before anything is imported: sizes, places, and the class of each key.
+2. :func:`stored_config` guards every import that jsonargparse makes while it reads or builds such a configuration,
+   however deep or well hidden the name is: what is no class of an allowed kind and package ends the command.
+3. :func:`building` stops constructors that start a process, open a connection, read a pickle or change files.
+
+A configuration that the user names on the command line is the user's own word: what it names, exactly so, is allowed
+for the rest of the process (:func:`allow_text`). ``--trust NAME`` and ``BUSTSEG_TRUST`` in the environment add
+packages, modules or classes for stored configurations; functions stay refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bustseg.errors import UserError
+from bustseg.runs.redact import redact
+
+VARIABLE = "BUSTSEG_TRUST"
+"""Environment variable with the names that the user trusts, separated by commas; ``--trust`` adds to it."""
+
+MAX_DEPTH, MAX_VALUES, MAX_TEXT = 50, 50_000, 20_000
+"""Bounds of a stored configuration: nesting, values, characters of one text. The largest preset has 300 values."""
+
+_DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
+_WORD = re.compile(r"[\w-]*")
+_DTYPE = re.compile(r"torch\.[a-z]+\d*$")
+
+
+class TrustError(UserError):
+    """A file asks for what only the user may allow."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a key of a configuration asks for.
+
+    Attributes:
+        what: its name in messages
+        bases: classes, one of which the named class must be or derive from
+        homes: modules (with all below them) that the class must be named in and defined in
+        closed: modules and classes of these homes that are refused all the same, since they read files, ask the
+            network, call what they are given or delete what their state names
+    """
+
+    what: str
+    bases: tuple[str, ...]
+    homes: tuple[str, ...]
+    closed: tuple[str, ...] = ()
+
+
+MODULE = Kind(
+    "a torch.nn.Module",
+    ("torch.nn.Module",),
+    (
+        "bustseg.models",
+        "bustseg.losses",
+        "torch.nn",
+        "torchvision.models",
+        "torchvision.ops",
+        "timm.models",
+        "timm.layers",
+        "timm.loss",
+        "segmentation_models_pytorch",
+        "monai.networks",
+        "monai.losses",
+    ),
+    (
+        "torch.nn.parallel",
+        "timm.models._features_fx",
+        "monai.losses.perceptual",
+        "monai.losses.PerceptualLoss",
+        "monai.networks.nets.cell_sam_wrapper",
+        "monai.networks.nets.CellSamWrapper",
+        "monai.networks.nets.transchex",
+        "monai.networks.nets.Transchex",
+        "monai.networks.trt_compiler",
+    ),
+)
+OPTIMIZER = Kind("an optimizer", ("torch.optim.Optimizer",), ("torch.optim", "timm.optim", "monai.optimizers"))
+SCHEDULER = Kind(
+    "a learning-rate schedule",
+    ("torch.optim.lr_scheduler.LRScheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau"),
+    ("torch.optim.lr_scheduler", "torch.optim.swa_utils", "lightning.pytorch.cli", "monai.optimizers.lr_scheduler"),
+)
+POSTPROCESS = Kind("a PostProcess", ("bustseg.postprocess.PostProcess",), ("bustseg.postprocess",))
+SOURCE = Kind("a data source", ("bustseg.data.sources.Source",), ("bustseg.data",))
+TRANSFORM = Kind(
+    "an albumentations transform",
+    ("albumentations.BasicTransform", "albumentations.BaseCompose"),
+    ("albumentations",),
+    ("albumentations.Lambda", "albumentations.augmentations.other.lambda_transform"),
+)
+CALLBACK = Kind(
+    "a callback",
+    ("lightning.pytorch.Callback",),
+    ("lightning.pytorch.callbacks", "bustseg.callbacks"),
+    (
+        "lightning.pytorch.callbacks.model_checkpoint",
+        "lightning.pytorch.callbacks.ModelCheckpoint",
+        "lightning.pytorch.callbacks.on_exception_checkpoint",
+        "lightning.pytorch.callbacks.OnExceptionCheckpoint",
+        "lightning.pytorch.callbacks.lambda_function",
+        "lightning.pytorch.callbacks.LambdaCallback",
+        "lightning.pytorch.callbacks.prediction_writer",
+        "lightning.pytorch.callbacks.BasePredictionWriter",
+    ),
+)
+LOGGER = Kind(
+    "a logger that writes to this machine",
+    ("lightning.pytorch.loggers.Logger",),
+    (
+        "lightning.pytorch.loggers.CSVLogger",
+        "lightning.pytorch.loggers.TensorBoardLogger",
+        "lightning.pytorch.loggers.csv_logs",
+        "lightning.pytorch.loggers.tensorboard",
+    ),
+)
+STRATEGY = Kind("a strategy", ("lightning.pytorch.strategies.Strategy",), ("lightning.pytorch.strategies",))
+PROFILER = Kind("a profiler", ("lightning.pytorch.profilers.Profiler",), ("lightning.pytorch.profilers",))
+PRECISION = Kind(
+    "a precision plug-in",
+    ("lightning.pytorch.plugins.precision.Precision",),
+    ("lightning.pytorch.plugins.precision", "lightning.pytorch.plugins"),
+)
+
+KEYS: dict[str, Kind] = {
+    "model.network": MODULE,
+    "model.loss": MODULE,
+    "model.optimizer": OPTIMIZER,
+    "model.lr_scheduler": SCHEDULER,
+    "model.postprocess": POSTPROCESS,
+    "data.source": SOURCE,
+    "data.augmentation": TRANSFORM,
+    "trainer.callbacks": CALLBACK,
+    "trainer.logger": LOGGER,
+    "trainer.strategy": STRATEGY,
+    "trainer.profiler": PROFILER,
+    "trainer.plugins": PRECISION,
+}
+"""The keys of a configuration under which a class may be named, at any depth, and what it must be."""
+
+_FILES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_url", "cache_dir")
+"""Arguments by which timm and MONAI read weights from elsewhere, some of them by unpickling; a checkpoint brings its
+own weights, so that none of these has a meaning in its configuration."""
+
+_PLACE = re.compile(r"://|^(?:tu-)?(?:hf[-_]hub|local[-_]dir):", re.IGNORECASE)
+"""A text by which a network's library would fetch something."""
+
+_words: list[str] = []
+_named: set[str] = set()
+
+
+def allow_text(text: str) -> None:
+    """Allow, for this process, what the user has written, such as the text of a config file.
+
+    Args:
+        text: every dotted name in it may be imported, whatever it is
+    """
+    if text not in _words:
+        _words.append(text)
+        _named.update(_DOTTED.findall(text))
+
+
+def allow_arguments(args: Sequence[str]) -> None:
+    """Allow, for this process, the store and the classes (:data:`KEYS`) that the user's options name.
+
+    File names are left out: whoever sends a file chooses its name.
+
+    Args:
+        args: of the command line, ``--key=value`` or ``--key value``
+    """
+    for item, after in zip(args, [*args[1:], ""], strict=False):
+        key, equals, value = item.removeprefix("--").partition("=")
+        if item.startswith("--") and key.rstrip("+").startswith((*KEYS, "tracking.uri")):
+            allow_text(value if equals else after)
+
+
+def _written_by_user(text: Any) -> bool:
+    return isinstance(text, str) and any(text in words for words in _words)
+
+
+def trusted() -> tuple[str, ...]:
+    """Packages, modules and classes that the user trusts in stored configurations, see :data:`VARIABLE`."""
+    return tuple(name for part in os.environ.get(VARIABLE, "").split(",") if (name := part.strip()))
+
+
+def own_store(uri: str | None, origin: str | Path) -> str | None:
+    """The MLflow store that a stored configuration names, if it is on this machine or the user's own.
+
+    A run's pictures and tables go there, and they may show patients: no file decides that they leave this machine. A
+    URI is stored without its credentials, so that those of ``MLFLOW_TRACKING_URI`` are taken for the same store.
+
+    Args:
+        uri: stored; None stands for the user's own
+        origin: file or run that it came from, for messages
+
+    Raises:
+        TrustError: it is elsewhere, and the user has named it neither now nor in ``MLFLOW_TRACKING_URI``
+    """
+    if uri is None or _written_by_user(uri):
+        return uri
+    if (own := os.environ.get("MLFLOW_TRACKING_URI")) is not None and redact(own) == redact(uri):
+        return own
+    place = urlsplit(uri)
+    if place.scheme in ("file", "sqlite") or place.hostname in ("localhost", "127.0.0.1", "::1"):
+        return uri
+    raise TrustError(
+        f"{origin} sends its runs to {redact(uri)}: give --tracking.uri {redact(uri)} if you want that, or "
+        "--tracking.uri sqlite:///mlruns/mlflow.db to keep them here"
+    )
+
+
+def taken_out(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names after ``--trust`` (``--trust A``, ``--trust=A,B``, several times), and the arguments without it.
+
+    Raises:
+        UserError: no name, or one that is none
+    """
+    names, rest = [], []
+    items = iter(args)
+    for item in items:
+        if item != "--trust" and not item.startswith("--trust="):
+            rest.append(item)
+            continue
+        value = next(items, "") if item == "--trust" else item.partition("=")[2]
+        for name in value.split(","):
+            if not _DOTTED.fullmatch(f"x.{name}"):
+                raise UserError(f"--trust {value}: name a package, module or class, such as --trust my_networks")
+            names.append(name)
+    return names, rest
+
+
+@contextmanager
+def trusting(names: Sequence[str]) -> Iterator[None]:
+    """Trust further packages for a while, in this process and in those that it starts."""
+    before = os.environ.get(VARIABLE)
+    if names:
+        os.environ[VARIABLE] = ",".join([*trusted(), *names])
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
+
+
+def check_config(config: Any, origin: str | Path) -> None:
+    """Refuse a stored configuration that is too large, or names what its keys do not ask for.
+
+    Only modules of allowed packages are imported by looking.
+
+    Args:
+        config: as it was stored, or as the parser has resolved it; mappings, lists and plain values
+        origin: file or run that it came from, for messages
+
+    Raises:
+        TrustError: it may not be used
+        UserError: it is no configuration
+    """
+    if not isinstance(config, Mapping):
+        raise UserError(f"the configuration in {origin} is no mapping: write the file again")
+    _Walk(str(origin)).section(config)
+
+
+class _Walk:
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        self.values = 0
+
+    def section(self, config: Mapping[Any, Any]) -> None:
+        for name, section in config.items():
+            if not isinstance(section, Mapping):
+                self.value(section, str(name), None, inside=True, depth=1)
+                continue
+            for key, value in section.items():
+                place = f"{name}.{key}"
+                self.value(value, place, KEYS.get(place), inside=False, depth=2)
+
+    def value(self, value: Any, place: str, kind: Kind | None, inside: bool, depth: int) -> None:
+        """Check a value; ``inside`` the arguments of a class, where a text need not be a class's name."""
+        self.values += 1
+        if self.values > MAX_VALUES or depth > MAX_DEPTH:
+            raise TrustError(
+                f"the configuration in {self.origin} has more than {MAX_VALUES} values or {MAX_DEPTH} levels, "
+                "which no bustseg writes: do not use this file"
+            )
+        if isinstance(value, str):
+            self.text(value, place, kind, inside)
+        elif isinstance(value, Mapping):
+            if kind is not None or "class_path" in value:
+                self.reference(value, place, kind)
+            for key, item in value.items():
+                if key in _FILES and item is not None and kind is MODULE and not _written_by_user(item):
+                    raise TrustError(
+                        f"{self._at(place)} sets {key}, by which a network reads files: a checkpoint brings its weights"
+                    )
+                if key != "class_path":
+                    below = inside or key in ("init_args", "dict_kwargs")
+                    self.value(item, f"{place}.{key}", kind, below, depth + 1)
+        elif isinstance(value, list | tuple | set | frozenset):
+            for index, item in enumerate(value):
+                self.value(item, f"{place}.{index}", kind, inside, depth + 1)
+
+    def text(self, text: str, place: str, kind: Kind | None, inside: bool) -> None:
+        if len(text) > MAX_TEXT:
+            raise TrustError(f"{self._at(place)} has {len(text)} characters (at most {MAX_TEXT}): do not use this file")
+        if "class_path" in text:
+            raise TrustError(f"{self._at(place)} holds a configuration in a text, which is refused")
+        if kind is MODULE and _PLACE.search(text) and not _written_by_user(text):
+            raise TrustError(
+                f"{self._at(place)} names {text!r:.100}, a place elsewhere: a checkpoint brings its weights"
+            )
+        if kind is not None and not inside and not _WORD.fullmatch(text):
+            self.reference({"class_path": text}, place, kind)
+
+    def reference(self, value: Mapping[Any, Any], place: str, kind: Kind | None) -> None:
+        if "class_path" not in value:
+            return
+        path = value["class_path"]
+        if not isinstance(path, str):
+            raise TrustError(f"{self._at(place)} has a class_path that is no text")
+        if kind is None:
+            raise TrustError(f"{self._at(place)} names {path!r:.100}, and this key takes no class")
+        if _WORD.fullmatch(path):  # a class that is known already, which the import guard sees under its full name
+            return
+        try:
+            approve(path, (kind,), self._at(place))
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"{self._at(place)} names {path:.100}, which cannot be imported: {error}") from error
+
+    def _at(self, place: str) -> str:
+        return f"{self.origin}: {place:.200}"
+
+
+def approve(path: str, kinds: Iterable[Kind], where: str) -> Any:
+    """The class of a dotted name, if it is of one of ``kinds`` and in an allowed package; also a ``torch.dtype``.
+
+    Nothing outside of these packages is imported. What the user has named is given as it is.
+
+    Raises:
+        TrustError: it may not be imported; the message begins with ``where``
+        ImportError, AttributeError, ValueError: there is nothing of that name in an allowed package
+    """
+    if path in _named:
+        return _import(path)
+    kinds = tuple(kinds)
+    wanted = " or ".join(dict.fromkeys(kind.what for kind in kinds[:3]))
+    if not _DOTTED.fullmatch(path):
+        raise TrustError(f"{where} names {path!r:.100}, which is no class")
+    own = trusted()
+    by_user = _within(path, own)
+    if not by_user and not _within(path, (home for kind in kinds for home in kind.homes)) and not _DTYPE.match(path):
+        package = path.partition(".")[0]
+        known = {home.partition(".")[0] for kind in KEYS.values() for home in kind.homes}
+        remedy = (
+            "name it yourself, with --config, if you want it"
+            if package in known
+            else f"if you trust both the file and {package}, add --trust {package} or set {VARIABLE}={package}"
+        )
+        raise TrustError(
+            f"{where} names {path:.100}, which a stored configuration may not (wanted: {wanted}): {remedy}"
+        )
+    found = _import(path)
+    if not inspect.isclass(found):
+        if type(found).__module__ == "torch" and type(found).__name__ == "dtype":
+            return found
+        raise TrustError(
+            f"{where} names {path:.100}, which is no class: stored configurations may name classes only (name it "
+            "yourself, with --config, if you want it)"
+        )
+    for kind in kinds:
+        if not issubclass(found, tuple(_import(base) for base in kind.bases)):
+            continue
+        defined = f"{found.__module__}.{found.__qualname__}"
+        if by_user or _within(defined, own):
+            return found
+        if not _within(path, kind.closed) and not _within(defined, kind.closed) and _within(defined, kind.homes):
+            return found
+    raise TrustError(
+        f"{where} names {path:.100}, which a stored configuration may not (wanted: {wanted}): name it yourself, with "
+        f"--config, or add --trust {path:.100} if you trust the file"
+    )
+
+
+def _within(path: str, names: Iterable[str]) -> bool:
+    return any(path == name or path.startswith(name + ".") for name in names)
+
+
+def _import(path: str) -> Any:
+    """The object of a dotted name, found as jsonargparse finds it."""
+    from jsonargparse._util import import_object
+
+    return getattr(import_object, "__wrapped__", import_object)(path)
+
+
+class _Refused(BaseException):
+    """Ends a parse at once: jsonargparse takes any ``Exception`` for a reason to try the next type."""
+
+
+_guard: ContextVar[str | None] = ContextVar("stored configuration", default=None)
+_building: ContextVar[str | None] = ContextVar("building from a stored configuration", default=None)
+
+
+@contextmanager
+def stored_config(origin: str | Path) -> Iterator[None]:
+    """While it lasts, jsonargparse imports only what a stored configuration may name, or the user has named.
+
+    Args:
+        origin: file or run that the configuration came from, for messages
+
+    Raises:
+        TrustError: the configuration names something else
+    """
+    _install()
+    token = _guard.set(str(origin))
+    try:
+        yield
+    except _Refused as refused:
+        raise TrustError(str(refused)) from None
+    finally:
+        _guard.reset(token)
+
+
+@cache
+def _install() -> None:
+    """Put the check before jsonargparse's only way to import what a value names.
+
+    Raises:
+        RuntimeError: this jsonargparse imports in another way, so that nothing would be guarded
+    """
+    import jsonargparse._typehints as hints
+    import jsonargparse._util as util
+
+    plain = util.import_object
+
+    @wraps(plain)
+    def import_object(name: Any, *args: Any, **kwargs: Any) -> Any:
+        origin = _guard.get()
+        # names that come from the code's own signatures are not checked
+        if origin is None or (args[0] if args else kwargs.get("check_path", True)) is False:
+            return plain(name, *args, **kwargs)
+        if not isinstance(name, str) or "." not in name:  # which is refused there
+            return plain(name, *args, **kwargs)
+        token = _building.set(None)  # what a known package does while it is imported is its own affair
+        try:
+            return approve(name, dict.fromkeys(KEYS.values()), origin)
+        except TrustError as error:
+            raise _Refused(str(error)) from None
+        finally:
+            _building.reset(token)
+
+    # every module of the package that has taken the function by name
+    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "jsonargparse"]:
+        if getattr(module, "import_object", None) is plain:
+            module.import_object = import_object  # type: ignore[attr-defined]
+        if callable(by_name := getattr(module, "is_importable_module_path", None)):
+            module.is_importable_module_path = _no_modules(by_name)  # type: ignore[attr-defined]
+    if hints.import_object is not import_object:
+        raise RuntimeError("this version of jsonargparse cannot be guarded against what a stored configuration names")
+
+
+def _no_modules(plain: Any) -> Any:
+    def is_importable_module_path(value: Any) -> bool:
+        return _guard.get() is None and plain(value)
+
+    return is_importable_module_path
+
+
+_ACTIONS = frozenset(
+    (
+        "subprocess.Popen",
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.fork",
+        "os.forkpty",
+        "os.startfile",
+        "pty.spawn",
+        "socket.connect",
+        "socket.getaddrinfo",
+        "socket.bind",
+        "urllib.Request",
+        "pickle.find_class",
+        "os.remove",
+        "os.rename",
+        "os.rmdir",
+        "os.mkdir",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+        "os.chmod",
+        "os.chown",
+        "shutil.rmtree",
+        "shutil.move",
+        "shutil.copyfile",
+        "webbrowser.open",
+        "sqlite3.connect",
+        "open",
+    )
+)
+"""Events of Python's audit (PEP 578) that no constructor of a network, loss, source or callback causes."""
+
+
+@contextmanager
+def building(origin: str | Path) -> Iterator[None]:
+    """Stop what is built from a stored configuration from acting on this machine or the network.
+
+    Not a sandbox for code of an attacker's own, which does not get this far: a net under the constructors of known
+    packages, some of which fetch or unpickle what their arguments name. Code that the user has named or trusts may do
+    as it likes.
+
+    Args:
+        origin: file or run that the configuration came from, for messages
+
+    Raises:
+        TrustError: a constructor did such a thing
+    """
+    _audit()
+    token = _building.set(str(origin))
+    try:
+        yield
+    except _Refused as refused:
+        raise TrustError(str(refused)) from None
+    finally:
+        _building.reset(token)
+
+
+@cache
+def _audit() -> None:
+    sys.addaudithook(_on_event)
+
+
+def _on_event(event: str, args: tuple[Any, ...]) -> None:
+    if event not in _ACTIONS:
+        return
+    origin = _building.get()
+    if origin is None or _harmless(event, args) or _by_known_code():
+        return
+    what = f"{event} {args[0]!r:.80}" if args else event
+    raise _Refused(f"building what {origin} names would do more than build it ({what}): this file is not to be trusted")
+
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def _harmless(event: str, args: tuple[Any, ...]) -> bool:
+    """Whether an event is a file that is only read, or the import system's cache of a module that is used late."""
+    if not args:
+        return False
+    if event == "open":
+        mode, flags = args[1], args[2]
+        writes = bool(set(mode) & set("wax+")) if isinstance(mode, str) else bool(flags & _WRITING)
+        if not writes or args[0] == os.devnull:
+            return True
+    return "__pycache__" in str(args[0])
+
+
+def _by_known_code() -> bool:
+    """Whether a module is at work that the user has named or trusts, or that the parser needs."""
+    # jsonargparse looks for type stubs with typeshed_client, which asks a Python for its path
+    names = {"typeshed_client", *trusted(), *(name.rpartition(".")[0] for name in _named)}
+    frame = sys._getframe()
+    while frame is not None:
+        if _within(frame.f_globals.get("__name__", ""), names):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
