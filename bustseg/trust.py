@@ -99,7 +99,7 @@ SCHEDULER = Kind(
     ("torch.optim.lr_scheduler.LRScheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau"),
     ("torch.optim.lr_scheduler", "torch.optim.swa_utils", "lightning.pytorch.cli", "monai.optimizers.lr_scheduler"),
 )
-POSTPROCESS = Kind("a PostProcess", ("bustseg.postprocess.PostProcess",), ("bustseg.postprocess",))
+POSTPROCESS = Kind("a PostProcess", ("bustseg.masks.PostProcess",), ("bustseg.masks", "bustseg.postprocess"))
 SOURCE = Kind("a data source", ("bustseg.data.sources.Source",), ("bustseg.data",))
 TRANSFORM = Kind(
     "an albumentations transform",
