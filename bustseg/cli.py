@@ -147,7 +147,8 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from bustseg.deploy.predict import Options, predict
+    from bustseg.deploy.clips import ClipOptions, predict_all
+    from bustseg.deploy.predict import Options
 
     options = Options(
         threshold=args.threshold,
@@ -159,7 +160,8 @@ def _predict(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         recursive=args.recursive,
     )
-    return predict(args.input, args.model, Path(args.out).expanduser(), options)
+    clips = ClipOptions(args.smooth, args.clip_format)
+    return predict_all(args.input, args.model, Path(args.out).expanduser(), options, clips)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -175,6 +177,23 @@ def _serve(args: argparse.Namespace) -> int:
         max_bytes=args.max_mb * 1024**2,
         max_requests=args.max_requests,
         batch_size=args.batch_size,
+    )
+
+
+def _live(args: argparse.Namespace) -> int:
+    from bustseg.live.command import live
+
+    return live(
+        args.device,
+        args.model,
+        args.host,
+        args.port,
+        args.smooth,
+        args.threshold,
+        args.repeat,
+        args.page,
+        args.pace,
+        args.seconds,
     )
 
 
@@ -477,7 +496,10 @@ def _parser() -> argparse.ArgumentParser:
         "bustseg predict scans/ --out predictions",
     )
     predict.add_argument(
-        "input", nargs="+", metavar="INPUT", help="PNG, JPEG, TIFF, BMP or DICOM files, folders of them, quoted globs"
+        "input",
+        nargs="+",
+        metavar="INPUT",
+        help="PNG, JPEG, TIFF, BMP or DICOM files, folders of them, quoted globs; videos (mp4, avi, mov, mkv, webm)",
     )
     predict.add_argument(
         "--model", help="checkpoint, MLflow run id, runs:/RUN_ID, latest, or an exported folder (default: in the box)"
@@ -492,6 +514,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "--dicom_seg", action="store_true", help="write DICOM SEG of DICOM files; they carry the patient's identity"
+    )
+    predict.add_argument(
+        "--smooth", type=float, default=0.0, metavar="SECONDS", help="of a video: average over so long (default 0)"
+    )
+    predict.add_argument(
+        "--clip_format", default="mp4", help="of the outlined video: mp4 (default), webm (plays in browsers) or avi"
     )
     again = predict.add_mutually_exclusive_group()
     again.add_argument(
@@ -525,6 +553,24 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--max_mb", type=int, default=256, help="largest request in MiB (default 256)")
     serve.add_argument("--max_requests", type=int, default=64, help="requests at once; more get 429 (default 64)")
     serve.add_argument("--batch_size", type=int, default=8, help="images per step of the network (default 8)")
+
+    live = verb(
+        verbs,
+        "live",
+        _live,
+        "a camera or a video with the outline on it, as it comes: frames that are too many are dropped and counted",
+        "bustseg live --device 0",
+    )
+    live.add_argument("--device", default="0", help="number of a camera (default 0), or a video file")
+    live.add_argument("--model", help="as for predict (default: the model in the box)")
+    live.add_argument("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1)")
+    live.add_argument("--port", type=int, default=8081, help="port of the page (default 8081; 0 takes a free one)")
+    live.add_argument("--smooth", type=float, default=0.0, metavar="SECONDS", help="average over so long (default 0)")
+    live.add_argument("--threshold", type=float, help="probability above which a pixel is lesion (default: model's)")
+    live.add_argument("--repeat", action="store_true", help="begin a file anew at its end")
+    live.add_argument("--no-page", dest="page", action="store_false", help="only a line a second, no page")
+    live.add_argument("--no-pace", dest="pace", action="store_false", help="play a file as fast as it can be read")
+    live.add_argument("--seconds", type=float, help="end after so many (default: at the end, or with Ctrl-C)")
 
     ui = verb(verbs, "ui", _ui, "open the MLflow UI on the project's store", "bustseg ui --port 5000")
     ui.add_argument("--uri", help="MLflow store (default: MLFLOW_TRACKING_URI or sqlite:///mlruns/mlflow.db)")

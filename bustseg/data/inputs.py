@@ -73,6 +73,13 @@ class Item:
         """Whether a picture of it can hold no burned-in name: cut to the scanned region, or declared free of text."""
         return self.header is None or self.header.box is not None or self.header.burned_in is False
 
+    def cut(self, picture: np.ndarray) -> np.ndarray:
+        """The part of :meth:`read` that is the image."""
+        if self.box is None:
+            return picture
+        top, left, height, width = self.box
+        return picture[top : top + height, left : left + width]
+
     def read(self) -> np.ndarray:
         """The whole picture as ``uint8``, (H, W) or for colour (H, W, 3).
 

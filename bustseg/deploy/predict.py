@@ -312,9 +312,7 @@ def _decode(item: Item, predictor: Predictor) -> _Decoded:
     try:
         picture = item.read()
         made.shape = (picture.shape[0], picture.shape[1])
-        if item.box is not None:
-            top, left, height, width = item.box
-            picture = picture[top : top + height, left : left + width]
+        picture = item.cut(picture)
         made.picture, made.prepared = picture, predictor.prepare(picture)
     except DataError as error:
         made.error = str(error)

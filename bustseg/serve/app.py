@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from importlib.resources import files
@@ -182,9 +182,7 @@ def create_app(predictor: Predictor, settings: Settings | None = None, name: str
             raise HTTPException(404, f"the upload has {len(upload.items)} frames")
         return upload
 
-    for path, (type_, content) in page.items():
-        # a plain route would take the defaults for query parameters
-        app.add_route(path, partial(_static, type_, content), methods=["GET"], include_in_schema=False)
+    add_page(app, page)
 
     @app.get("/health", tags=["programs"])
     async def health() -> Health:
@@ -359,6 +357,13 @@ def create_app(predictor: Predictor, settings: Settings | None = None, name: str
     app.add_middleware(Measured, metrics=service.metrics)
     app.add_middleware(Guard, settings=settings, public=["/health", *page], refused=service.metrics.refused)
     return app
+
+
+def add_page(app: FastAPI, page: Mapping[str, tuple[str, bytes]]) -> None:
+    """Serve files by their paths, each with its type."""
+    for path, (type_, content) in page.items():
+        # a plain route would take the defaults for query parameters
+        app.add_route(path, partial(_static, type_, content), methods=["GET"], include_in_schema=False)
 
 
 async def _static(type_: str, content: bytes, request: Request) -> Response:

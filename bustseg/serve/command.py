@@ -62,9 +62,8 @@ def serve(
     predictor = Predictor(name, threshold=threshold)
     called = "the model in the box" if model is None else Path(name).name
     app = create_app(predictor, settings, called)
-    address = f"[{host}]" if ":" in host else host
-    where = f"http://{address}:{listening.getsockname()[1]}/"
-    console.print(f"bustseg serve: {where}{f'#token={token}' if token else ''} (Ctrl-C ends it)", highlight=False)
+    where = address_of(host, listening.getsockname()[1], token)
+    console.print(f"bustseg serve: {where} (Ctrl-C ends it)", highlight=False)
     console.print(f"model: {called}, digest {predictor.digest[:12]}", highlight=False, markup=False)
     if token:
         console.print("programs send the header Authorization: Bearer TOKEN", highlight=False)
@@ -76,6 +75,11 @@ def serve(
     )
     uvicorn.Server(config).run(sockets=[listening])
     return 0
+
+
+def address_of(host: str, port: int, token: str | None) -> str:
+    """Address to open in a browser; the token stands after the #, which browsers send nowhere."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/{f'#token={token}' if token else ''}"
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -28,7 +28,7 @@ from bustseg.serve.corrections import Corrections, image_name
 from bustseg.serve.metrics import Metrics
 from bustseg.serve.settings import Settings
 from bustseg.serve.shapes import from_run_lengths, polygons, run_lengths
-from bustseg.serve.uploads import Upload, Uploads, cut, read_item
+from bustseg.serve.uploads import Upload, Uploads, read_item
 
 if TYPE_CHECKING:
     from bustseg.deploy.predictor import Predictor
@@ -131,16 +131,16 @@ class Service:
     def _prepare(self, item: Item) -> tuple[tuple[int, int], tuple[int, int], np.ndarray]:
         """The whole picture's shape, the region's, and what the network sees; the picture itself is not kept."""
         picture = read_item(item, self.settings)
-        region = cut(item, picture)
+        region = item.cut(picture)
         return (picture.shape[0], picture.shape[1]), (region.shape[0], region.shape[1]), self.predictor.prepare(region)
 
     def picture(self, item: Item) -> bytes:
         """PNG of the scanned region, as the page shows it."""
-        return png(np.ascontiguousarray(cut(item, read_item(item, self.settings))))
+        return png(np.ascontiguousarray(item.cut(read_item(item, self.settings))))
 
     def grey(self, item: Item) -> np.ndarray:
         """The scanned region, grey ``uint8`` (H, W)."""
-        return np.ascontiguousarray(to_grey(cut(item, read_item(item, self.settings))))
+        return np.ascontiguousarray(to_grey(item.cut(read_item(item, self.settings))))
 
     def heat(self, item: Item) -> bytes:
         """Grad-CAM of the network's last decoder block: PNG of the network's size, 255 its maximum.

@@ -257,11 +257,3 @@ class Uploads:
     def close(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def cut(item: Item, picture: np.ndarray) -> np.ndarray:
-    """The part of a picture that is the image, see :attr:`bustseg.data.inputs.Item.box`."""
-    if item.box is None:
-        return picture
-    top, left, height, width = item.box
-    return picture[top : top + height, left : left + width]

@@ -412,3 +412,49 @@ def test_axe_finds_nothing(page: Any, start: Start, theme: str, width: int, tmp_
         assert not found
     # nothing sticks out sideways
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_page_of_live_shows_the_newest_frame(page: Any, predictor: Predictor, tmp_path: Path) -> None:
+    import threading
+
+    import cv2
+    import uvicorn
+    from axe_playwright_python.sync_playwright import Axe
+
+    from bustseg.live.app import create_app
+    from bustseg.live.stream import Frames, Live
+    from bustseg.serve.command import listen
+    from bustseg.serve.settings import Settings
+
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 20, (128, 96))
+    for k in range(20):
+        writer.write(cv2.cvtColor(scene(left=2 * k), cv2.COLOR_GRAY2BGR))
+    writer.release()
+    live = Live(Frames(str(clip), repeat=True), [predictor])
+    listening = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(live, Settings(), "dark"), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    live.start()
+    try:
+        page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}/")
+        until(page, "Number(document.documentElement.dataset.frames) > 10")
+        assert float(value(page, "Frames a second")) > 0
+        assert "of" in value(page, "Dropped")
+        assert not Axe().run(page).response["violations"]
+        # the picture keeps its shape
+        assert page.evaluate("getComputedStyle(document.querySelector('#canvas')).objectFit") == "contain"
+        page.click("#pause")
+        time.sleep(0.2)
+        before = page.evaluate("document.documentElement.dataset.frames")
+        time.sleep(0.4)
+        assert page.evaluate("document.documentElement.dataset.frames") == before
+        page.click("#pause")
+        page.expected_errors = 1  # Chromium reports the 410 that says that it is over
+        live.stop()
+        until(page, "document.querySelector('#busy').textContent.includes('no more frames')")
+    finally:
+        live.stop()
+        server.should_exit = True
+        thread.join(timeout=20)

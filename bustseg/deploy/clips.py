@@ -1,0 +1,271 @@
+"""``bustseg predict clip.mp4``: a video with the outline on it, and a table with a row for each frame."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import cv2
+import numpy as np
+
+from bustseg.box import boxed_model
+from bustseg.data.clips import CLIP_SUFFIXES, Clip
+from bustseg.data.images import to_grey
+from bustseg.deploy.output import write_whole
+from bustseg.deploy.predict import NOTICE, Options, overlay, predict
+from bustseg.errors import DataError, UserError
+from bustseg.progress import StreamProgress, console, error_console
+
+if TYPE_CHECKING:
+    from bustseg.deploy.prediction import Prediction
+    from bustseg.deploy.predictor import Predictor
+
+FORMATS = {"mp4": "mp4v", "webm": "VP80", "avi": "MJPG"}
+"""Formats of the video that is written, and their codecs: all that OpenCV's wheels can write without a licence."""
+
+COLUMNS = (
+    "frame",
+    "seconds",
+    "area_px",
+    "components",
+    "largest_component_px",
+    "lesion_probability",
+    "confidence",
+    "threshold",
+    "look_at_this",
+    "reason",
+)
+
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """What a clip takes beside what every prediction takes.
+
+    Attributes:
+        smooth: seconds over which logits are averaged (the time constant of an exponential mean); 0 for none
+        format: of the video that is written
+    """
+
+    smooth: float = 0.0
+    format: str = "mp4"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smooth <= 60:
+            raise UserError(f"--smooth is {self.smooth}: give seconds from 0 to 60")
+        if self.format not in FORMATS:
+            raise UserError(f"--clip_format is {self.format!r}: use {', '.join(FORMATS)}")
+
+
+class Smoother:
+    """Exponential mean of logits over time: steadier outlines, which lag behind by about ``seconds``.
+
+    Logits are averaged, not masks, so that a lesion that fades in and out keeps its shape.
+
+    Args:
+        seconds: the time constant; 0 changes nothing
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._mean: np.ndarray | None = None
+
+    def __call__(self, logits: np.ndarray, elapsed: float) -> np.ndarray:
+        """The mean after one more map of logits.
+
+        Args:
+            logits: of any shape, always the same
+            elapsed: seconds since the one before
+        """
+        if self.seconds <= 0:
+            return logits
+        if self._mean is None:
+            self._mean = logits.astype(np.float32)
+        else:
+            share = np.float32(1 - math.exp(-max(elapsed, 0.0) / self.seconds))
+            self._mean = self._mean + share * (logits - self._mean)
+        return self._mean
+
+
+def outlined(frame: np.ndarray, found: Prediction) -> np.ndarray:
+    """A frame ``uint8`` (H, W, 3) in RGB with its outline, and the words that this is no diagnosis."""
+    picture = overlay(frame, found.mask)
+    scale = max(0.35, picture.shape[1] / 1600)
+    where = (max(4, round(8 * scale)), picture.shape[0] - max(5, round(10 * scale)))
+    for colour, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        cv2.putText(picture, WORDS, where, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, width, cv2.LINE_AA)
+    return picture
+
+
+WORDS = "research only, not a medical device"
+
+
+def is_clip(given: str) -> bool:
+    """Whether an input names a video file."""
+    return Path(given).suffix.lower() in CLIP_SUFFIXES and Path(given).expanduser().is_file()
+
+
+def predict_all(given: Sequence[str], model: str | None, out: Path, options: Options, clips: ClipOptions) -> int:
+    """Predict videos one by one and everything else as :func:`bustseg.deploy.predict.predict` does.
+
+    Returns:
+        exit code: 0, 1 when an image or video could not be read, 2 when none could
+    """
+    videos = [Path(one).expanduser() for one in given if is_clip(one)]
+    others = [one for one in given if not is_clip(one)]
+    codes = [predict(others, model, out, options)] if others or not videos else []
+    if videos:
+        codes.append(predict_clips(videos, model, out, options, clips))
+    return max(codes) if min(codes) == max(codes) else 1
+
+
+def predict_clips(videos: Sequence[Path], model: str | None, out: Path, options: Options, clips: ClipOptions) -> int:
+    """Outline lesions in videos: for each ``NAME_outlined.mp4``, ``NAME_frames.csv`` and ``NAME_clip.json``.
+
+    A video that is done already, by the same model and settings, is skipped.
+
+    Returns:
+        exit code: 0, 1 when a video could not be read, 2 when none could
+
+    Raises:
+        UserError: the model or an option cannot be used, or ``out`` holds the same video's results of another kind
+    """
+    names = [path.stem for path in videos]
+    if len(set(names)) < len(names):
+        raise UserError("two clips have the same name: give them an --out of their own")
+    from bustseg.deploy.predictor import Predictor
+
+    predictor = Predictor(model if model is not None else str(boxed_model()), threshold=options.threshold)
+    out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for path in videos:
+        try:
+            _predict_clip(path, out, predictor, options, clips)
+        except DataError as error:
+            failed += 1
+            error_console.print(f"[bold red]error:[/] {error}", highlight=False)
+    console.print(NOTICE, highlight=False)
+    return 0 if not failed else 1 if failed < len(videos) else 2
+
+
+def _predict_clip(path: Path, out: Path, predictor: Predictor, options: Options, clips: ClipOptions) -> None:
+    clip = Clip.open(path)
+    head = {
+        "notice": NOTICE,
+        "clip": path.name,
+        "bytes": path.stat().st_size,
+        "model": predictor.digest,
+        "threshold": predictor.threshold,
+        "postprocess": predictor.postprocess.to_dict(),
+        "smooth": clips.smooth,
+        "format": clips.format,
+    }
+    end = out / f"{path.stem}_clip.json"
+    if end.is_file() and not options.overwrite:
+        known = json.loads(end.read_text())
+        if {key: known.get(key) for key in head} == head:
+            console.print(f"{path.name} is done already", highlight=False, markup=False)
+            return
+        raise UserError(f"{end} is of another model or setting: name another --out, or --overwrite it")
+    end.unlink(missing_ok=True)
+    rows: list[dict[str, Any]] = []
+    video = out / f"{path.stem}_outlined.{clips.format}"
+    partial = video.with_name(f".{video.stem}.partial.{clips.format}")
+    start = time.perf_counter()
+    try:
+        with _Video(partial, clip, FORMATS[clips.format]) as written, StreamProgress("frames") as progress:
+            if clip.frames:
+                progress.expect(clip.frames)
+            for number, (frame, found) in enumerate(follow(clip, predictor, clips.smooth, options.batch_size)):
+                rows.append(_row(number, number / clip.rate, found))
+                written.add(outlined(frame, found))
+                progress.advance()
+        partial.replace(video)
+    finally:
+        partial.unlink(missing_ok=True)
+    seconds = time.perf_counter() - start
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(out / f"{path.stem}_frames.csv", text.getvalue().encode())
+    lesion = [row for row in rows if row["area_px"]]
+    summary = {
+        "frames": len(rows),
+        "frames_with_lesion": len(lesion),
+        "frames_to_look_at": sum(row["look_at_this"] for row in rows),
+        "largest_area_px": max((row["area_px"] for row in rows), default=0),
+        "frames_per_second": round(len(rows) / seconds, 1),
+    }
+    write_whole(end, json.dumps({**head, "rate": clip.rate, **summary}, indent=1).encode() + b"\n")
+    console.print(
+        f"{path.name}: {len(rows)} frames, {len(lesion)} with a lesion, {summary['frames_to_look_at']} to look at; "
+        f"{video.name} in {out} ({summary['frames_per_second']} frames/s)",
+        highlight=False,
+        markup=False,
+    )
+
+
+def follow(
+    clip: Clip, predictor: Predictor, smooth: float = 0.0, batch_size: int = 8
+) -> Iterator[tuple[np.ndarray, Prediction]]:
+    """Each frame of a clip, ``uint8`` (H, W, 3) in RGB, with its prediction; holds one batch at a time."""
+    smoother = Smoother(smooth)
+    for frames in _chunks(clip, batch_size):
+        prepared = [predictor.prepare(to_grey(frame)) for frame in frames]
+        for frame, view, logits in zip(frames, prepared, predictor.logits(prepared), strict=True):
+            yield frame, predictor.finish(smoother(logits, 1 / clip.rate), frame.shape[:2], prepared=view)
+
+
+def _chunks(items: Iterable[Thing], size: int) -> Iterator[list[Thing]]:
+    stream = iter(items)
+    while chunk := list(islice(stream, size)):
+        yield chunk
+
+
+def _row(number: int, seconds: float, found: Prediction) -> dict[str, Any]:
+    said = found.summary()
+    confidence = said["confidence"]
+    return {
+        "frame": number,
+        "seconds": f"{seconds:.3f}",
+        "area_px": said["area_px"],
+        "components": said["components"],
+        "largest_component_px": said["largest_component_px"],
+        "lesion_probability": f"{said['lesion_probability']:.4f}",
+        "confidence": "" if confidence is None else f"{confidence:.4f}",
+        "threshold": f"{said['threshold']:g}",
+        "look_at_this": int(bool(said["reasons"])),
+        "reason": "; ".join(said["reasons"]),
+    }
+
+
+class _Video:
+    """A video file that is being written."""
+
+    def __init__(self, path: Path, clip: Clip, codec: str) -> None:
+        self._size = (clip.shape[1], clip.shape[0])
+        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), clip.rate, self._size)
+        if not self._writer.isOpened():
+            raise UserError(f"cannot write {path.name}: no room, or this OpenCV lacks {codec} (try --clip_format avi)")
+
+    def __enter__(self) -> _Video:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.release()
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append a frame in RGB; of another size, as some broken files have, it is stretched to the first's."""
+        if (frame.shape[1], frame.shape[0]) != self._size:
+            frame = cv2.resize(frame, self._size)
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

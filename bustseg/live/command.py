@@ -1,0 +1,105 @@
+"""``bustseg live``: start the frames, the page, and a line a second."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bustseg.box import boxed_model
+from bustseg.deploy.predict import NOTICE
+from bustseg.errors import UserError
+from bustseg.progress import console
+from bustseg.serve.command import TOKEN, address_of, listen
+from bustseg.serve.settings import Settings, is_loopback
+
+if TYPE_CHECKING:
+    from bustseg.live.stream import Live
+
+
+def live(
+    device: str = "0",
+    model: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8081,
+    smooth: float = 0.0,
+    threshold: float | None = None,
+    repeat: bool = False,
+    page: bool = True,
+    pace: bool = True,
+    seconds: float | None = None,
+) -> int:
+    """Show a camera or a video with its outline until Ctrl-C or the end.
+
+    Args:
+        device: number of a camera, or path of a video file
+        model: a checkpoint, a run or an exported folder; the model in the box when not given
+        host: address of the page; on any other than this machine's own a token is asked for
+        port: port of the page; 0 takes a free one
+        smooth: seconds over which logits are averaged; 0 for none
+        threshold: probability above which a pixel belongs to a lesion; the model's when not given
+        repeat: begin a file anew at its end
+        page: show a page; otherwise only a line a second
+        pace: play a file at its own rate; otherwise as fast as it can be read
+        seconds: end after so many
+
+    Returns:
+        exit code 0, 1 when the frames ended by an error
+
+    Raises:
+        UserError: the camera, the model or an option cannot be used
+    """
+    if not 0 <= smooth <= 60:
+        raise UserError(f"--smooth is {smooth}: give seconds from 0 to 60")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"the threshold is {threshold}: it must lie between 0 and 1")
+    token = os.environ.get(TOKEN) or (None if is_loopback(host) else secrets.token_urlsafe(24))
+    settings = Settings(host, port, token)
+    from bustseg.live.stream import Frames, Live, predictors_of
+
+    frames = Frames(device, repeat, pace)
+    listening = listen(host, port) if page else None
+    shown = Live(frames, predictors_of(model if model is not None else str(boxed_model()), threshold), smooth)
+    server = None
+    if listening is not None:
+        import uvicorn
+
+        from bustseg.live.app import create_app
+
+        app = create_app(shown, settings, "the model in the box" if model is None else Path(model).name)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        server = uvicorn.Server(config)
+        threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()
+        where = address_of(host, listening.getsockname()[1], token)
+        console.print(f"bustseg live: {where} (Ctrl-C ends it)", highlight=False)
+    console.print(NOTICE, highlight=False)
+    shown.start()
+    start = said = time.monotonic()
+    try:
+        while not shown.shown.ended and (seconds is None or time.monotonic() - start < seconds):
+            time.sleep(0.1)
+            if time.monotonic() - said >= 1:
+                said = time.monotonic()
+                console.print(_line(shown), highlight=False)
+    finally:
+        took = time.monotonic() - start
+        shown.stop()
+        if server is not None:
+            server.should_exit = True
+    console.print(
+        f"{shown.drawn} frames shown in {took:.1f} s ({shown.drawn / max(took, 1e-9):.1f} a second), "
+        f"{shown.dropped} of {shown.read} dropped",
+        highlight=False,
+    )
+    if shown.error:
+        raise UserError(shown.error)
+    return 0
+
+
+def _line(shown: Live) -> str:
+    newest = shown.shown.after(0, timeout=0)
+    delay = f", {newest[1].milliseconds:.0f} ms from frame to outline" if newest else ""
+    return f"{shown.rate:.1f} frames/s, {shown.dropped} of {shown.read} dropped{delay}"

@@ -1,0 +1,303 @@
+"""Frames as they come: read, segmented, drawn. Between any two steps there is room for one frame and no queue."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import cv2
+import numpy as np
+
+from bustseg.data.clips import Clip
+from bustseg.data.images import to_grey
+from bustseg.deploy.clips import Smoother, outlined
+from bustseg.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from bustseg.deploy.predictor import Predictor
+
+Thing = TypeVar("Thing")
+
+_JPEG_QUALITY = 85
+_RATE_SECONDS = 2.0
+
+
+class Latest(Generic[Thing]):
+    """Room for one thing: what is not taken in time makes place for the next, and is counted."""
+
+    def __init__(self) -> None:
+        self._thing: Thing | None = None
+        self._number = 0
+        self._taken = 0
+        self._ended = False
+        self._change = threading.Condition()
+        self.dropped = 0
+
+    def put(self, thing: Thing) -> None:
+        """Leave a thing."""
+        with self._change:
+            if self._thing is not None and self._taken < self._number:
+                self.dropped += 1
+            self._thing, self._number = thing, self._number + 1
+            self._change.notify_all()
+
+    def end(self) -> None:
+        """There will be no more."""
+        with self._change:
+            self._ended = True
+            self._change.notify_all()
+
+    @property
+    def ended(self) -> bool:
+        """Whether there will be no more."""
+        return self._ended
+
+    def take(self, timeout: float | None = None) -> tuple[int, Thing] | None:
+        """The newest thing that nobody has taken, with its number; each is taken once.
+
+        None when there will be none, or within ``timeout`` seconds was none.
+        """
+        with self._change:
+            self._change.wait_for(lambda: self._number > self._taken or self._ended, timeout)
+            if self._number <= self._taken or self._thing is None:
+                return None
+            self._taken = self._number
+            return self._number, self._thing
+
+    def after(self, number: int, timeout: float | None = None) -> tuple[int, Thing] | None:
+        """The newest thing, once there is one that is newer than ``number``, with its own number; for any number of
+        readers.
+
+        None when there will be none, or within ``timeout`` seconds was none.
+        """
+        with self._change:
+            self._change.wait_for(lambda: self._number > number or self._ended, timeout)
+            if self._number <= number or self._thing is None:
+                return None
+            self._taken = max(self._taken, self._number)
+            return self._number, self._thing
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as it is shown.
+
+    Attributes:
+        jpeg: the frame with its outline
+        area_px: of the lesion
+        lesion_probability, confidence: of the frame
+        look_at_this: reasons
+        rate: frames per second that are shown, over the last two seconds
+        read, dropped: frames since the start
+        milliseconds: from the frame's arrival to this picture
+    """
+
+    jpeg: bytes
+    area_px: int
+    lesion_probability: float
+    confidence: float | None
+    look_at_this: tuple[str, ...]
+    rate: float
+    read: int
+    dropped: int
+    milliseconds: float
+
+
+class Frames:
+    """A camera, or a video file at its own pace.
+
+    Args:
+        device: number of a camera, or path of a file
+        repeat: begin a file anew at its end
+        pace: wait for a file's own rate; otherwise frames come as fast as they are decoded
+
+    Raises:
+        UserError: no such camera, or a file that cannot be read
+    """
+
+    def __init__(self, device: str, repeat: bool = False, pace: bool = True) -> None:
+        self.repeat, self.pace = repeat, pace
+        self._camera: cv2.VideoCapture | None = None
+        self._clip: Clip | None = None
+        if device.isdigit() or device.startswith("/dev/"):
+            self._camera = cv2.VideoCapture(int(device) if device.isdigit() else device)
+            if not self._camera.isOpened():
+                raise UserError(f"no camera {device}: name another --device, or a video file")
+            # a driver that keeps frames would show the past
+            self._camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+            return
+        path = Path(device).expanduser()
+        if not path.is_file():
+            raise UserError(f"no camera or file {device}")
+        self._clip = Clip.open(path)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Frames ``uint8`` (H, W, 3) in RGB."""
+        if self._camera is not None:
+            while True:
+                there, frame = self._camera.read()
+                if not there:
+                    return
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        assert self._clip is not None
+        start, number = time.monotonic(), 0
+        while True:
+            for frame in self._clip:
+                if self.pace:
+                    time.sleep(max(0.0, start + number / self._clip.rate - time.monotonic()))
+                number += 1
+                yield frame
+            if not self.repeat:
+                return
+
+    def close(self) -> None:
+        """Let go of the camera."""
+        if self._camera is not None:
+            self._camera.release()
+
+
+class Live:
+    """Reads in one thread, segments and draws in others, until the frames end or :meth:`stop`.
+
+    Several predictors of a thread each show more frames than one of all threads: drawing and encoding, which one
+    thread does, then wait for nobody. A frame that is overtaken by a newer one is dropped.
+
+    Args:
+        frames: where they come from
+        predictors: segment them, each in a thread of its own; all of the same model
+        smooth: seconds over which logits are averaged, see :class:`bustseg.deploy.clips.Smoother`
+
+    Attributes:
+        shown: the newest picture
+        read: frames that came
+        drawn: frames that were shown
+        error: why it ended, if not by the end of the frames
+    """
+
+    def __init__(self, frames: Frames, predictors: Sequence[Predictor], smooth: float = 0.0) -> None:
+        self.frames = frames
+        self.shown: Latest[Shown] = Latest()
+        self.read = self.drawn = 0
+        self.error = ""
+        self._smoother = Smoother(smooth)
+        self._came: Latest[tuple[float, np.ndarray]] = Latest()
+        self._times: deque[float] = deque()
+        self._stop = threading.Event()
+        self._order = threading.Lock()
+        self._newest, self._newest_came, self._drawn_to = 0, 0.0, 0
+        self._overtaken = 0
+        self._working = len(predictors)
+        self._threads = [threading.Thread(target=self._reading, daemon=True)]
+        self._threads += [
+            threading.Thread(target=self._segmenting, args=(predictor,), daemon=True) for predictor in predictors
+        ]
+
+    @property
+    def dropped(self) -> int:
+        """Frames that made place for newer ones."""
+        return self._came.dropped + self._overtaken
+
+    @property
+    def rate(self) -> float:
+        """Frames per second that were shown in the last two seconds."""
+        times = list(self._times)
+        return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 0.0
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End, and let go of the camera."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=10)
+        self.frames.close()
+
+    def _reading(self) -> None:
+        try:
+            for frame in self.frames:
+                if self._stop.is_set():
+                    break
+                self.read += 1
+                self._came.put((time.monotonic(), frame))
+        except DataError as error:
+            self.error = str(error)
+        finally:
+            self._came.end()
+
+    def _segmenting(self, predictor: Predictor) -> None:
+        try:
+            while not self._stop.is_set():
+                taken = self._came.take(timeout=0.5)
+                if taken is not None:
+                    number, (came, frame) = taken
+                    self._show(predictor, number, came, frame)
+                elif self._came.ended:
+                    break
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"
+            self._stop.set()
+        finally:
+            with self._order:
+                self._working -= 1
+                last = not self._working
+            if last:
+                self.shown.end()
+
+    def _show(self, predictor: Predictor, number: int, came: float, frame: np.ndarray) -> None:
+        prepared = predictor.prepare(to_grey(frame))
+        logits = predictor.logits([prepared])[0]
+        with self._order:
+            if number < self._newest:
+                self._overtaken += 1
+                return
+            logits = self._smoother(logits, came - self._newest_came if self._newest else 0.0)
+            self._newest, self._newest_came = number, came
+        found = predictor.finish(logits, frame.shape[:2], prepared=prepared)
+        picture = cv2.cvtColor(outlined(frame, found), cv2.COLOR_RGB2BGR)
+        jpeg = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))[1].tobytes()
+        with self._order:
+            if number < self._drawn_to:
+                self._overtaken += 1
+                return
+            self._drawn_to = number
+            now = time.monotonic()
+            self._times.append(now)
+            while self._times[0] < now - _RATE_SECONDS:
+                self._times.popleft()
+            self.drawn += 1
+            self.shown.put(
+                Shown(
+                    jpeg,
+                    found.area_px,
+                    found.lesion_probability,
+                    found.confidence,
+                    found.look_at_this,
+                    self.rate,
+                    self.read,
+                    self.dropped,
+                    1000 * (now - came),
+                )
+            )
+
+
+def predictors_of(model: str, threshold: float | None = None) -> list[Predictor]:
+    """What :class:`Live` segments with: of an exported model one predictor for each core, else a single one.
+
+    Raises:
+        UserError: the model cannot be used
+    """
+    from bustseg.deploy.backends import cores
+    from bustseg.deploy.exported import is_exported
+    from bustseg.deploy.predictor import Predictor
+
+    if not is_exported(model):
+        return [Predictor(model, threshold=threshold)]
+    return [Predictor(model, threshold=threshold, threads=1) for _ in range(cores())]
