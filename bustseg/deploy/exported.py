@@ -1,6 +1,8 @@
 """An exported folder: a network's file beside ``bustseg.json``, which says everything that using it takes.
 
-Read without torch, so that a process that only predicts starts in a fraction of a second.
+Read without torch, so that a process that only predicts starts in a fraction of a second. The folder may come from
+anyone: its metadata are checked against a schema, and only the files that it lists, in the folder itself and with the
+checksums that it gives, are opened.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bustseg.errors import UserError
 from bustseg.masks import POSTPROCESS, MaskRule, PostProcess
@@ -21,10 +25,55 @@ METADATA = "bustseg.json"
 FORMAT_VERSION = 1
 """Raised when a reader of today could not use a folder written tomorrow."""
 
+MAX_SIDE = 8192
+"""Pixels of an image's side that a network may ask for."""
+
+_MAX_METADATA = 4_000_000
+"""Bytes of ``bustseg.json``, which has some ten thousand."""
+
 FORMATS = ("onnx", "openvino")
 PRECISIONS = ("fp32", "bf16", "int8")
 BACKENDS = ("eager", "compiled", "onnxruntime", "openvino")
 """What can compute a network, see :mod:`bustseg.deploy.backends`."""
+
+
+class _Part(BaseModel):
+    """What is said of one of the folder's files."""
+
+    model_config = ConfigDict(strict=True)
+
+    size: int = Field(alias="bytes", ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class _Input(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    image_size: tuple[Annotated[int, Field(ge=1, le=MAX_SIDE)], Annotated[int, Field(ge=1, le=MAX_SIDE)]]
+
+
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=255)]
+
+
+class _Metadata(BaseModel):
+    """What a folder must say before anything in it is used; further fields are for people."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    format_version: int
+    format: Literal["onnx", "openvino"]
+    precision: Literal["fp32", "bf16", "int8"]
+    model: _FileName
+    files: dict[_FileName, _Part] = Field(min_length=1, max_length=100)
+    input: _Input
+    threshold: float = Field(ge=0, le=1)
+    postprocess: dict[str, bool | float | str | None] | None = None
+    calibration: dict[str, float] | None = None
+    training_images: dict[str, tuple[float, float]] | None = None
+
+    def needed(self) -> list[str]:
+        """Files that the runtime opens."""
+        return [self.model] if self.format == "onnx" else [self.model, str(Path(self.model).with_suffix(".bin"))]
 
 
 def sha256(path: Path) -> str:
@@ -59,28 +108,31 @@ class ExportedModel:
             UserError: not an exported folder, one of a later version, or a file that is missing or was changed
         """
         folder = Path(path).parent if Path(path).name == METADATA else Path(path)
+        text = _text(folder)
         try:
-            metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-            version, files = metadata["format_version"], dict(metadata["files"])
-        except FileNotFoundError as error:
-            raise UserError(f"{folder} is no exported model: it has no {METADATA}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = json.loads(text)
+            version = content["format_version"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{folder / METADATA} cannot be read: export the model again") from error
         if version != FORMAT_VERSION:
             raise UserError(
-                f"{folder} has format version {version} and this bustseg reads {FORMAT_VERSION}: "
+                f"{folder} has format version {version!r:.20} and this bustseg reads {FORMAT_VERSION}: "
                 "update bustseg, or export the model again"
             )
-        for name, expected in files.items():
-            file = folder / name
-            if not file.is_file():
-                raise UserError(f"{folder} lacks {name}: copy the whole folder, or export the model again")
-            if sha256(file) != expected["sha256"]:
-                raise UserError(
-                    f"{file} is not the file that was exported (its SHA-256 differs from {METADATA}): "
-                    "copy it again, or export the model again"
-                )
-        return cls(folder, metadata)
+        try:
+            metadata = _Metadata.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise UserError(
+                f"{folder / METADATA} cannot be used ({place:.100}: {first['msg']:.200}): export the model again"
+            ) from error
+        for name in metadata.needed():
+            if name not in metadata.files:
+                raise UserError(f"{folder / METADATA} gives no checksum of {name}: export the model again")
+        for name, expected in metadata.files.items():
+            _check_file(folder, name, expected)
+        return cls(folder, content)
 
     @property
     def path(self) -> Path:
@@ -106,3 +158,33 @@ class ExportedModel:
             UserError: settings that this version does not know
         """
         return MaskRule(float(self.metadata["threshold"]), PostProcess.from_dict(self.metadata.get(POSTPROCESS)))
+
+
+def _text(folder: Path) -> str:
+    file = folder / METADATA
+    try:
+        if file.stat().st_size > _MAX_METADATA or not file.is_file():
+            raise UserError(f"{file} is no file of up to {_MAX_METADATA} bytes: export the model again")
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is no exported model: it has no {METADATA}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: export the model again") from error
+
+
+def _check_file(folder: Path, name: str, expected: _Part) -> None:
+    """Refuse a file that is missing, elsewhere, or not as it was written.
+
+    Raises:
+        UserError: so it is
+    """
+    file = folder / name
+    if not file.is_file():
+        raise UserError(f"{folder} lacks {name}: copy the whole folder, or export the model again")
+    if file.resolve().parent != folder.resolve():
+        raise UserError(f"{file} leads out of its folder: copy the file itself, or export the model again")
+    if file.stat().st_size != expected.size or sha256(file) != expected.sha256:
+        raise UserError(
+            f"{file} is not the file that was exported (its SHA-256 differs from {METADATA}): "
+            "copy it again, or export the model again"
+        )
