@@ -77,7 +77,7 @@ def ultrasound_strong() -> list[A.BasicTransform | A.BaseCompose]:
 
 
 def geometry(zoom: tuple[float, float]) -> list[A.BasicTransform | A.BaseCompose]:
-    """Mirroring, an affine map and a smooth deformation.
+    """Mirroring, an affine map and smooth deformations.
 
     Args:
         zoom: smallest and largest magnification; scanners differ in depth by a factor of two and more
@@ -92,13 +92,19 @@ def geometry(zoom: tuple[float, float]) -> list[A.BasicTransform | A.BaseCompose
             border_mode=cv2.BORDER_REFLECT_101,
             p=0.85,
         ),
-        A.OneOf(
-            [
-                A.ElasticTransform(alpha=50, sigma=7, border_mode=cv2.BORDER_REFLECT_101),
-                A.GridDistortion(num_steps=5, distort_limit=0.2, border_mode=cv2.BORDER_REFLECT_101),
-            ],
-            p=0.3,
-        ),
+        A.ElasticTransform(alpha=50, sigma=7, border_mode=cv2.BORDER_REFLECT_101, p=0.15),
+        A.GridDistortion(num_steps=5, distort_limit=(-0.2, 0.2), border_mode=cv2.BORDER_REFLECT_101, p=0.15),
+    ]
+
+
+def other_scanners() -> list[A.BasicTransform | A.BaseCompose]:
+    """The look of another training image: its histogram, or the low frequencies of its amplitude spectrum.
+
+    Source of the latter: Yang and Soatto 2020, FDA: Fourier domain adaptation for semantic segmentation, CVPR.
+    """
+    return [
+        A.HistogramMatching(blend_ratio=(0.3, 1.0), metadata_key=REFERENCE, p=0.2),
+        A.FDA(beta_limit=(0.0, 0.05), metadata_key=REFERENCE, p=0.2),
     ]
 
 
@@ -109,49 +115,24 @@ def scanner_looks() -> list[A.BasicTransform | A.BaseCompose]:
     probe, edge enhancement, resolution, speckle, compression of the stored file, and shadows.
     """
     return [
-        A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.35, p=0.7),
+        A.RandomBrightnessContrast(brightness_limit=(-0.25, 0.25), contrast_limit=(-0.35, 0.35), p=0.7),
         A.RandomGamma(gamma_limit=(55, 180), p=0.5),
         A.RandomToneCurve(scale=0.2, p=0.3),
         A.Illumination(mode="linear", intensity_range=(0.05, 0.2), effect_type="both", p=0.3),
-        A.OneOf(
-            [
-                A.Sharpen(alpha=(0.1, 0.5), lightness=(0.9, 1.1)),
-                A.UnsharpMask(blur_limit=(3, 7), alpha=(0.2, 0.6)),
-                A.GaussianBlur(blur_limit=(3, 7)),
-                A.Downscale(
-                    scale_range=(0.3, 0.8),
-                    interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR},
-                ),
-            ],
-            p=0.5,
+        A.Sharpen(alpha=(0.1, 0.5), lightness=(0.9, 1.1), p=0.12),
+        A.UnsharpMask(blur_limit=(3, 7), alpha=(0.2, 0.6), p=0.12),
+        A.GaussianBlur(blur_limit=(3, 7), p=0.12),
+        A.Downscale(
+            scale_range=(0.3, 0.8),
+            interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR},
+            p=0.15,
         ),
-        A.OneOf(
-            [
-                A.MultiplicativeNoise(multiplier=(0.7, 1.3), elementwise=True),
-                A.GaussNoise(std_range=(0.01, 0.06)),
-            ],
-            p=0.3,
-        ),
+        A.MultiplicativeNoise(multiplier=(0.7, 1.3), elementwise=True, p=0.15),
+        A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
         A.ImageCompression(quality_range=(40, 95), p=0.2),
         A.CoarseDropout(
             num_holes_range=(1, 2), hole_height_range=(0.3, 0.9), hole_width_range=(0.03, 0.1), fill=12, p=0.15
         ),
-    ]
-
-
-def other_scanners() -> list[A.BasicTransform | A.BaseCompose]:
-    """The look of another training image: its histogram, or the low frequencies of its amplitude spectrum.
-
-    Source of the latter: Yang and Soatto 2020, FDA: Fourier domain adaptation for semantic segmentation, CVPR.
-    """
-    return [
-        A.OneOf(
-            [
-                A.HistogramMatching(blend_ratio=(0.3, 1.0), metadata_key=REFERENCE),
-                A.FDA(beta_limit=(0.0, 0.05), metadata_key=REFERENCE),
-            ],
-            p=0.4,
-        )
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bustseg.data.phantom import write_phantoms
 from studies.cross_source import data, plan, work
-from studies.cross_source.recipe import FACTORS, Recipe, leave_one_out
+from studies.cross_source.recipe import FACTORS, Recipe, augmentation, leave_one_out
 
 
 def test_letterboxed_pictures_have_their_proportions() -> None:
@@ -50,6 +50,25 @@ def test_effects_are_found_again() -> None:
     assert found.loc["deep", "effect"] == pytest.approx(-0.02, abs=0.002)
     assert found.loc["looks", "effect"] == pytest.approx(0, abs=0.002)
     assert (found["se"] < 0.001).all()
+
+
+def test_the_preset_is_what_the_study_has_chosen() -> None:
+    import albumentations as A
+
+    from bustseg.data.transforms import PRESETS
+
+    def settings(steps: list[A.BasicTransform]) -> list[tuple[str, dict[str, object]]]:
+        plain = (bool, int, float, str, tuple, dict)
+        return [
+            (type(step).__name__, {k: v for k, v in vars(step).items() if isinstance(v, plain) and k[0] != "_"})
+            for step in steps
+        ]
+
+    named = [
+        getattr(A, step["class_path"].rpartition(".")[2])(**step["init_args"])
+        for step in augmentation({"zoom", "reference", "looks"})
+    ]
+    assert settings(named) == settings(PRESETS["ultrasound_scanners"]())
 
 
 def test_logits_survive_their_picture() -> None:
