@@ -2,6 +2,7 @@
 
     python -m studies.cross_source.plan design QUEUE          # 16 recipes for each source that is left out
     python -m studies.cross_source.plan effects OUT           # what each factor was worth
+    python -m studies.cross_source.plan trainings OUT         # a row per training and source that it had not seen
     python -m studies.cross_source.plan matrix QUEUE --on zoom looks ...       # every subset of sources, one recipe
 
 The design is a two-level factorial: the columns of a Hadamard matrix of order 16, dealt anew for each source that is
@@ -21,6 +22,7 @@ import pandas as pd
 from scipy.linalg import hadamard
 
 from bustseg.data.splits import make_split
+from bustseg.statistics import Bootstrap
 from studies.cross_source.data import SOURCES, table_of
 from studies.cross_source.recipe import FACTORS, Recipe, leave_one_out
 from studies.cross_source.work import auc
@@ -131,6 +133,33 @@ def scores(out: Path, pattern: str = "design-*.csv") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def trainings(out: Path) -> pd.DataFrame:
+    """A row per training and source that it had not seen, with 95 % bootstrap intervals over the images."""
+    rows = []
+    for path in sorted(out.glob("*.csv")):
+        recipe = json.loads(path.with_suffix(".json").read_text())
+        table = pd.read_csv(path)
+        table["source"] = table["image"].str.partition("/")[0]
+        for source, own in table[table["subset"].isin(["left out", "test"])].groupby("source"):
+            lesion = (own["area"] > 0).to_numpy()
+            dice = np.where(lesion, own["dice_0.4"], np.nan)
+            found = Bootstrap(len(own), resamples=2000).mean(dice[:, None]).interval()
+            row = {
+                "trained on": "+".join(recipe["train"]),
+                "tested on": source,
+                "images": own["subset"].iloc[0] + f", {len(own)}",
+                "encoder": recipe["encoder"],
+                "steps x batch": f"{recipe['steps']} x {recipe['batch']}",
+                "Dice lesion": f"{found.estimate[0]:.3f} [{found.low[0]:.3f}, {found.high[0]:.3f}]",
+                "missed": f"{(own.loc[lesion, 'area_0.4'] == 0).mean():.3f}",
+                "FP on normals": "-" if lesion.all() else f"{(own.loc[~lesion, 'area_0.4'] > 0).mean():.3f}",
+                "AUC of presence": "-" if lesion.all() else f"{auc(own['peak_2'].to_numpy(), lesion):.3f}",
+                "recipe": " ".join(recipe["on"]),
+            }
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def effects(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Effect of each factor on each column: mean with it less mean without, each source counting alike, and its error.
 
@@ -171,7 +200,9 @@ def print_effects(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["design", "effects", "matrix", "box", "student", "busi", "splits"])
+    parser.add_argument(
+        "verb", choices=["design", "effects", "trainings", "matrix", "box", "student", "busi", "splits"]
+    )
     parser.add_argument("folder", type=Path, help="of the recipes; for `effects` of what they gave")
     parser.add_argument("--on", nargs="*", default=[], choices=list(FACTORS))
     parser.add_argument("--steps", type=int, default=1600)
@@ -190,6 +221,8 @@ def main() -> None:
     }
     if args.verb == "effects":
         print_effects(args.folder)
+    elif args.verb == "trainings":
+        print(trainings(args.folder).to_markdown(index=False))
     elif args.verb == "splits":
         write_splits({name: getattr(args, name.replace("-", "_")) for name in SOURCES}, args.folder)
     else:
