@@ -32,7 +32,7 @@ def write_dark_model(folder: Path, size: tuple[int, int] = (64, 64), **metadata:
         "format": "onnx",
         "precision": "fp32",
         "model": "model.onnx",
-        "files": {"model.onnx": {"sha256": hashlib.sha256(content).hexdigest()}},
+        "files": {"model.onnx": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}},
         "input": {"image_size": list(size)},
         "threshold": 0.5,
         **metadata,
