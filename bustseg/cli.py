@@ -197,6 +197,24 @@ def _live(args: argparse.Namespace) -> int:
     )
 
 
+def _node(args: argparse.Namespace) -> int:
+    from bustseg.node.command import node
+
+    return node(
+        args.port,
+        args.ae,
+        args.send_to,
+        args.host,
+        _path(args.spool),
+        args.model,
+        args.threshold,
+        tuple(args.allow),
+        args.capture,
+        args.max_waiting,
+        args.seconds,
+    )
+
+
 def _ui(args: argparse.Namespace) -> int:
     from bustseg.runs.store import Store, open_store, tracking_uri
 
@@ -571,6 +589,25 @@ def _parser() -> argparse.ArgumentParser:
     live.add_argument("--no-page", dest="page", action="store_false", help="only a line a second, no page")
     live.add_argument("--no-pace", dest="pace", action="store_false", help="play a file as fast as it can be read")
     live.add_argument("--seconds", type=float, help="end after so many (default: at the end, or with Ctrl-C)")
+
+    node = verb(
+        verbs,
+        "node",
+        _node,
+        "a DICOM node: takes ultrasound images, and sends DICOM SEG and secondary captures on",
+        "bustseg node --send_to PACS@pacs.example:104",
+    )
+    node.add_argument("--port", type=int, default=11112, help="port to listen on (default 11112; 0 takes a free one)")
+    node.add_argument("--ae", default="BUSTSEG", metavar="AE", help="its AE title (default BUSTSEG)")
+    node.add_argument("--send_to", metavar="AE@HOST:PORT", help="where results go (default: they stay in the queue)")
+    node.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; 0.0.0.0 for all)")
+    node.add_argument("--spool", metavar="DIR", help="folder of the queue (default: in the user's state folder)")
+    node.add_argument("--model", help="as for predict (default: the model in the box)")
+    node.add_argument("--threshold", type=float, help="probability above which a pixel is lesion (default: model's)")
+    node.add_argument("--allow", nargs="+", default=[], metavar="AE", help="AE titles that may send (default: all)")
+    node.add_argument("--no-capture", dest="capture", action="store_false", help="send no secondary captures")
+    node.add_argument("--max_waiting", type=int, default=10_000, help="images that may wait (default 10000)")
+    node.add_argument("--seconds", type=float, help="end after so many (default: with Ctrl-C)")
 
     ui = verb(verbs, "ui", _ui, "open the MLflow UI on the project's store", "bustseg ui --port 5000")
     ui.add_argument("--uri", help="MLflow store (default: MLFLOW_TRACKING_URI or sqlite:///mlruns/mlflow.db)")

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import frame, write_clip
+from moving import frame, write_clip
 
 from bustseg.data.clips import Clip
 from bustseg.deploy.clips import Smoother
 from bustseg.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("sealed")
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -11,14 +11,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import frame, write_clip
 from fastapi.testclient import TestClient
+from moving import frame, write_clip
 
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
 from bustseg.live.app import create_app
 from bustseg.live.stream import Frames, Latest, Live
 from bustseg.serve.settings import Settings
+
+pytestmark = pytest.mark.usefixtures("sealed")
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import as_png, scene
 from fastapi.testclient import TestClient
+from serving import as_png, scene
 
 from bustseg.data.sources import BUSI, Combined, Folders, Part
 from bustseg.deploy.predictor import Predictor
@@ -19,6 +19,8 @@ from bustseg.serve.app import create_app
 from bustseg.serve.corrections import Corrections, image_name
 from bustseg.serve.settings import Settings
 from bustseg.serve.shapes import run_lengths
+
+pytestmark = pytest.mark.usefixtures("sealed")
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 MODEL = {"name": "dark", "digest": "d" * 64}

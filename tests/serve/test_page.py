@@ -15,8 +15,8 @@ from typing import Any
 import dicoms
 import numpy as np
 import pytest
-from conftest import Running, as_png, scene
 from PIL import Image
+from serving import Running, as_png, scene
 
 from bustseg.deploy.predictor import Predictor
 
@@ -32,6 +32,7 @@ ARGUMENTS = (
 PATIENCE = float(os.environ.get("BUSTSEG_BROWSER_SECONDS", "60"))
 
 pytestmark = [
+    pytest.mark.usefixtures("sealed"),
     pytest.mark.browser,
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)"),

@@ -19,9 +19,9 @@ import dicoms
 import httpx
 import numpy as np
 import pytest
-from conftest import Running, as_png, scene
 from fastapi.testclient import TestClient
 from PIL import Image
+from serving import Running, as_png, scene
 
 from bustseg.deploy.predict import NOTICE
 from bustseg.deploy.predictor import Predictor
@@ -30,6 +30,8 @@ from bustseg.serve.app import create_app
 from bustseg.serve.guard import host_name
 from bustseg.serve.settings import Settings
 from bustseg.serve.shapes import from_run_lengths, polygons, run_lengths
+
+pytestmark = pytest.mark.usefixtures("sealed")
 
 Start = Callable[..., Running]
 BASE = "http://127.0.0.1:8080"

@@ -1,16 +1,11 @@
-"""Short clips of a dark square that moves, and the model that finds it."""
+"""Short clips of a dark square that moves."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
-from dark_model import write_dark_model
 
 
 def frame(k: int, side: int = 48) -> np.ndarray:
@@ -28,13 +23,3 @@ def write_clip(path: Path, frames: list[np.ndarray], rate: float = 20.0) -> Path
         writer.write(cv2.cvtColor(one, cv2.COLOR_GRAY2BGR))
     writer.release()
     return path
-
-
-@pytest.fixture(scope="session")
-def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dark_model(tmp_path_factory.mktemp("models") / "dark", calibration={"temperature": 1.5})
-
-
-@pytest.fixture(autouse=True)
-def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BUSTSEG_TOKEN", raising=False)

@@ -1,0 +1,78 @@
+"""``bustseg node``: start the node and say where it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bustseg.box import boxed_model
+from bustseg.deploy.predict import NOTICE
+from bustseg.errors import UserError
+from bustseg.progress import console
+from bustseg.serve.settings import is_loopback
+
+
+def node(
+    port: int = 11112,
+    ae: str = "BUSTSEG",
+    send_to: str | None = None,
+    host: str = "127.0.0.1",
+    spool: Path | None = None,
+    model: str | None = None,
+    threshold: float | None = None,
+    allow: tuple[str, ...] = (),
+    capture: bool = True,
+    max_waiting: int = 10_000,
+    seconds: float | None = None,
+) -> int:
+    """Take ultrasound images over DICOM, and send DICOM SEG and secondary captures on, until Ctrl-C.
+
+    Args:
+        port: port to listen on; 0 takes a free one
+        ae: AE title of this node
+        send_to: where results go, as ``AE@HOST:PORT``; they stay in the spool when not given
+        host: address to listen on; DICOM has no passwords, so that others than this machine must be asked for
+        spool: folder of the queue; in the user's state folder when not given
+        model: a checkpoint, a run or an exported folder; the model in the box when not given
+        threshold: probability above which a pixel belongs to a lesion; the model's when not given
+        allow: AE titles that may send; all when empty
+        capture: send secondary captures too
+        max_waiting: images that may wait; more are refused
+        seconds: end after so many
+
+    Returns:
+        exit code 0
+
+    Raises:
+        UserError: an option, the model or the address cannot be used
+    """
+    from bustseg.node.node import Node, Peer, check_title, default_spool, run
+    from bustseg.node.spool import Spool
+
+    peer = Peer.of(send_to) if send_to else None
+    for title in (ae, *allow):
+        check_title(title)
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port is {port}: give a number from 0 to 65535")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"the threshold is {threshold}: it must lie between 0 and 1")
+    if max_waiting < 1:
+        raise UserError(f"--max_waiting is {max_waiting}: give at least 1")
+    folder = spool.expanduser() if spool else default_spool()
+    queue = Spool(folder, max_waiting)
+    try:
+        from bustseg.deploy.predictor import Predictor
+
+        predictor = Predictor(model if model is not None else str(boxed_model()), threshold=threshold)
+        made = Node(predictor, queue, ae, host, port, peer, tuple(allow), capture)
+    except BaseException:
+        queue.close()
+        raise
+    console.print(f"bustseg node: {ae}@{host}:{made.port} (Ctrl-C ends it)", highlight=False, markup=False)
+    where = f"results go to {send_to}" if send_to else "results stay in the queue: --send_to AE@HOST:PORT sends them on"
+    console.print(f"{where}; queue in {folder}, {queue.waiting} waiting", highlight=False, markup=False)
+    if not is_loopback(host):
+        who = f"only from {', '.join(allow)}" if allow else "from everyone who reaches it: --allow AE names who may"
+        console.print(f"images are taken {who}", highlight=False, markup=False)
+    console.print(NOTICE, highlight=False)
+    run(made, seconds)
+    return 0

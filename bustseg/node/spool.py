@@ -1,0 +1,175 @@
+"""The node's queue on disk: what was received is there until it is answered, whatever is killed in between.
+
+::
+
+    spool/
+      queue/ID.dcm             received; on disk before its sender is told so
+      results/ID/*.dcm         made of it, not yet taken by the receiver
+      done/ID.json             answered: when, and with what; the image itself is gone
+      failed/ID.dcm, ID.json   could not be read, and why
+
+``ID`` is a digest of the file's SOP instance and content: an image that is sent again is the same image.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bustseg.deploy.output import write_whole
+from bustseg.errors import UserError
+
+FOLDERS = ("queue", "results", "done", "failed")
+
+
+class Full(Exception):
+    """No room: on the disk, or in the queue."""
+
+
+class Spool:
+    """The folder above; one process works on it.
+
+    Args:
+        folder: is made when it does not exist, for this user alone
+        limit: images that may wait
+
+    Raises:
+        UserError: it cannot be written, or another node works on it
+    """
+
+    def __init__(self, folder: Path, limit: int = 10_000) -> None:
+        self.folder, self.limit = folder, limit
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for name in FOLDERS:
+                (folder / name).mkdir(exist_ok=True, mode=0o700)
+            self._lock = FileLock(folder / ".node.lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another node works on {folder}: name another --spool") from None
+        except OSError as error:
+            raise UserError(f"cannot keep a queue in {folder}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._lock.release()
+
+    @staticmethod
+    def id_of(instance: str, content: bytes) -> str:
+        """Name of an image: 16 hex digits of its SOP instance and 16 of its content."""
+        return f"{hashlib.sha256(instance.encode()).hexdigest()[:16]}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+    def receive(self, instance: str, content: bytes) -> str:
+        """Take an image in; it is on disk when this returns. What is known already is not taken twice.
+
+        Returns:
+            its id
+
+        Raises:
+            Full: there is no room
+        """
+        id = self.id_of(instance, content)
+        if self.is_known(id):
+            return id
+        if self.waiting >= self.limit:
+            raise Full
+        path = self.folder / "queue" / f"{id}.dcm"
+        partial = path.with_name(f".{id}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise Full from None
+            raise
+        return id
+
+    def is_known(self, id: str) -> bool:
+        """Whether an image waits, was answered, or failed."""
+        return any(
+            (self.folder / folder / f"{id}{suffix}").is_file()
+            for folder, suffix in (("queue", ".dcm"), ("done", ".json"), ("failed", ".json"))
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Images that are not answered yet."""
+        return len(self.pending())
+
+    def pending(self) -> list[str]:
+        """Ids of the images that are not answered yet, the first that came first."""
+        found = []
+        with os.scandir(self.folder / "queue") as entries:
+            for entry in entries:
+                if entry.name.endswith(".dcm") and not entry.name.startswith("."):
+                    found.append((entry.stat().st_mtime_ns, entry.name.removesuffix(".dcm")))
+        return [id for _, id in sorted(found)]
+
+    def source(self, id: str) -> Path:
+        """File of an image that waits."""
+        return self.folder / "queue" / f"{id}.dcm"
+
+    def results(self, id: str) -> list[Path] | None:
+        """Files that were made of an image, None while they are not all there."""
+        folder = self.folder / "results" / id
+        if not (folder / "whole.json").is_file():
+            return None
+        return [folder / name for name in json.loads((folder / "whole.json").read_text())["files"]]
+
+    def keep_results(self, id: str, files: Mapping[str, bytes], said: Mapping[str, Any]) -> list[Path]:
+        """Keep what was made of an image, and what is to be said of it."""
+        folder = self.folder / "results" / id
+        folder.mkdir(exist_ok=True, mode=0o700)
+        for name, content in files.items():
+            write_whole(folder / name, content)
+        # written last: without it the results are made again
+        write_whole(folder / "whole.json", json.dumps({"files": list(files), "said": dict(said)}).encode())
+        return [folder / name for name in files]
+
+    def finish(self, id: str) -> None:
+        """The receiver has all results of an image: forget its pixels."""
+        folder = self.folder / "results" / id
+        said = json.loads((folder / "whole.json").read_text())["said"]
+        record = {**said, "answered": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_whole(self.folder / "done" / f"{id}.json", json.dumps(record, indent=1).encode() + b"\n")
+        self.source(id).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def fail(self, id: str, reason: str) -> None:
+        """Put an image aside that cannot be read."""
+        record = {"reason": reason, "when": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_whole(self.folder / "failed" / f"{id}.json", json.dumps(record).encode() + b"\n")
+        os.replace(self.source(id), self.folder / "failed" / f"{id}.dcm")
+        shutil.rmtree(self.folder / "results" / id, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove what a kill has left behind an image that was answered: done, and still in the queue."""
+        for id in self.pending():
+            if (self.folder / "done" / f"{id}.json").is_file():
+                self.source(id).unlink(missing_ok=True)
+                shutil.rmtree(self.folder / "results" / id, ignore_errors=True)
+        for partial in (self.folder / "queue").glob(".*.partial"):
+            partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

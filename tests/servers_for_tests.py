@@ -1,0 +1,98 @@
+"""Fixtures that tests/serve, tests/live and tests/node share.
+
+They are no conftest.py of those folders: test modules import the one above by its name, which stands for one file only.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from bustseg.deploy.predictor import Predictor
+
+sys.path += [str(Path(__file__).parent / name) for name in ("data", "deploy", "live", "node", "serve")]
+
+
+@pytest.fixture
+def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key for pseudonyms of the test's own, and no token from outside."""
+    monkeypatch.setenv("BUSTSEG_SALT", "of this test")
+    monkeypatch.delenv("BUSTSEG_TOKEN", raising=False)
+
+
+@pytest.fixture(scope="session")
+def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model that calls dark pixels lesion and needs no torch."""
+    from dark_model import write_dark_model
+
+    return write_dark_model(tmp_path_factory.mktemp("models") / "dark", calibration={"temperature": 1.5})
+
+
+@pytest.fixture(scope="session")
+def predictor(dark: Path) -> Predictor:
+    """The same, ready to predict."""
+    from bustseg.deploy.predictor import Predictor
+
+    return Predictor(dark, threads=1)
+
+
+@pytest.fixture
+def start(predictor: Predictor) -> Iterator[Callable[..., Any]]:
+    """Start servers of `bustseg serve` in threads, with settings of one's own; they end with the test."""
+    import uvicorn
+    from serving import Running
+
+    from bustseg.serve.app import create_app
+    from bustseg.serve.command import listen
+    from bustseg.serve.settings import Settings
+
+    servers: list[tuple[Any, threading.Thread]] = []
+
+    def run(model: Predictor | None = None, name: str = "dark", **settings: Any) -> Running:
+        app = create_app(model or predictor, Settings(**settings), name)
+        listening = listen("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        port = listening.getsockname()[1]
+        servers.append((server, thread))
+        until = time.monotonic() + 20
+        while not server.started:
+            assert time.monotonic() < until, "the server does not start"
+            time.sleep(0.01)
+        return Running(f"http://127.0.0.1:{port}", port, app)
+
+    yield run
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join(timeout=20)
+
+
+@pytest.fixture
+def pacs() -> Iterator[Any]:
+    """A receiver of DICOM objects."""
+    from peers import Pacs, free_port
+
+    with Pacs(free_port()) as running:
+        yield running
+
+
+@pytest.fixture
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Orthanc in a process of its own; skips where it is not installed."""
+    from peers import Orthanc
+
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/bin")
+    if program is None:
+        pytest.skip("Orthanc is not installed (Debian: apt-get install orthanc)")
+    running = Orthanc(program, tmp_path_factory.mktemp("orthanc"))
+    yield running
+    running.stop()
