@@ -32,9 +32,10 @@ def measure(config: Path, attention: str, args: argparse.Namespace) -> dict[str,
     """Train one network for a few steps in this process."""
     import torch
 
+    from bustseg.experiment import fast_precision
     from bustseg.models import FusionUNet
     from bustseg.task import SegmentationTask
-    from bustseg.training import fast_precision, keep_freed_memory
+    from bustseg.training import keep_freed_memory
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
     keep_freed_memory()

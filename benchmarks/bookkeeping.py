@@ -19,7 +19,8 @@ import time
 import lightning.pytorch as pl
 import torch
 
-from bustseg.training import build_cli, keep_freed_memory
+from bustseg.experiment import Experiment
+from bustseg.training import keep_freed_memory, prepare
 
 
 class BareEpochs(pl.Callback):
@@ -82,11 +83,9 @@ def main() -> None:
         options = ["--config", config]
         options += ["--trainer.max_epochs", str(args.epochs + 2)]
         options += ["--data.root", args.root] if args.root else []
-        cli = build_cli("fit", [*options, *rest])
         bare = BareEpochs()
-        callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks.insert(0, bare)
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        run = prepare(Experiment.parse([*options, *rest]), callbacks=[bare])
+        run.trainer.fit(run.task, datamodule=run.data)
         os.chdir("/")
     pairs = list(zip(bare.bustseg, bare.bare, strict=True))[1:]
     print("| epoch | bustseg, s | bare loop, s | overhead |")
@@ -94,7 +93,7 @@ def main() -> None:
     for number, (own, other) in enumerate(pairs, start=2):
         print(f"| {number} | {own:.2f} | {other:.2f} | {own / other - 1:+.1%} |")
     median = statistics.median(own / other - 1 for own, other in pairs)
-    print(f"\nmedian overhead {median:+.1%} of an epoch ({cli.trainer.strategy.root_device}, {cli.trainer.precision})")
+    print(f"\nmedian overhead {median:+.1%} of an epoch ({run.trainer.strategy.root_device}, {run.trainer.precision})")
 
 
 if __name__ == "__main__":

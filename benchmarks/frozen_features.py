@@ -10,12 +10,12 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bustseg.data.phantom import write_phantoms
-from bustseg.training import build_cli
+from bustseg.experiment import Experiment
+from bustseg.training import prepare
 
 
 class EpochTimes(Callback):
@@ -33,10 +33,9 @@ class EpochTimes(Callback):
 
 
 def epochs(args: list[str], max_gib: float) -> list[float]:
-    cli: Any = build_cli("fit", [*args, "--frozen_features.max_gib", str(max_gib)])
     times = EpochTimes()
-    cli.trainer.callbacks.append(times)
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    run = prepare(Experiment.parse([*args, "--frozen_features.max_gib", str(max_gib)]), callbacks=[times])
+    run.trainer.fit(run.task, datamodule=run.data)
     return times.seconds
 
 

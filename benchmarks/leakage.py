@@ -29,20 +29,22 @@ def train_and_test(scheme: str, seed: int, source: list[str], epochs: int, image
     """Train under one split and return ``{"image", "dice", "group", "copy"}`` of every test image with a lesion."""
     from bustseg.data.cache import cache_root, cached_groups
     from bustseg.data.splits import leakage, merge_groups
+    from bustseg.experiment import Experiment
     from bustseg.metrics import overlap_scores
-    from bustseg.training import run_verb
+    from bustseg.training import run_fit, run_test
 
-    fitted = run_verb(
-        "fit",
-        [
-            *("--config", str(CONFIG), *source),
-            *("--data.split", scheme, "--data.split_seed", str(seed), "--seed_everything", str(seed)),
-            *("--data.image_size", str(image_size), "--trainer.max_epochs", str(epochs)),
-            *("--tracking.experiment", "leakage", "--tracking.run_name", f"{scheme} {seed}"),
-        ],
+    experiment = (
+        Experiment.read(CONFIG)
+        .with_options(source)
+        .but(
+            {"data.split": scheme, "tracking.experiment": "leakage", "tracking.run_name": f"{scheme} {seed}"},
+            **{"split_seed": seed, "seed_everything": seed, "image_size": image_size, "max_epochs": epochs},
+        )
     )
-    tested = run_verb("test", ["--ckpt_path", fitted.trainer.logger.run_id])
-    data, counts = tested.datamodule, tested.model.overlap("test").per_image()
+    best = run_fit(experiment).checkpoint
+    assert best is not None
+    tested = run_test(Experiment.of_checkpoint(best, "test"), best)
+    data, counts = tested.data, tested.task.overlap("test").per_image()
     groups = merge_groups(
         data.samples, cached_groups(data.samples, cache_root(data.data_root), digest=data.data_digest)
     )

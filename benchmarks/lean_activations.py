@@ -18,9 +18,10 @@ import torch
 import yaml
 
 from bustseg.checkpoint import build_task
+from bustseg.experiment import fast_precision
 from bustseg.models import activations
 from bustseg.task import SegmentationTask
-from bustseg.training import fast_precision, keep_freed_memory
+from bustseg.training import keep_freed_memory
 
 
 def step(task: SegmentationTask, image: torch.Tensor, mask: torch.Tensor, half: bool) -> tuple[float, float]:

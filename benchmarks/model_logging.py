@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from bustseg import card
+from bustseg.checkpoint import build_task
 from bustseg.deploy.mlflow_model import link_metrics, log_model
+from bustseg.experiment import Experiment
 from bustseg.task import RECORD
 from bustseg.tracking import Tracker
-from bustseg.training import _SummaryCLI
 
 
 def main() -> None:
@@ -25,11 +26,11 @@ def main() -> None:
     parser.add_argument("--config", default="configs/paper/model_01.yaml")
     parser.add_argument("--epochs", type=int, default=50, help="epochs whose metrics the store holds")
     args = parser.parse_args()
-    cli = _SummaryCLI(["--config", args.config])
-    config = {"model": cli.config.model.as_dict(), "data": cli.config.data.as_dict()}
+    experiment = Experiment.read(args.config)
+    config = {"model": experiment["model"], "data": experiment["data"]}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         checkpoint = Path(folder) / "best.ckpt"
-        state = cli.model.state_dict()
+        state = build_task(config["model"]).state_dict()
         torch.save({"state_dict": state, "epoch": args.epochs - 1, RECORD: {"config": config}}, checkpoint)
         tracker = Tracker(uri=f"sqlite:///{folder}/mlflow.db")
         for epoch in range(args.epochs):

@@ -53,11 +53,12 @@ def checkpoint(client: mlflow.MlflowClient, name: str, seed: int, root: list[str
 def scores(run_id: str, root: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Dice of each validation image at the best point, and which images have a lesion."""
     from bustseg.callbacks import OperatingPointSearch
+    from bustseg.experiment import scored_experiment
     from bustseg.metrics.operating import MIN_AREAS, THRESHOLDS
-    from bustseg.training import run_verb
+    from bustseg.training import run_validate
 
-    cli = run_verb("validate", ["--ckpt_path", run_id, *root])
-    search = next(one for one in cli.trainer.callbacks if isinstance(one, OperatingPointSearch))  # type: ignore[attr-defined]
+    run = run_validate(*scored_experiment("validate", run_id, root))
+    search = next(one for one in run.trainer.callbacks if isinstance(one, OperatingPointSearch))  # type: ignore[attr-defined]
     best = search.points.recommended()
     assert best is not None
     dice, lesion = search.points.per_image()

@@ -51,8 +51,9 @@ def run_variant(
     from bustseg.data.datamodule import BUSIDataModule
     from bustseg.data.sources import BUSI
     from bustseg.data.splits import make_split
+    from bustseg.experiment import fast_precision
     from bustseg.task import IMAGENET_MEAN, IMAGENET_STD, SegmentationTask
-    from bustseg.training import fast_precision, keep_freed_memory
+    from bustseg.training import keep_freed_memory
 
     class Clock(pl.Callback):
         """Wall time from the end of the warm-up to the last step, the loader's time included."""

@@ -7,12 +7,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from bustseg import __version__
+from bustseg.command_line import call
 from bustseg.deploy.exported import BACKENDS, FORMATS, PRECISIONS
 from bustseg.errors import UserError
 from bustseg.progress import console, error_console
@@ -620,11 +622,8 @@ def run(args: Sequence[str]) -> int:
     """Run one verb and return its exit code; errors come out as exceptions."""
     if args and args[0] in (*TRAINING_VERBS, "summary"):
         # imported only here: torch and Lightning take seconds that `--help` and `ui` need not wait for
-        from bustseg import training
-
-        if args[0] == "summary":
-            return training.summary(list(args[1:]))
-        return training.train(args[0], list(args[1:]))
+        module = import_module(f"bustseg.commands.{args[0]}")
+        return call(getattr(module, args[0]), args[1:], f"bustseg {args[0]}")
     if args and args[0] == "cv" and not {"-h", "--help"} & set(args):
         from bustseg.cross_validation import cross_validate
 

@@ -18,7 +18,9 @@ from bustseg.metrics.registry import headline_scores, score
 from bustseg.nested_runs import Scores, config_digest, fit_and_test, reopen_parent
 from bustseg.progress import console
 from bustseg.tracking import PARENT_TAG, Tracker
-from bustseg.training import BustsegCLI, build_cli, one_value
+from bustseg.training import Run
+from bustseg.training.compat import build_cli, one_value
+from bustseg.training.setup import default_name
 
 FOLD, KEY = "cv.fold", "cv.key"
 
@@ -46,7 +48,7 @@ def cross_validate(args: list[str]) -> int:
     plan = build_cli("fit", rest)
     if not isinstance(plan.trainer.logger, Tracker):
         raise UserError("cv keeps its folds in MLflow: leave trainer.logger and trainer.fast_dev_run as they are")
-    numbers, options = _folds(plan.datamodule)
+    numbers, options = _folds(plan.data)
     key = _key(plan)
     parent, known = _parent(plan, key, numbers, resume)
     results: dict[int, Scores] = {}
@@ -54,7 +56,7 @@ def cross_validate(args: list[str]) -> int:
         for fold in numbers:
             console.rule(f"fold {fold} ({numbers.index(fold) + 1} of {len(numbers)})")
             own = [*rest, *options, "--data.fold", str(fold)]
-            tags = {PARENT_TAG: str(parent.run_id), FOLD: str(fold), "cv.split": plan.datamodule.split_scheme}
+            tags = {PARENT_TAG: str(parent.run_id), FOLD: str(fold), "cv.split": plan.data.split_scheme}
             results[fold] = _one_fold(own, tags, known.get(fold))
     except BaseException as error:
         parent.killed = isinstance(error, KeyboardInterrupt)
@@ -87,24 +89,24 @@ def _folds(data: BUSIDataModule) -> tuple[list[int], list[str]]:
     return list(range(data.folds)), ["--data.split", "kfold", "--data.kfold_of", of]
 
 
-def _key(plan: BustsegCLI) -> str:
+def _key(plan: Run) -> str:
     """Digest by which ``--resume`` knows its run."""
-    plan.datamodule.prepare_data()
-    return config_digest(plan.config_dump, without=["data.fold"])
+    plan.data.prepare_data()
+    return config_digest(plan.experiment.config, without=["data.fold"])
 
 
-def _parent(plan: BustsegCLI, key: str, folds: list[int], resume: bool) -> tuple[Tracker, dict[int, Any]]:
+def _parent(plan: Run, key: str, folds: list[int], resume: bool) -> tuple[Tracker, dict[int, Any]]:
     """The run over all folds, new or the newest of this key, and the runs of its folds that are there."""
-    options: dict[str, Any] = dict(plan.tracking_options)
+    options: dict[str, Any] = plan.experiment["tracking"]
     if resume:
         parent, children = reopen_parent(options, KEY, key)
         if parent is not None:
             return parent, {int(run.data.tags[FOLD]): run for run in children if FOLD in run.data.tags}
         console.print("there is no cross-validation of this configuration to resume: starting anew")
-    name = options.pop("run_name", None) or plan.default_name()
+    name = options.pop("run_name", None) or default_name(plan.experiment)
     tags = {**(options.pop("tags", None) or {}), KEY: key, "cv.folds": str(len(folds))}
     parent = Tracker(**options, run_name=f"{name} ({len(folds)} folds)", tags=tags)
-    parent.log_config(plan.config_dump)
+    parent.log_config(plan.experiment.config)
     return parent, {}
 
 

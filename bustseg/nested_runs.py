@@ -11,7 +11,7 @@ from bustseg.checkpoint import resolve_checkpoint
 from bustseg.errors import UserError
 from bustseg.progress import console
 from bustseg.tracking import Tracker, child_runs, newest_run, open_store, tracking_uri
-from bustseg.training import one_value, run_verb
+from bustseg.training.compat import one_value, run_verb
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -87,7 +87,7 @@ def fit_and_test(args: list[str], tags: Mapping[str, str], known: Run | None = N
             return known.info.run_id, scores
         run_id = known.info.run_id if known.info.status == "FINISHED" else _go_on(known, args)
     if run_id is None:
-        run_id = str(run_verb("fit", args, tags).trainer.logger.run_id)  # type: ignore[union-attr]
+        run_id = str(run_verb("fit", args, tags).run_id)
     test = run_verb("test", ["--ckpt_path", run_id, *machine_options(args)])
     return run_id, {
         name: float(value) for name, value in test.trainer.callback_metrics.items() if name.startswith("test/")

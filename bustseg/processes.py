@@ -6,21 +6,26 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bustseg.errors import TrainingError, UserError
 from bustseg.progress import error_console
+
+if TYPE_CHECKING:
+    from bustseg.experiment import Experiment
 
 _VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 """What tells a process its place; Lightning would take a process where it stays set for one of a finished training."""
@@ -29,58 +34,90 @@ POLL, GRACE, FAREWELL = 0.5, 10.0, 60.0
 """Seconds: between looks at the other processes, for this one to see that one died, for the others to end."""
 
 
-class ProcessLauncher(_SubprocessScriptLauncher):
-    """Starts the other processes of this machine with the arguments of one verb, and ends what they leave.
+class OtherProcesses(Callback):
+    """Starts the other processes of this machine with the same experiment, and ends what they leave.
 
-    Lightning's own repeats ``sys.argv``: a verb may be part of another command, and ``latest`` may mean another run by
-    the time that the others look. It also kills this process when another fails, before the run can be closed.
+    Lightning's own launcher repeats ``sys.argv``, but a training may be part of another command or of a notebook, and
+    ``latest`` may mean another run by the time that the others look. It also kills this process when another fails,
+    before the run can be closed. So this takes the launcher's place in the way that Lightning documents for it
+    (:class:`lightning.pytorch.plugins.environments.LightningEnvironment`): a process whose environment has
+    ``LOCAL_RANK`` starts no others.
 
-    Args:
-        original: the strategy's own launcher
-        args: arguments of the command line, with the verb first
-        on_death: called with one line when another process died and this one hangs waiting for it
+    As a callback it says of a lost connection which process died.
     """
 
-    def __init__(
-        self, original: _SubprocessScriptLauncher, args: Sequence[str], on_death: Callable[[str], None]
-    ) -> None:
-        super().__init__(original.cluster_environment, original.num_processes, original.num_nodes)
-        debug = ["--debug"] if "--debug" in sys.argv else []  # cli.main keeps it from the verbs
-        self.command = [sys.executable, "-P", "-m", "bustseg.cli", *args, *debug]
-        self.on_death = on_death
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
         self._ended = threading.Event()
+        self._waited = False
 
-    def launch(self, function: Callable, *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
-        """Run ``function`` here while the other processes run theirs.
+    @contextmanager
+    def started(self, trainer: Trainer, verb: str, experiment: Experiment, checkpoint: Path | None) -> Iterator[None]:
+        """While a trainer works, run the others, if it wants several processes and nobody else starts them.
+
+        Args:
+            trainer: the trainer
+            verb: ``fit``, ``validate`` or ``test``
+            experiment: what all processes run
+            checkpoint: what the verb begins with
 
         Raises:
             TrainingError: another process failed
         """
-        if self.cluster_environment.creates_processes_externally:
-            return super().launch(function, *args, trainer=trainer, **kwargs)
+        environment = _environment(trainer)
+        forked = any(word in str(experiment["trainer.strategy"]) for word in ("spawn", "fork", "notebook"))
+        if environment is None or environment.creates_processes_externally or forked:
+            yield
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            config = Path(folder) / f"{experiment.name or 'experiment'}.yaml"
+            experiment.save(config)
+            place = {
+                "MASTER_ADDR": environment.main_address,
+                "MASTER_PORT": str(environment.main_port),
+                "NODE_RANK": str(environment.node_rank()),
+                "WORLD_SIZE": str(trainer.num_devices * trainer.num_nodes),
+            }
+            same = command(verb, config, checkpoint)
+            with self.running(same, trainer.num_devices, place, lambda message: _close(trainer, message)):
+                yield
+
+    @contextmanager
+    def running(
+        self, command: Sequence[str], count: int, place: dict[str, str], on_death: Callable[[str], None]
+    ) -> Iterator[None]:
+        """While this process works, run ``command`` once for each of the other ``count`` - 1.
+
+        Args:
+            command: of one process
+            count: processes of this machine, this one among them
+            place: environment variables that tell a process about all of them
+            on_death: called with one line when another process died and this one hangs waiting for it
+
+        Raises:
+            TrainingError: another process failed
+        """
         before = {name: os.environ.get(name) for name in _VARIABLES}
         self._ended.clear()
+        self._waited = False
         try:
-            self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-            self._call_children_scripts()
-            _set_num_threads_if_needed(num_processes=self.num_processes)
-            threading.Thread(target=self._watch, daemon=True).start()
-            result = function(*args, **kwargs)
-            self._wait(FAREWELL, lambda: all(process.poll() is not None for process in self.procs))
-            return result
+            os.environ.update({**place, "LOCAL_RANK": "0"})
+            self._start(command, count)
+            threading.Thread(target=self._watch, args=(on_death,), daemon=True).start()
+            yield
+            self._wait(FAREWELL, lambda: all(process.poll() is not None for process in self.processes))
         except (UserError, KeyboardInterrupt, SystemExit):
             raise
         except Exception as error:
-            # a lost connection is all that is seen here of a failure there
-            self._wait(GRACE, lambda: self.failed is not None)
-            if self.failed is not None:
-                raise TrainingError(self.failed[1]) from error
+            if (message := self.death()) is not None:
+                raise TrainingError(message) from error
             raise
         finally:
             self._ended.set()
-            self.kill(signal.SIGKILL)
-            for process in self.procs:
+            for process in self.processes:
+                process.kill()
                 process.wait()
+            self.processes = []
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
             for name, value in before.items():
@@ -89,36 +126,43 @@ class ProcessLauncher(_SubprocessScriptLauncher):
                 else:
                     os.environ[name] = value
 
-    def _call_children_scripts(self) -> None:
-        """What Lightning's launcher does, with another command."""
-        self.procs = []
-        os.environ["MASTER_ADDR"] = self.cluster_environment.main_address
-        os.environ["MASTER_PORT"] = str(self.cluster_environment.main_port)
-        os.environ["NODE_RANK"] = str(self.cluster_environment.node_rank())
-        os.environ["LOCAL_RANK"] = "0"
-        os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
+    def _start(self, command: Sequence[str], count: int) -> None:
         # they import what this process imports, wherever it was started from
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         with _ignoring_interrupts():
-            for rank in range(1, self.num_processes):
+            for rank in range(1, count):
                 environment = {**os.environ, "LOCAL_RANK": str(rank), "PYTHONPATH": path}
-                self.procs.append(subprocess.Popen(self.command, env=environment))
+                self.processes.append(subprocess.Popen(command, env=environment))
 
     @property
     def failed(self) -> tuple[int, str] | None:
         """Exit code of the first process found to have failed, and a line that says so."""
-        for rank, process in enumerate(self.procs, start=1):
+        for rank, process in enumerate(self.processes, start=1):
             if code := process.poll():
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                return code, f"process {rank} of this machine's {self.num_processes} (counted from 0) {how}"
+                return code, f"process {rank} of this machine's {len(self.processes) + 1} (counted from 0) {how}"
         return None
+
+    def death(self) -> str | None:
+        """The line on the process that failed, for which an error here waits a little; None if none has."""
+        if self.processes and not self._waited:
+            self._wait(GRACE, lambda: self.failed is not None)
+            self._waited = True
+        return None if self.failed is None else self.failed[1]
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, UserError | KeyboardInterrupt | SystemExit | SIGTERMException):
+            return
+        # a lost connection is all that is seen here of a failure there
+        if (message := self.death()) is not None:
+            _close(trainer, message, quiet=True)
 
     def _wait(self, seconds: float, done: Callable[[], bool]) -> None:
         end = time.monotonic() + seconds
         while not done() and time.monotonic() < end:
             time.sleep(POLL / 5)
 
-    def _watch(self) -> None:
+    def _watch(self, on_death: Callable[[str], None]) -> None:
         while not self._ended.wait(POLL):
             if (failed := self.failed) is None:
                 continue
@@ -126,9 +170,34 @@ class ProcessLauncher(_SubprocessScriptLauncher):
             if self._ended.wait(GRACE):
                 return
             code, message = failed
-            self.on_death(message)
-            self.kill(signal.SIGKILL)
+            on_death(message)
+            for process in self.processes:
+                process.kill()
             os._exit(code if code > 0 else 1)
+
+
+def command(verb: str, config: Path, checkpoint: Path | None = None) -> list[str]:
+    """The command line of another process of the same training."""
+    line = [sys.executable, "-P", "-m", "bustseg.cli", verb, "--config", str(config)]
+    line += ["--ckpt_path", str(checkpoint)] if checkpoint is not None else []
+    return line + (["--debug"] if "--debug" in sys.argv else [])  # cli.main keeps it from the verbs
+
+
+def _environment(trainer: Trainer) -> LightningEnvironment | None:
+    """Where processes of one training find each other, if it is Lightning's to start them."""
+    strategy = trainer.strategy
+    environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
+    return environment if isinstance(environment, LightningEnvironment) else None
+
+
+def _close(trainer: Trainer, message: str, quiet: bool = False) -> None:
+    """End the training's run as failed, and say why."""
+    from bustseg.tracking import Tracker
+
+    if isinstance(trainer.logger, Tracker):
+        trainer.logger.close_as_failed(message)
+    if not quiet:
+        error_console.print(f"[bold red]error:[/] {message}", highlight=False)
 
 
 @contextmanager
@@ -142,21 +211,6 @@ def _ignoring_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def start_processes_with(trainer: Trainer, args: Sequence[str]) -> None:
-    """Let a trainer of several processes start them with ``args`` (the verb first) instead of ``sys.argv``."""
-
-    def close(message: str) -> None:
-        from bustseg.tracking import Tracker
-
-        if isinstance(trainer.logger, Tracker):
-            trainer.logger.close_as_failed(message)
-        error_console.print(f"[bold red]error:[/] {message}", highlight=False)
-
-    strategy = trainer.strategy
-    if isinstance(strategy.launcher, _SubprocessScriptLauncher):
-        strategy._launcher = ProcessLauncher(strategy.launcher, args, close)
 
 
 class OneProcessStops(Callback):

@@ -33,7 +33,7 @@ from bustseg.paper_tables import PaperTable, Row, find_table, read_table
 from bustseg.progress import console, print_wide, track
 from bustseg.reproduce_report import Outcome, Result, duration, read_outcome, write_report
 from bustseg.tracking import PARENT_TAG, RUNS_DIR, Tracker, one_line
-from bustseg.training import one_value, resolve_config
+from bustseg.training.compat import one_value, resolve_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bustseg.checkpoint import build_data, build_task
 from bustseg.progress import console
+
+if TYPE_CHECKING:
+    from bustseg.experiment import Experiment
 
 
 @torch.inference_mode()
@@ -74,3 +79,16 @@ def print_summary(result: dict[str, Any]) -> None:
         f"GFLOPs {result['gflops']:.2f} at {height} x {width} (a multiply-add is two operations)",
         highlight=False,
     )
+
+
+def summary_command(experiment: Experiment, as_json: bool = False) -> int:
+    """Print what an experiment's network is and costs; returns the exit code."""
+    task = build_task(experiment["model"])
+    image_size = build_data(experiment["data"]).image_size
+    result = summarise(task.network, image_size, channels=len(task.scale.flatten()))
+    result["name"] = experiment["tracking.run_name"] or type(task.network).__name__
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_summary(result)
+    return 0

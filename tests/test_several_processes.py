@@ -10,22 +10,21 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY, TINY
-from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from conftest import REPOSITORY, TINY, TrainedRun
 from mlflow.entities import Run
 
 from bustseg import processes
 from bustseg.data.datamodule import EpochSampler, EqualBatches
 from bustseg.errors import TrainingError
-from bustseg.processes import ProcessLauncher
-from bustseg.tracking import tracking_uri
+from bustseg.processes import OtherProcesses, command
+from bustseg.tracking import Tracker, tracking_uri
 
 Bustseg = Callable[..., tuple[int, str, str]]
 TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
@@ -178,10 +177,14 @@ def test_ctrl_c_in_a_terminal_ends_both_processes_and_the_run_as_killed(phantoms
         os.killpg(process.pid, 0)
 
 
-def launcher(program: str, on_death: Callable[[str], None] = print) -> ProcessLauncher:
-    made = ProcessLauncher(_SubprocessScriptLauncher(LightningEnvironment(), 2, 1), [], on_death)
-    made.command = [sys.executable, "-S", "-c", program]
-    return made
+PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}
+
+
+def together(others: OtherProcesses, program: str, work: Callable[[], object], said: list[str] | None = None) -> object:
+    """What ``work`` gives in this process while another runs ``program``."""
+    said = [] if said is None else said
+    with others.running([sys.executable, "-S", "-c", program], 2, PLACE, said.append):
+        return work()
 
 
 def lost_connection() -> None:
@@ -192,13 +195,37 @@ def test_a_lost_connection_is_explained_by_the_process_that_died(monkeypatch: py
     monkeypatch.setattr(processes, "GRACE", 5)
     before = dict(os.environ)
     with pytest.raises(TrainingError, match=r"process 1 .* was ended by signal 9"):
-        launcher("import os; os.kill(os.getpid(), 9)").launch(lost_connection)
+        together(OtherProcesses(), "import os; os.kill(os.getpid(), 9)", lost_connection)
     assert dict(os.environ) == before
     monkeypatch.setattr(processes, "GRACE", 0.1)
-    one = launcher("import time; time.sleep(60)")
+    started: list[subprocess.Popen[bytes]] = []
+    others = OtherProcesses()
+
+    def fail() -> None:
+        started.extend(others.processes)
+        lost_connection()
+
     with pytest.raises(RuntimeError, match="Connection closed by peer"):
-        one.launch(lost_connection)
-    assert one.procs[0].wait(5) == -signal.SIGKILL, "the other process does not outlive this one's failure"
+        together(others, "import time; time.sleep(60)", fail)
+    assert started[0].wait(5) == -signal.SIGKILL, "the other process does not outlive this one's failure"
+
+
+def test_the_run_says_which_process_died(trained_run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callbacks learn of an error before the command line does, and the first of them to close the run says why."""
+    closed: list[str] = []
+    monkeypatch.setattr(Tracker, "close_as_failed", lambda self, error: closed.append(error))
+    others, trainer = OtherProcesses(), SimpleNamespace(logger=Tracker(uri=trained_run.uri))
+
+    def fail() -> None:
+        try:
+            lost_connection()
+        except RuntimeError as error:
+            others.on_exception(trainer, None, error)  # type: ignore[arg-type]
+            raise
+
+    with pytest.raises(TrainingError):
+        together(others, "raise SystemExit(3)", fail)
+    assert closed == ["process 1 of this machine's 2 (counted from 0) ended with exit code 3"]
 
 
 def test_the_other_process_finds_its_place_in_the_environment(tmp_path: Path) -> None:
@@ -206,17 +233,16 @@ def test_the_other_process_finds_its_place_in_the_environment(tmp_path: Path) ->
         "import os; print(*[os.environ[name] for name in ('LOCAL_RANK', 'WORLD_SIZE', 'NODE_RANK', 'MASTER_ADDR')], "
         f"file=open({str(tmp_path / 'place')!r}, 'w'))"
     )
-    assert launcher(program).launch(lambda: "done") == "done"
+    assert together(OtherProcesses(), program, lambda: os.environ["LOCAL_RANK"]) == "0"
     assert (tmp_path / "place").read_text().split() == ["1", "2", "0", "127.0.0.1"]
 
 
-@pytest.mark.parametrize(("argv", "last"), [(["fit"], "--ok"), (["fit", "--debug"], "--debug")])
+@pytest.mark.parametrize(("argv", "last"), [(["fit"], "x.yaml"), (["fit", "--debug"], "--debug")])
 def test_the_other_processes_show_tracebacks_where_this_one_does(
     monkeypatch: pytest.MonkeyPatch, argv: list[str], last: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bustseg", *argv])
-    made = ProcessLauncher(_SubprocessScriptLauncher(LightningEnvironment(), 2, 1), ["fit", "--ok"], print)
-    assert made.command[-1] == last
+    assert command("fit", Path("x.yaml"))[-1] == last
 
 
 def test_a_process_that_hangs_for_a_dead_one_closes_the_run_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +256,7 @@ def test_a_process_that_hangs_for_a_dead_one_closes_the_run_and_ends(monkeypatch
     monkeypatch.setattr(processes, "GRACE", 0.2)
     monkeypatch.setattr(processes.os, "_exit", end)
     started = time.monotonic()
-    launcher("raise SystemExit(3)", said.append).launch(lambda: ended.wait(30))
+    together(OtherProcesses(), "raise SystemExit(3)", lambda: ended.wait(30), said)
     assert codes[:1] == [3]
     assert said[0].endswith("ended with exit code 3")
     assert np.less(time.monotonic() - started, 30)

@@ -32,7 +32,7 @@ from bustseg.sweep.plan import Dimension, Plan, put, read_plan
 from bustseg.sweep.study import DEATHS, FAILURE, OWNER, RESULT, RETRY_OF, SharedStudy, interrupted, point
 from bustseg.sweep.trial import TrialReporter, known_metrics
 from bustseg.tracking import Tracker, tracking_uri
-from bustseg.training import resolve_config
+from bustseg.training.compat import resolve_config
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -179,9 +179,11 @@ def _files(images: Path | None, folder: Path, n: int = 8) -> list[Path]:
 
 def untrained_checkpoint(config: Path, path: Path) -> Path:
     """Write a checkpoint of a config's network with random weights: speed does not depend on them."""
-    from bustseg.training import untrained
+    from bustseg.checkpoint import build_task
+    from bustseg.experiment import Experiment
 
-    task, section = untrained(config)
+    section = Experiment.read(config).config
+    task = build_task(section["model"]).eval()
     # what only training needs stays out: a test's process has no use for it
     model = {key: value for key, value in section["model"].items() if key not in ("loss", "optimizer", "lr_scheduler")}
     torch.save({RECORD: {"config": {**section, "model": model}}, "state_dict": task.state_dict()}, path)

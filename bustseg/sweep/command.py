@@ -18,7 +18,7 @@ from bustseg.sweep.study import FAILURE, PRUNED, RESULT, SharedStudy, interrupte
 from bustseg.sweep.trial import known_metrics, run_trial, settle_runs, unknown_metric
 from bustseg.sweep.workers import Workers, follow_supervisor, termination_is_interrupt, threads_each
 from bustseg.tracking import Tracker, child_runs, newest_run
-from bustseg.training import build_cli, one_value
+from bustseg.training.compat import build_cli, one_value
 
 TOKEN = "sweep.token"
 """Tag of a sweep's parent run: which study it belongs to."""
@@ -103,8 +103,8 @@ def _rehearse(plan: Plan) -> None:
         raise SweepError(
             "a sweep keeps its trials in MLflow: leave trainer.logger and trainer.fast_dev_run as they are"
         )
-    cli.datamodule.prepare_data()
-    cli.datamodule.setup("fit")
+    cli.data.prepare_data()
+    cli.data.setup("fit")
 
 
 def _parent(plan: Plan, study: SharedStudy) -> Tracker:

@@ -29,7 +29,7 @@ from optuna.samplers import BaseSampler
 
 from bustseg.errors import SweepError, UserError
 from bustseg.tracking import flatten
-from bustseg.training import resolve_config
+from bustseg.training.compat import resolve_config
 
 GRID_SAMPLERS = ("GridSampler", "BruteForceSampler")
 """Samplers that mean every point of the space once. Optuna's own may run a point twice under several workers."""

@@ -25,7 +25,7 @@ from bustseg.progress import console, error_console
 from bustseg.sweep.plan import Plan
 from bustseg.sweep.study import FAILURE, PRUNED, RESULT, RUN, SharedStudy, interrupted
 from bustseg.tracking import PARENT_TAG, Tracker, one_line
-from bustseg.training import run_verb
+from bustseg.training.compat import run_verb
 
 TRIAL, STATE, REASON = "sweep.trial", "sweep.state", "sweep.reason"
 OBJECTIVE, SECONDS, OVERHEAD = "sweep/objective", "sweep/seconds", "sweep/overhead_seconds"

@@ -1,0 +1,227 @@
+"""A typed function as a command: its signature and docstring are the options and the help.
+
+Parameters before ``*`` are positional arguments, those after it are options. A ``bool`` is a flag, a ``list`` takes
+several values, a ``Literal`` is a choice, and a default makes an option optional. What a signature cannot say stands
+in ``Annotated[..., Option(...)]``. jsonargparse reads signatures too, but neither takes ``--size 64 128``, ``--resume``
+without a value nor options of which only one may be given, and its import costs more than most of these commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+
+from bustseg.errors import UserError
+
+Command = Callable[..., int]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What an option's type and name do not say.
+
+    Attributes:
+        name: its spelling, when that is not ``--`` and the parameter's name
+        metavar: what its value is called in the help
+        convert: from text to value, when the type is not enough
+        repeated: may be given several times, with one value each
+        group: of the options of one group only one may be given
+        hidden: does not appear in the help
+    """
+
+    name: str | None = None
+    metavar: str | None = None
+    convert: Callable[[str], Any] | None = None
+    repeated: bool = False
+    group: str | None = None
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Marks the parameter that takes every other option, for the parser of experiments.
+
+    Attributes:
+        shown: whether the help lists those options too
+    """
+
+    shown: bool = False
+
+
+ExperimentOptions = Annotated[list[str], Rest()]
+"""Type of a parameter that takes the options of an experiment, beside the command's own."""
+
+ShownExperimentOptions = Annotated[list[str], Rest(shown=True)]
+"""The same, for commands of which these are the main options."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser whose errors are one line for the user."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """What a function's docstring (in Google's style) says.
+
+    Attributes:
+        summary: the first paragraph
+        example: a command line
+        arguments: description of each parameter
+    """
+
+    summary: str
+    example: str
+    arguments: dict[str, str]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Docstring:
+        """Read a function's docstring."""
+        summary, _, rest = inspect.cleandoc(function.__doc__ or "").partition("\n\n")
+        sections: dict[str, list[str]] = {}
+        lines: list[str] = []
+        for line in rest.splitlines():
+            if line and not line.startswith(" ") and line.endswith(":"):
+                lines = sections.setdefault(line[:-1], [])
+            else:
+                lines.append(line.removeprefix("    "))
+        arguments: dict[str, str] = {}
+        for line in sections.get("Args", []):
+            if line and not line.startswith(" "):
+                name, _, text = line.partition(": ")
+                arguments[name] = text
+            elif line and arguments:
+                arguments[name] += f" {line.strip()}"
+        example = " ".join(line.strip() for line in sections.get("Example", []) if line.strip())
+        return cls(" ".join(summary.split()), example, arguments)
+
+
+def call(function: Command, args: Sequence[str], prog: str) -> int:
+    """Run a command with arguments as in ``sys.argv``; returns the exit code.
+
+    Args:
+        function: the command
+        args: its arguments
+        prog: what is called, such as ``bustseg predict``
+
+    Raises:
+        UserError: arguments that it does not take
+        SystemExit: after printing the help
+    """
+    rest = next(((name, marker) for name, _, marker in _parameters(function) if isinstance(marker, Rest)), None)
+    if rest is not None and rest[1].shown and {"-h", "--help"} & set(args):
+        print(_experiment_help(function, prog), end="")
+        return 0
+    parser = make_parser(function, prog)
+    if rest is None:
+        return function(**vars(parser.parse_args(list(args))))
+    known, others = parser.parse_known_args(list(args))
+    return function(**vars(known), **{rest[0]: others})
+
+
+def make_parser(function: Command, prog: str) -> argparse.ArgumentParser:
+    """The parser of a command's own arguments."""
+    docstring = Docstring.of(function)
+    parser = _Parser(
+        prog=prog,
+        description=docstring.summary,
+        epilog=f"example: {docstring.example}",
+        # or an option of an experiment would be taken for one of these
+        allow_abbrev=False,
+    )
+    add_arguments(parser, function)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser, function: Command, skip: Sequence[str] = ()) -> None:
+    """Give a parser (argparse's or jsonargparse's) the arguments of a command, but for those to ``skip``."""
+    # taken out of the arguments before they get here; here only for the help
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show an error's traceback")
+    texts = Docstring.of(function).arguments
+    groups: dict[str, Any] = {}
+    for name, annotation, marker in _parameters(function):
+        if isinstance(marker, Rest) or name in skip:
+            continue
+        option = marker or Option()
+        target: Any = parser
+        if option.group is not None:
+            target = groups[option.group] = groups.get(option.group) or parser.add_mutually_exclusive_group()
+        parameter = inspect.signature(function).parameters[name]
+        positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+        keywords = _keywords(annotation, parameter, option, positional)
+        keywords["help"] = argparse.SUPPRESS if option.hidden else _help(texts.get(name, ""), parameter.default)
+        if positional:
+            target.add_argument(name, **keywords)
+        else:
+            target.add_argument(option.name or f"--{name}", dest=name, **keywords)
+
+
+def _parameters(function: Command) -> list[tuple[str, Any, Option | Rest | None]]:
+    """Name, plain type and marker of each parameter."""
+    found = []
+    for name, hint in typing.get_type_hints(function, include_extras=True).items():
+        if name == "return":
+            continue
+        marker = None
+        if get_origin(hint) is Annotated:
+            hint, *markers = get_args(hint)
+            marker = next((one for one in markers if isinstance(one, Option | Rest)), None)
+        found.append((name, hint, marker))
+    return found
+
+
+def _keywords(annotation: Any, parameter: inspect.Parameter, option: Option, positional: bool) -> dict[str, Any]:
+    """Keywords of ``add_argument``."""
+    required = parameter.default is inspect.Parameter.empty
+    default = None if required else parameter.default
+    if get_origin(annotation) in (typing.Union, UnionType):
+        (annotation,) = (one for one in get_args(annotation) if one is not NoneType)
+    if annotation is bool:
+        flag = argparse.BooleanOptionalAction if default else "store_true"
+        return {"action": flag, "default": bool(default)}
+    several = get_origin(annotation) is list
+    item = get_args(annotation)[0] if several else annotation
+    keywords: dict[str, Any] = {"default": default, "metavar": option.metavar}
+    if get_origin(item) is Literal:
+        choices = get_args(item)
+        keywords |= {"choices": choices, "type": type(choices[0])}
+    else:
+        keywords["type"] = option.convert or {Path: _path}.get(item, item)
+    if option.repeated:
+        keywords["action"] = "append"
+    elif several:
+        keywords["nargs"] = "+" if required or not positional else "*"
+    elif positional and not required:
+        keywords["nargs"] = "?"
+    return keywords if positional else {**keywords, "required": required}
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _help(text: str, default: Any) -> str:
+    """The help of an option: its text, and its default where the text does not say it."""
+    text = text.replace("%", "%%")
+    if default in (inspect.Parameter.empty, None, False, True, "") or default == [] or "(default" in text:
+        return text
+    shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+    return f"{text} (default {shown})"
+
+
+def _experiment_help(function: Command, prog: str) -> str:
+    from bustseg.experiment import make_parser as experiment_parser
+
+    docstring = Docstring.of(function)
+    parser = experiment_parser(prog, docstring.summary)
+    parser.epilog = f"example: {docstring.example}"
+    add_arguments(parser, function, skip=("ckpt_path",))  # which an experiment's parser has already
+    return parser.format_help()

@@ -1,0 +1,21 @@
+"""`bustseg summary`."""
+
+from __future__ import annotations
+
+from bustseg.command_line import ShownExperimentOptions
+
+
+def summary(*, json: bool = False, options: ShownExperimentOptions) -> int:
+    """Parameters, GFLOPs and layers of a config's network; trains nothing, and needs no weights and no data.
+
+    Example:
+        bustseg summary --config configs/paper/model_01.yaml
+
+    Args:
+        json: print JSON
+        options: of the experiment
+    """
+    from bustseg.experiment import Experiment
+    from bustseg.summary import summary_command
+
+    return summary_command(Experiment.parse(options), json)

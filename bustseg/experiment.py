@@ -1,0 +1,377 @@
+"""One experiment: config files and changes to them, resolved once into the whole configuration of a training."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, Namespace
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.cli import LightningArgumentParser
+
+from bustseg.callbacks import BestCheckpoint, ExplainCallback, FrozenFeatures, TestPasses
+from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, run_file, without_pretrained
+from bustseg.data.datamodule import BUSIDataModule
+from bustseg.errors import UserError
+from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
+from bustseg.task import RECORD, SegmentationTask
+from bustseg.tracking import Tracker, flatten
+
+CALLBACKS: dict[type[pl.Callback], str] = {
+    EarlyStopping: "early_stopping",
+    BestCheckpoint: "checkpoint",
+    TestPasses: "report",
+    ExplainCallback: "explain",
+    FrozenFeatures: "frozen_features",
+}
+"""Callbacks with a section of their own in a configuration."""
+
+OF_A_RUN = ("config", "ckpt_path", "weights_only", "verbose")
+"""Keys that a config file may have, and that say how one run of the experiment goes, not what it is."""
+
+OF_A_SCORE = ("seed_everything", "model", "data", "report", "explain", "tracking")
+"""Sections of a checkpoint's configuration that a test takes over: it may run on another machine than the fit did."""
+
+_DOWNLOAD_ERRORS = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "HfHubHTTPError", "URLError", "HTTPError")
+"""What the hub, timm and torchvision raise, by name: importing their modules only for this would cost a second."""
+
+_UNKNOWN_KEY = re.compile(
+    r"(?:Group '(?P<group>[\w.]+)' does not accept option|Option|Key) '(?P<key>[\w.]+)'"
+    r"|unrecognized arguments?: -*(?P<option>[\w.]+)",
+    re.IGNORECASE,
+)
+"""jsonargparse's ways to say that a file or the command line has a key that nothing takes."""
+
+
+def fast_precision() -> str:
+    """``bf16-mixed`` where the hardware computes in it, else ``32-true``."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    try:
+        capabilities = torch.cpu.get_capabilities()
+    except (AttributeError, RuntimeError):
+        return "32-true"
+    fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
+    return "bf16-mixed" if fast else "32-true"
+
+
+class _Parser(LightningArgumentParser):
+    """Parser whose errors are exceptions, so that the command line can say them in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["exit_on_error"] = False
+        super().__init__(*args, **kwargs)
+
+
+def make_parser(prog: str = "bustseg", description: str = "The configuration of an experiment") -> _Parser:
+    """A new parser of every key that an experiment has; the defaults are the paper's protocol."""
+    parser = _Parser(prog=prog, description=description, dump_header=[f"lightning.pytorch=={pl.__version__}"])
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="configuration file (YAML); may be repeated")
+    parser.add_argument(
+        "--seed_everything",
+        type=bool | int,
+        default=0,
+        help="seed of weights, order and augmentation; true for a random one, false for none",
+    )
+    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    parser.add_lightning_class_args(SegmentationTask, "model")
+    parser.add_lightning_class_args(BUSIDataModule, "data")
+    parser.add_class_arguments(Tracker, "tracking", skip={"run_id"}, instantiate=False)
+    for callback, section in CALLBACKS.items():
+        parser.add_lightning_class_args(callback, section)
+    parser.add_argument("--ckpt_path", type=str | None, help="checkpoint file, run id, runs:/ID or latest")
+    parser.add_argument("--weights_only", type=bool | None, help="as in Lightning's Trainer")
+    parser.add_argument("--verbose", type=bool | None, help="of no effect: scores are printed by convention")
+    parser.set_defaults(
+        {
+            "trainer.max_epochs": 50,
+            "trainer.precision": fast_precision(),
+            "trainer.num_sanity_val_steps": 0,
+            # the sampler shards by itself, without counting an evaluation image twice
+            "trainer.use_distributed_sampler": False,
+            "trainer.enable_model_summary": False,
+            "trainer.log_every_n_steps": 50,
+            "early_stopping.monitor": "val/loss",
+            "early_stopping.patience": 10,
+        }
+    )
+    return parser
+
+
+@cache
+def _parser() -> _Parser:
+    """The parser of this process: making it takes a tenth of a second."""
+    return make_parser()
+
+
+class Experiment:
+    """The whole configuration of a training, parsed and checked, with nothing made of it yet.
+
+    An experiment does not change; :meth:`but` and :meth:`with_options` derive others.
+
+    Example:
+        >>> experiment = Experiment.read("configs/quickstart.yaml")  # doctest: +SKIP
+        >>> experiment.but(lr=1e-3, max_epochs=5)["trainer.max_epochs"]  # doctest: +SKIP
+        5
+
+    Args:
+        namespace: what the parser made of the configuration
+        name: name of the last config file, without its ending; None when there was none
+        origin: file or run whose stored configuration it began with; empty when the user has written all of it
+    """
+
+    def __init__(self, namespace: Namespace, name: str | None = None, origin: str = "") -> None:
+        self._namespace = namespace
+        self.name = name
+        self.origin = origin
+
+    @classmethod
+    def parse(cls, options: Sequence[str], base: Experiment | None = None) -> Experiment:
+        """An experiment from options as on the command line: ``["--config", "x.yaml", "--data.batch_size", "8"]``.
+
+        Args:
+            options: later ones win
+            base: what they change; the defaults when not given
+
+        Raises:
+            UserError: a config file, key or value that cannot be used
+        """
+        check_files(options)
+        with explained():
+            namespace = _parser().parse_args(list(options), namespace=base._namespace if base else None)
+        files = [Path(str(path)).stem for path in namespace.pop("config", None) or []]
+        name = files[-1] if files else base.name if base else None
+        return cls(namespace, name, base.origin if base else "")
+
+    @classmethod
+    def read(cls, *files: str | Path) -> Experiment:
+        """An experiment from config files, of which later ones win.
+
+        Raises:
+            UserError: a file that cannot be used
+        """
+        return cls.parse([option for file in files for option in ("--config", str(Path(file).expanduser()))])
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], name: str | None = None, origin: str = "") -> Experiment:
+        """An experiment from a configuration as :attr:`config` gives it; what it leaves out has its default.
+
+        Raises:
+            UserError: a key or value that cannot be used
+        """
+        with explained():
+            namespace = _parser().parse_object({key: value for key, value in config.items() if key not in OF_A_RUN})
+        return cls(namespace, name, origin)
+
+    @classmethod
+    def of_checkpoint(cls, path: Path, verb: str = "fit") -> Experiment:
+        """The experiment that a checkpoint was trained by.
+
+        Args:
+            path: the checkpoint
+            verb: ``fit`` takes all of it; for ``validate`` and ``test`` the trainer is this machine's own, but for its
+                precision
+
+        Raises:
+            UserError: the file is no checkpoint of bustseg, or its configuration cannot be used
+        """
+        stored = read_checkpoint(path)[RECORD]["config"]
+        if verb != "fit":
+            precision = (stored.get("trainer") or {}).get("precision")
+            stored = {key: stored[key] for key in OF_A_SCORE if key in stored}
+            stored |= {"trainer": {"precision": precision}} if precision else {}
+        return cls.of_config(stored, origin=str(path))
+
+    @classmethod
+    def of_run(cls, run_id: str) -> Experiment:
+        """The experiment that a run has stored as ``config.yaml``.
+
+        Raises:
+            UserError: no such run, or its configuration cannot be used
+        """
+        return cls.of_config(yaml.safe_load(run_file(run_id, "config.yaml").read_text()), origin=f"run {run_id}")
+
+    def but(self, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Experiment:
+        """The same experiment with changes.
+
+        Args:
+            changes: dotted key (``model.optimizer.init_args.lr``) to its value, which replaces what was there
+            short: the same by a key's ending (``lr=1e-3``), where only one key ends so
+
+        Raises:
+            UserError: a key that is unknown or ambiguous, or a value that cannot be used
+        """
+        config = self.config
+        for key, value in {**(changes or {}), **{self.key(name): value for name, value in short.items()}}.items():
+            put(config, key, copy.deepcopy(value))
+        changed = Experiment.of_config(config, self.name, self.origin)
+        for key in OF_A_RUN:
+            if key in self._namespace:
+                changed._namespace[key] = self._namespace[key]
+        return changed
+
+    def with_options(self, options: Sequence[str]) -> Experiment:
+        """The same experiment with options as on the command line.
+
+        Raises:
+            UserError: an option that cannot be used
+        """
+        return Experiment.parse(options, self) if options else self
+
+    def key(self, ending: str) -> str:
+        """The dotted key that ends so: ``data.batch_size`` for ``batch_size``.
+
+        Raises:
+            UserError: no key ends so, or several do
+        """
+        known = self.keys()
+        if ending in known:
+            return ending
+        found = [key for key in known if key.endswith(f".{ending}")]
+        if not found:
+            raise UserError(f"unknown config key `{ending}`{did_you_mean(ending, known)}")
+        if len(found) > 1:
+            raise UserError(f"several config keys end in `{ending}`: name one of {', '.join(found)}")
+        return found[0]
+
+    def keys(self) -> list[str]:
+        """All dotted keys, those of sections among them."""
+        parts = [key.split(".") for key, _ in flatten(self.config)]
+        return list(dict.fromkeys(".".join(key[: end + 1]) for key in parts for end in range(len(key))))
+
+    def __getitem__(self, key: str) -> Any:
+        value: Any = self.config
+        for part in key.split("."):
+            value = value[part]
+        return value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Experiment) and self.config == other.config
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Experiment({self.name or self.origin or ''!r}, network {self['model.network.class_path']})"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration as plain types, defaults filled in; a copy."""
+        text = _parser().dump(self._namespace, skip_link_targets=False, skip_unset=False, format="yaml")
+        return {key: value for key, value in yaml.safe_load(text).items() if key not in OF_A_RUN}
+
+    @property
+    def ckpt_path(self) -> str | None:
+        """The checkpoint that a config file names, which is no part of the experiment itself."""
+        return self._namespace.get("ckpt_path")
+
+    @property
+    def weights_only(self) -> bool | None:
+        """Lightning's choice of how checkpoints are read, when the user has made it."""
+        return self._namespace.get("weights_only")
+
+    def save(self, path: Path) -> None:
+        """Write the configuration as a file that :meth:`read` takes."""
+        path.write_text(yaml.safe_dump(self.config, sort_keys=False))
+
+    def untrained(self) -> Experiment:
+        """The same experiment whose networks ask for no pretrained weights: a checkpoint brings its own."""
+        return self.but({"model.network": without_pretrained(self["model.network"])})
+
+    def instantiate(self) -> Namespace:
+        """Make what the configuration names: ``model``, ``data``, the trainer's options and the callbacks.
+
+        Raises:
+            UserError: something cannot be made
+        """
+        use_packaged_weights()
+        with explained(), fail_fast():
+            return _parser().instantiate(self._namespace)
+
+
+def scored_experiment(verb: str, ckpt_path: str | None, options: Sequence[str]) -> tuple[Experiment, Path]:
+    """What `validate` and `test` score: the experiment of a checkpoint, changed by options, and the checkpoint's file.
+
+    Raises:
+        UserError: no checkpoint is named, or it or an option cannot be used
+    """
+    if ckpt_path is None:
+        with suppress(UserError):
+            Experiment.parse(options)  # which answers --print_config and --model.network.help
+        raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id, runs:/ID or latest")
+    checkpoint = resolve_checkpoint(ckpt_path)
+    return Experiment.parse(options, Experiment.of_checkpoint(checkpoint, verb)), checkpoint
+
+
+def put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a nested configuration, making the mappings on the way."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(config.get(parent), dict):
+            config[parent] = {}
+        config = config[parent]
+    config[last] = value
+
+
+def check_files(options: Sequence[str]) -> None:
+    """Look at config files before the parser does, whose message does not name the file.
+
+    Raises:
+        UserError: a file that is not there, or holds no configuration
+    """
+    for path in (options[i + 1] for i, option in enumerate(options[:-1]) if option in ("--config", "-c")):
+        if not Path(path).is_file():
+            raise UserError(f"no config file at {path}")
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{path} holds no configuration: see configs/quickstart.yaml for one")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what parsing and building raise into one line for the user.
+
+    Raises:
+        UserError: something raised
+    """
+    try:
+        yield
+    except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
+        raise explain(error) from error
+
+
+def explain(error: Exception) -> UserError:
+    """One line for what jsonargparse, or what it has built, says in several."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        if type(cause).__name__ in _DOWNLOAD_ERRORS:
+            return download_error("the network's encoder", cause)  # type: ignore[arg-type]
+        cause = cause.__cause__ or cause.__context__
+    text = str(error)
+    if missing := re.search(r"arguments are required: ([^\s,]+)", text):
+        return UserError(f"no {missing[1]}: name a config (--config configs/quickstart.yaml) or give --{missing[1]}")
+    if unknown := _UNKNOWN_KEY.match(text):
+        found = unknown.groupdict()
+        key = ".".join(part for part in (found["group"], found["key"] or found["option"]) if part)
+        return UserError(f"unknown config key `{key}`{did_you_mean(key, _parser().get_defaults().keys(branches=True))}")
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
+    return UserError(" ".join(dict.fromkeys(lines))[:600])
+
+
+def did_you_mean(key: str, known: Iterator[str] | Sequence[str]) -> str:
+    """The ending of a message on an unknown key: the keys that may have been meant."""
+    close = difflib.get_close_matches(key, list(known), n=3, cutoff=0.6)
+    return f": did you mean {' or '.join(f'`{name}`' for name in close)}?" if close else ": see `bustseg fit --help`"

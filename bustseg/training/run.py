@@ -1,0 +1,171 @@
+"""Fit, validate and test as plain functions of an experiment."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+
+from bustseg.callbacks import Interrupts
+from bustseg.callbacks.checkpoints import best_checkpoint
+from bustseg.checkpoint import read_checkpoint
+from bustseg.data.datamodule import BUSIDataModule
+from bustseg.errors import UserError
+from bustseg.experiment import Experiment
+from bustseg.processes import OtherProcesses
+from bustseg.task import SegmentationTask
+from bustseg.tracking import Tracker
+from bustseg.training.report import report
+from bustseg.training.setup import make_tracker, make_trainer, quiet_libraries, seeded
+
+Verb = Literal["fit", "validate", "test"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a verb runs, or has run, with.
+
+    Attributes:
+        experiment: what it was made of
+        verb: ``fit``, ``validate`` or ``test``
+        trainer: Lightning's trainer, with the metrics and callbacks
+        task: the network, its loss and its metrics
+        data: the images
+        start: checkpoint that the weights came from
+    """
+
+    experiment: Experiment
+    verb: Verb
+    trainer: pl.Trainer
+    task: SegmentationTask
+    data: BUSIDataModule
+    start: Path | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the MLflow run; None when the run is kept elsewhere."""
+        return self.trainer.logger.run_id if isinstance(self.trainer.logger, Tracker) else None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The latest value of every metric, by name (``val/dice_lesion``)."""
+        return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The best epoch of a fit, or the weights that were scored."""
+        best = best_checkpoint(self.trainer) if self.verb == "fit" else None
+        return Path(best.best_model_path) if best else self.start
+
+
+def run_fit(
+    experiment: Experiment,
+    checkpoint: Path | None = None,
+    *,
+    tags: Mapping[str, str] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> Run:
+    """Train.
+
+    Args:
+        experiment: what to train
+        checkpoint: a ``last.ckpt`` to go on from, in the run that it belongs to
+        tags: further tags of the MLflow run
+        callbacks: further callbacks, which come before the others
+
+    Raises:
+        UserError: an experiment, checkpoint or data that cannot be used
+        KeyboardInterrupt: the user stopped it
+    """
+    return _run("fit", experiment, checkpoint, tags, callbacks)
+
+
+def run_validate(experiment: Experiment, checkpoint: Path, *, tags: Mapping[str, str] | None = None) -> Run:
+    """Score a checkpoint on the validation images, and recommend a threshold; as :func:`run_test`."""
+    return _run("validate", experiment, checkpoint, tags)
+
+
+def run_test(experiment: Experiment, checkpoint: Path, *, tags: Mapping[str, str] | None = None) -> Run:
+    """Score a checkpoint on the test images.
+
+    Args:
+        experiment: its model and data, such as :meth:`bustseg.experiment.Experiment.of_checkpoint` reads them
+        checkpoint: the weights
+        tags: further tags of the MLflow run
+
+    Raises:
+        UserError: an experiment, checkpoint or data that cannot be used
+        KeyboardInterrupt: the user stopped it
+    """
+    return _run("test", experiment, checkpoint, tags)
+
+
+def _run(
+    verb: Verb,
+    experiment: Experiment,
+    checkpoint: Path | None,
+    tags: Mapping[str, str] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> Run:
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    interrupts = Interrupts()
+    others = OtherProcesses()
+    run = prepare(experiment, verb, checkpoint, tags, [interrupts, *callbacks, others])
+    # before the run begins, so that data that cannot be used leave no run behind
+    run.data.prepare_data()
+    run.data.setup(verb)
+    options: dict[str, Any] = {"weights_only": experiment.weights_only}
+    if verb != "fit":
+        options["verbose"] = False  # the table below says each number's convention
+    try:
+        with interrupts, others.started(run.trainer, verb, run.experiment, checkpoint):
+            getattr(run.trainer, verb)(run.task, datamodule=run.data, ckpt_path=checkpoint, **options)
+    except SystemExit as error:  # Lightning's answer to Ctrl-C, which a caller with more runs to come has to know
+        raise KeyboardInterrupt from error
+    report(run.trainer, verb)
+    return run
+
+
+def prepare(
+    experiment: Experiment,
+    verb: Verb = "fit",
+    checkpoint: Path | None = None,
+    tags: Mapping[str, str] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> Run:
+    """Make everything that a verb needs, and run nothing.
+
+    Raises:
+        UserError: an experiment or checkpoint that cannot be used
+    """
+    quiet_libraries()
+    content = None if checkpoint is None else read_checkpoint(checkpoint)
+    if content is not None and verb == "fit" and "optimizer_states" not in content:
+        raise UserError(f"{checkpoint} holds weights only and cannot be continued: name the run's last.ckpt")
+    experiment = seeded(experiment)
+    # what is recorded still says which pretrained weights the network began with
+    parts = (experiment if content is None else experiment.untrained()).instantiate()
+    tracker = make_tracker(experiment, verb, parts, content, tags)
+    trainer = make_trainer(experiment, verb, parts, tracker, checkpoint, callbacks)
+    return Run(experiment, verb, trainer, parts.model, parts.data, checkpoint)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks for the next step instead of giving each back to the system.
+
+    A training step frees and asks for the same gigabytes again; by default glibc maps and unmaps every large tensor,
+    and the kernel clears its pages anew each time (a sixth of a CPU step). Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
