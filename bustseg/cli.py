@@ -233,21 +233,6 @@ def _ui(args: argparse.Namespace) -> int:
     os.execve(sys.executable, command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
 
 
-def _integers(text: str) -> list[int]:
-    """``1,7`` as numbers."""
-    return [int(item) for item in text.split(",") if item]
-
-
-def _reproduce(args: list[str]) -> int:
-    from bustseg.reproduce import reproduce
-
-    options, rest = _parser().parse_known_args(args)
-    for name in ("only", "seeds"):
-        if (given := getattr(options, name)) is not None:
-            setattr(options, name, [number for part in given for number in part])
-    return reproduce(options, rest)
-
-
 def _compare(args: argparse.Namespace) -> int:
     from bustseg.compare_report import report
 
@@ -289,60 +274,11 @@ def _parser() -> argparse.ArgumentParser:
         ("validate", "score a checkpoint on the validation images"),
         ("test", "score a checkpoint on the test images"),
         ("summary", "parameters, GFLOPs and layers of a config's network; trains nothing"),
+        ("cv", "cross-validate: fit and test over folds, with mean and spread"),
+        ("sweep", "search hyper-parameters: a fit per point, by grid or any Optuna sampler"),
+        ("reproduce", "fit and test the rows of the paper's tables, beside its figures"),
     ):
         verb(verbs, name, None, text, f"bustseg {name} --config configs/paper/model_01.yaml")
-
-    cv = verb(
-        verbs,
-        "cv",
-        None,
-        "cross-validate: fit and test over folds, with mean and spread; takes every option of fit as well",
-        "bustseg cv --config configs/baselines/unet_lite0.yaml --data.split kfold --folds 5",
-    )
-    cv.add_argument("--config", metavar="FILE", help="configuration as for fit")
-    cv.add_argument("--data.split", metavar="SPLIT", help="kfold, a CSV file with folds, grouped, lesion or curated")
-    cv.add_argument("--folds", type=int, help="number of folds (default: data.folds, 5)")
-    cv.add_argument("--resume", action="store_true", help="skip finished folds and continue the interrupted one")
-
-    sweep = verb(
-        verbs,
-        "sweep",
-        None,
-        "search hyper-parameters: a fit per point, by grid or any Optuna sampler; takes every option of fit as well",
-        "bustseg sweep --config configs/sweeps/paper_grid.yaml --workers 2",
-    )
-    sweep.add_argument("--config", metavar="FILE", help="the sweep: fit config, space, sampler, objective")
-    sweep.add_argument("--workers", type=int, help="processes on this machine, a GPU each (default 1)")
-    sweep.add_argument(
-        "--resume", action="store_true", help="go on with a study, or join it: finished trials are not repeated"
-    )
-    sweep.add_argument("--study", metavar="NAME", help="another study than the file's (default: the file's name)")
-    sweep.add_argument(
-        "--storage", metavar="URL", help="Optuna storage (default: OPTUNA_STORAGE or sqlite:///mlruns/optuna.db)"
-    )
-
-    table = verb(
-        verbs,
-        "reproduce",
-        None,
-        "fit and test the rows of the paper's tables, beside its figures; takes every option of fit as well",
-        "bustseg reproduce --table 1 --family offline --only 1 7 --resume",
-    )
-    table.allow_abbrev = False  # or an option of fit would be taken for one of these
-    table.add_argument("--table", default="1", help="1, 5, or a file like configs/tables/table1.yaml (default 1)")
-    table.add_argument(
-        "--family", default="paper", help="paper, or offline: the rows on encoders whose weights install with pip"
-    )
-    table.add_argument("--only", type=_integers, nargs="+", metavar="ROW", help="rows to run, in this order (1 7 3)")
-    table.add_argument("--seeds", type=_integers, nargs="+", metavar="SEED", help="one run of each row per seed (0)")
-    table.add_argument("--max_epochs", type=int, help="epochs at most (default: the configs', 50)")
-    table.add_argument("--devices", help="as trainer.devices")
-    table.add_argument(
-        "--encoder_weights", choices=("imagenet", "none"), help="of all networks (default: the configs')"
-    )
-    table.add_argument("--resume", action="store_true", help="skip finished rows and continue the interrupted one")
-    table.add_argument("--plan", action="store_true", help="print what would run and how long it may take, and stop")
-    table.add_argument("--out", metavar="DIR", help="folder for TABLE.md, TABLE.csv and TABLE.png")
 
     data = verbs.add_parser("data", help="make, check and split data", description="make, check and split data")
     data_verbs = data.add_subparsers(dest="data_verb", metavar="VERB", required=True)
@@ -620,20 +556,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(args: Sequence[str]) -> int:
     """Run one verb and return its exit code; errors come out as exceptions."""
-    if args and args[0] in (*TRAINING_VERBS, "summary"):
+    if args and args[0] in (*TRAINING_VERBS, "summary", "cv", "sweep", "reproduce"):
         # imported only here: torch and Lightning take seconds that `--help` and `ui` need not wait for
         module = import_module(f"bustseg.commands.{args[0]}")
         return call(getattr(module, args[0]), args[1:], f"bustseg {args[0]}")
-    if args and args[0] == "cv" and not {"-h", "--help"} & set(args):
-        from bustseg.cross_validation import cross_validate
-
-        return cross_validate(list(args[1:]))
-    if args and args[0] == "sweep" and not {"-h", "--help"} & set(args):
-        from bustseg.sweep import sweep
-
-        return sweep(list(args[1:]))
-    if args and args[0] == "reproduce" and not {"-h", "--help"} & set(args):
-        return _reproduce(list(args))
     namespace = _parser().parse_args(list(args))
     return namespace.function(namespace)
 

@@ -27,7 +27,7 @@ class Option:
     """What an option's type and name do not say.
 
     Attributes:
-        name: its spelling, when that is not ``--`` and the parameter's name
+        names: its spellings, when they are not ``--`` and the parameter's name
         metavar: what its value is called in the help
         convert: from text to value, when the type is not enough
         repeated: may be given several times, with one value each
@@ -35,7 +35,7 @@ class Option:
         hidden: does not appear in the help
     """
 
-    name: str | None = None
+    names: tuple[str, ...] = ()
     metavar: str | None = None
     convert: Callable[[str], Any] | None = None
     repeated: bool = False
@@ -148,6 +148,8 @@ def add_arguments(parser: argparse.ArgumentParser, function: Command, skip: Sequ
     texts = Docstring.of(function).arguments
     groups: dict[str, Any] = {}
     for name, annotation, marker in _parameters(function):
+        if isinstance(marker, Rest) and not marker.shown and name not in skip:
+            parser.add_argument_group("the experiment", texts.get(name))
         if isinstance(marker, Rest) or name in skip:
             continue
         option = marker or Option()
@@ -161,7 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser, function: Command, skip: Sequ
         if positional:
             target.add_argument(name, **keywords)
         else:
-            target.add_argument(option.name or f"--{name}", dest=name, **keywords)
+            target.add_argument(*(option.names or (f"--{name}",)), dest=name, **keywords)
 
 
 def _parameters(function: Command) -> list[tuple[str, Any, Option | Rest | None]]:

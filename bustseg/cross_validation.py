@@ -14,48 +14,47 @@ from rich.table import Table
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.splits import read_split
 from bustseg.errors import UserError
+from bustseg.experiment import Experiment
 from bustseg.metrics.registry import headline_scores, score
 from bustseg.nested_runs import Scores, config_digest, fit_and_test, reopen_parent
 from bustseg.progress import console
 from bustseg.tracking import PARENT_TAG, Tracker
-from bustseg.training import Run
-from bustseg.training.compat import build_cli, one_value
+from bustseg.training import Run, prepare
 from bustseg.training.setup import default_name
 
 FOLD, KEY = "cv.fold", "cv.key"
 
 
-def cross_validate(args: list[str]) -> int:
-    """`bustseg cv`: the arguments of `fit`, ``--folds N`` and ``--resume``.
+def cross_validate(experiment: Experiment, folds: int | None = None, resume: bool = False) -> int:
+    """Fit and test over folds; returns the exit code.
 
     The folds are those of the split: ``kfold``, a CSV file with folds, or the k-fold version of ``grouped``, ``lesion``
-    or ``curated``. The scheme ``paper`` leaks, so that it is divided as ``grouped`` unless ``--data.kfold_of paper``
-    is given with ``--data.split kfold``.
+    or ``curated``. The scheme ``paper`` leaks, so that it is divided as ``grouped`` unless ``data.kfold_of`` is
+    ``paper`` and ``data.split`` is ``kfold``.
+
+    Args:
+        experiment: what every fold trains
+        folds: takes the place of ``data.folds``
+        resume: skip finished folds and continue the interrupted one
 
     Raises:
-        UserError: arguments, data or a split that cannot be used
+        UserError: an experiment, data or a split that cannot be used
     """
-    resume = "--resume" in args
-    folds, rest = one_value([item for item in args if item != "--resume"], "--folds")
     if folds is not None:
-        if not folds.isdigit() or int(folds) < 2:
+        if folds < 2:
             raise UserError(f"--folds is {folds}: give a whole number of at least 2")
-        rest = [*rest, "--data.folds", folds]
-    if any(item.partition("=")[0] == "--ckpt_path" for item in rest):
-        raise UserError(
-            "cv trains a model for each fold, so it takes no --ckpt_path; --resume goes on with what is there"
-        )
-    plan = build_cli("fit", rest)
+        experiment = experiment.but({"data.folds": folds})
+    plan = prepare(experiment)
     if not isinstance(plan.trainer.logger, Tracker):
         raise UserError("cv keeps its folds in MLflow: leave trainer.logger and trainer.fast_dev_run as they are")
-    numbers, options = _folds(plan.data)
+    numbers, split = _folds(plan.data)
     key = _key(plan)
     parent, known = _parent(plan, key, numbers, resume)
     results: dict[int, Scores] = {}
     try:
         for fold in numbers:
             console.rule(f"fold {fold} ({numbers.index(fold) + 1} of {len(numbers)})")
-            own = [*rest, *options, "--data.fold", str(fold)]
+            own = experiment.but({**split, "data.fold": fold})
             tags = {PARENT_TAG: str(parent.run_id), FOLD: str(fold), "cv.split": plan.data.split_scheme}
             results[fold] = _one_fold(own, tags, known.get(fold))
     except BaseException as error:
@@ -72,21 +71,21 @@ def cross_validate(args: list[str]) -> int:
     return 0
 
 
-def _folds(data: BUSIDataModule) -> tuple[list[int], list[str]]:
-    """Numbers of the folds, and the arguments that select their split."""
+def _folds(data: BUSIDataModule) -> tuple[list[int], dict[str, str]]:
+    """Numbers of the folds, and the changes that select their split."""
     scheme = data.split_scheme
     if scheme.endswith(".csv"):
         data.source.prepare(data.data_root)
         split = read_split(Path(scheme), data.source.read(data.data_root))
         if "fold" not in split:
             raise UserError(f"split {scheme} has no folds: `bustseg data split --scheme kfold` writes some")
-        return sorted(int(fold) for fold in split["fold"].unique()), []
+        return sorted(int(fold) for fold in split["fold"].unique()), {}
     if scheme == "test_all":
         raise UserError("the split test_all trains nothing: cross-validate over kfold")
     of = scheme if scheme in ("lesion", "grouped", "curated") else data.kfold_of
     if scheme == "paper":
         console.print(f"the split paper is divided into {data.folds} folds as {of} (data.kfold_of)")
-    return list(range(data.folds)), ["--data.split", "kfold", "--data.kfold_of", of]
+    return list(range(data.folds)), {"data.split": "kfold", "data.kfold_of": of}
 
 
 def _key(plan: Run) -> str:
@@ -110,9 +109,9 @@ def _parent(plan: Run, key: str, folds: list[int], resume: bool) -> tuple[Tracke
     return parent, {}
 
 
-def _one_fold(args: list[str], tags: Mapping[str, str], known: Any) -> Scores:
+def _one_fold(experiment: Experiment, tags: Mapping[str, str], known: Any) -> Scores:
     """Scores of one fold's test, from its run if that is finished."""
-    return fit_and_test(args, tags, known)[1]
+    return fit_and_test(experiment, tags, known)[1]
 
 
 def mean_and_spread(results: Mapping[int, Scores]) -> dict[str, tuple[float, float]]:

@@ -233,7 +233,7 @@ class Experiment:
         Raises:
             UserError: no key ends so, or several do
         """
-        known = self.keys()
+        known = self.all_keys()
         if ending in known:
             return ending
         found = [key for key in known if key.endswith(f".{ending}")]
@@ -243,7 +243,7 @@ class Experiment:
             raise UserError(f"several config keys end in `{ending}`: name one of {', '.join(found)}")
         return found[0]
 
-    def keys(self) -> list[str]:
+    def all_keys(self) -> list[str]:
         """All dotted keys, those of sections among them."""
         parts = [key.split(".") for key, _ in flatten(self.config)]
         return list(dict.fromkeys(".".join(key[: end + 1]) for key in parts for end in range(len(key))))

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from bustseg.checkpoint import resolve_checkpoint
 from bustseg.errors import UserError
+from bustseg.experiment import Experiment
 from bustseg.progress import console
 from bustseg.tracking import Tracker, child_runs, newest_run, open_store, tracking_uri
-from bustseg.training.compat import one_value, run_verb
+from bustseg.training import run_fit, run_test
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-MACHINE = ("--trainer.accelerator", "--trainer.devices", "--tracking.uri")
-"""Options that say where to run, which a checkpoint does not carry over to a test."""
+MACHINE = ("trainer.accelerator", "trainer.devices", "tracking.uri")
+"""Keys that say where to run, which a checkpoint does not carry over to a test."""
 
 _DECIDING = ("seed_everything", "model", "data", "trainer", "early_stopping", "checkpoint")
 
@@ -69,11 +70,11 @@ def reopen_parent(options: Mapping[str, Any], tag: str, key: str) -> tuple[Track
     return parent, child_runs(client, found)
 
 
-def fit_and_test(args: list[str], tags: Mapping[str, str], known: Run | None = None) -> tuple[str, Scores]:
+def fit_and_test(experiment: Experiment, tags: Mapping[str, str], known: Run | None = None) -> tuple[str, Scores]:
     """Train and test one child: skip what its run has finished, go on with what was cut off.
 
     Args:
-        args: of `bustseg fit`
+        experiment: what the child trains
         tags: of the child; :data:`~bustseg.tracking.PARENT_TAG` among them
         known: the child's run of an earlier attempt
 
@@ -85,13 +86,12 @@ def fit_and_test(args: list[str], tags: Mapping[str, str], known: Run | None = N
         if scores := tested(known):
             console.print(f"done already (run {known.info.run_id})", highlight=False)
             return known.info.run_id, scores
-        run_id = known.info.run_id if known.info.status == "FINISHED" else _go_on(known, args)
+        run_id = known.info.run_id if known.info.status == "FINISHED" else _go_on(known, experiment)
     if run_id is None:
-        run_id = str(run_verb("fit", args, tags).run_id)
-    test = run_verb("test", ["--ckpt_path", run_id, *machine_options(args)])
-    return run_id, {
-        name: float(value) for name, value in test.trainer.callback_metrics.items() if name.startswith("test/")
-    }
+        run_id = str(run_fit(experiment, tags=tags).run_id)
+    best = resolve_checkpoint(run_id)
+    test = run_test(_here(Experiment.of_checkpoint(best, "test"), experiment), best)
+    return run_id, {name: value for name, value in test.metrics.items() if name.startswith("test/")}
 
 
 def tested(run: Run) -> Scores:
@@ -101,22 +101,18 @@ def tested(run: Run) -> Scores:
     return {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
 
 
-def _go_on(run: Run, args: list[str]) -> str | None:
+def _go_on(run: Run, experiment: Experiment) -> str | None:
     """Continue an interrupted fit after its last finished epoch; None when it finished none."""
     try:
-        resolve_checkpoint(run.info.run_id, prefer="last")
+        last = resolve_checkpoint(run.info.run_id, prefer="last")
     except UserError:
         if run.info.status == "RUNNING":  # its process is gone: no one else will end it
-            store_client(one_value(args, "--tracking.uri")[0]).set_terminated(run.info.run_id, "KILLED")
+            store_client(experiment["tracking.uri"]).set_terminated(run.info.run_id, "KILLED")
         return None
-    run_verb("fit", ["--ckpt_path", run.info.run_id, *machine_options(args)])
+    run_fit(_here(Experiment.of_checkpoint(last), experiment), last)
     return run.info.run_id
 
 
-def machine_options(args: list[str]) -> list[str]:
-    """The options of ``args`` that say where to run."""
-    kept = []
-    for option in MACHINE:
-        value, _ = one_value(args, option)
-        kept += [option, value] if value is not None else []
-    return kept
+def _here(stored: Experiment, experiment: Experiment) -> Experiment:
+    """What a checkpoint has stored, on the devices and in the store of another experiment."""
+    return stored.but({key: experiment[key] for key in MACHINE})

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import gc
 import hashlib
 import json
-import os
 import statistics
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from rich.markup import escape
 from rich.table import Table
@@ -27,13 +26,13 @@ from bustseg.checkpoint import build_data, pretrained_parts, pretrained_value
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.estimate import Cost, measure_cost
+from bustseg.experiment import Experiment
 from bustseg.metrics import CONVENTIONS
 from bustseg.nested_runs import config_digest, fit_and_test, reopen_parent, store_client, tested
 from bustseg.paper_tables import PaperTable, Row, find_table, read_table
 from bustseg.progress import console, print_wide, track
 from bustseg.reproduce_report import Outcome, Result, duration, read_outcome, write_report
 from bustseg.tracking import PARENT_TAG, RUNS_DIR, Tracker, one_line
-from bustseg.training.compat import one_value, resolve_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,12 +54,33 @@ _NOT_DECIDING = (
 )
 """Where a fit runs and what it prints, which does not make another row of it."""
 
-_OWN_OPTIONS = {
-    "--config": "the table names the configs",
-    "--ckpt_path": "--resume goes on with what is there",
-    "--seed_everything": "--seeds names them",
-    "--tracking.run_name": "the rows have their names",
-}
+
+@dataclass(frozen=True)
+class Settings:
+    """What to reproduce, and how much of it.
+
+    Attributes:
+        table: number or file of the table
+        family: ``paper``, or ``offline``: the rows on encoders whose weights install with pip
+        only: numbers of the rows to run, in this order; all when not given
+        seeds: one run of each row for each of them
+        max_epochs, devices: take the place of the configs' own
+        encoder_weights: ``imagenet`` or ``none``, of all networks; the configs' own when not given
+        resume: skip finished rows and continue the interrupted one
+        plan: say what would be run, and stop
+        out: folder for the report
+    """
+
+    table: str = "1"
+    family: str = "paper"
+    only: Sequence[int] | None = None
+    seeds: Sequence[int] = (0,)
+    max_epochs: int | None = None
+    devices: str | None = None
+    encoder_weights: str | None = None
+    resume: bool = False
+    plan: bool = False
+    out: Path | None = None
 
 
 @dataclass
@@ -70,8 +90,7 @@ class Job:
     Attributes:
         row: the row
         seed: of weights, order and augmentation
-        args: of `bustseg fit`
-        config: its whole configuration
+        experiment: what is trained
         key: digest by which its run is known
         images: number of images by subset
         asked: whether it is to be run now
@@ -81,8 +100,7 @@ class Job:
 
     row: Row
     seed: int
-    args: list[str]
-    config: dict[str, Any]
+    experiment: Experiment
     key: str
     images: dict[str, int]
     data: BUSIDataModule = field(repr=False)
@@ -91,6 +109,11 @@ class Job:
     failure: str | None = None
     cost: Cost | None = None
     outcome: Outcome | None = None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The experiment's configuration."""
+        return self.experiment.config
 
     @property
     def name(self) -> str:
@@ -137,12 +160,11 @@ class Job:
         return Result(self.row, self.seed, self.state, self.outcome, self.config)
 
 
-def reproduce(options: Namespace, rest: list[str]) -> int:
+def reproduce(options: Settings, rest: Sequence[str] = ()) -> int:
     """`bustseg reproduce`: plan, run what is open, write the table after each row.
 
     Args:
-        options: ``table``, ``family``, ``only``, ``seeds``, ``max_epochs``, ``devices``, ``encoder_weights``,
-            ``resume``, ``plan``, ``out``
+        options: what to reproduce
         rest: further options of `bustseg fit`, for all rows
 
     Returns:
@@ -151,14 +173,7 @@ def reproduce(options: Namespace, rest: list[str]) -> int:
     Raises:
         UserError: a table, row, config, option or data that cannot be used
     """
-    options.seeds = options.seeds or [0]
-    for option, why in _OWN_OPTIONS.items():
-        if any(item.partition("=")[0] in (option, "-c" if option == "--config" else option) for item in rest):
-            raise UserError(f"reproduce takes no {option}: {why}")
     table = read_table(find_table(options.table, options.family))
-    uri, rest = one_value(rest, "--tracking.uri")
-    if uri is not None:  # everything that reads runs asks there
-        os.environ["MLFLOW_TRACKING_URI"] = uri
     jobs = plan_jobs(table, options, rest)
     tracking = jobs[0].config["tracking"]
     client = store_client()
@@ -186,7 +201,7 @@ def reproduce(options: Namespace, rest: list[str]) -> int:
                 "log_model": False,
             }
         )
-    given = {name: value for name, value in vars(options).items() if name in ("table", "family", "encoder_weights")}
+    given = {name: getattr(options, name) for name in ("table", "family", "encoder_weights")}
     parent.log_config({**given, "rows": len(table.rows), "options": _shown(options, rest)})
     try:
         _run_all(table, jobs, parent, client, options, rest)
@@ -209,7 +224,7 @@ def reproduce(options: Namespace, rest: list[str]) -> int:
 # --------------------------------------------------------------------------------------------------------- planning
 
 
-def plan_jobs(table: PaperTable, options: Namespace, rest: list[str]) -> list[Job]:
+def plan_jobs(table: PaperTable, options: Settings, rest: Sequence[str]) -> list[Job]:
     """A job for every row and seed; also for rows that are not asked for, whose runs may be there.
 
     Raises:
@@ -221,11 +236,6 @@ def plan_jobs(table: PaperTable, options: Namespace, rest: list[str]) -> list[Jo
         raise UserError(f"{table.name} has no row {unknown[0]}: it has {numbers[0]} to {numbers[-1]}")
     order = [table.row(number) for number in dict.fromkeys(only)]
     order += [row for row in table.rows if row not in order]
-    common = list(rest)
-    for option, value in (("--trainer.max_epochs", options.max_epochs), ("--trainer.devices", options.devices)):
-        common += [option, str(value)] if value is not None else []
-    if not any(item.partition("=")[0] == "--tracking.experiment" for item in rest):
-        common += ["--tracking.experiment", EXPERIMENT]
     missing = [row for row in order[: len(set(only))] if not row.config.is_file()]
     if missing:
         raise UserError(f"no config of row {missing[0].row} at {missing[0].config}")
@@ -234,44 +244,39 @@ def plan_jobs(table: PaperTable, options: Namespace, rest: list[str]) -> list[Jo
     for position, row in enumerate(track(order, "reading configs")):
         asked = position < len(set(only))
         try:
-            args = ["--config", str(row.config), *common]
-            config = resolve_config(args)
-            if options.encoder_weights:
-                args += _begin_with(config["model"]["network"], options.encoder_weights)
-            if config["trainer"].get("fast_dev_run") or config["trainer"].get("logger") is False:
+            experiment = _experiment_of(row, options, rest)
+            if experiment["trainer.fast_dev_run"] or experiment["trainer.logger"] is False:
                 raise UserError("reproduce keeps its rows in MLflow: leave trainer.logger and fast_dev_run as they are")
-            data = _data(config["data"], modules)
+            data = _data(experiment["data"], modules)
         except UserError as error:
             if asked:
                 raise UserError(f"row {row.row} ({row.config.name}): {error}") from error
             continue
-        jobs += [_job(row, seed, args, config, data, table, asked) for seed in dict.fromkeys(options.seeds)]
+        jobs += [_job(row, seed, experiment, data, table, asked) for seed in dict.fromkeys(options.seeds)]
     return jobs
 
 
-def _begin_with(network: dict[str, Any], weights: str) -> list[str]:
-    """Let every part of a network's config that takes pretrained weights take these; the options that do so."""
-    options = []
-    for key in pretrained_parts(network):
-        value = pretrained_value(key, weights)
-        *path, last = key.split(".")
-        section = network
-        for name in path:
-            section = section[name]
-        section[last] = value
-        options += [f"--model.network.{key}", "null" if value is None else str(value).lower()]
-    return options
+def _experiment_of(row: Row, options: Settings, rest: Sequence[str]) -> Experiment:
+    """What a row trains, under no seed yet."""
+    named = ["--config", str(row.config), "--tracking.experiment", EXPERIMENT]
+    experiment = Experiment.parse([*named, *rest])
+    changes: dict[str, Any] = {}
+    if options.max_epochs is not None:
+        changes["trainer.max_epochs"] = options.max_epochs
+    if options.devices is not None:
+        changes["trainer.devices"] = yaml.safe_load(options.devices)
+    if options.encoder_weights:
+        for key in pretrained_parts(experiment["model.network"]):
+            changes[f"model.network.{key}"] = pretrained_value(key, options.encoder_weights)
+    return experiment.but(changes) if changes else experiment
 
 
-def _job(
-    row: Row, seed: int, args: list[str], config: dict[str, Any], data: BUSIDataModule, table: PaperTable, asked: bool
-) -> Job:
-    config = {**copy.deepcopy(config), "seed_everything": seed}
-    key = config_digest(config, _NOT_DECIDING, data=data.data_digest, split=data.split_digest)
+def _job(row: Row, seed: int, experiment: Experiment, data: BUSIDataModule, table: PaperTable, asked: bool) -> Job:
     name = f"{table.name} row {row.row:02d} seed {seed}"
-    own = [*args, "--seed_everything", str(seed), "--tracking.run_name", name]
+    own = experiment.but({"seed_everything": seed, "tracking.run_name": name})
+    key = config_digest(own.config, _NOT_DECIDING, data=data.data_digest, split=data.split_digest)
     images = {subset: len(indices) for subset, indices in data.indices.items()}
-    return Job(row, seed, own, config, key, images, data, asked)
+    return Job(row, seed, own, key, images, data, asked)
 
 
 def _unseeded(job: Job) -> str:
@@ -390,7 +395,7 @@ def _measure(jobs: Sequence[Job]) -> None:
 
 
 def _run_all(
-    table: PaperTable, jobs: list[Job], parent: Tracker, client: MlflowClient, options: Namespace, rest: list[str]
+    table: PaperTable, jobs: list[Job], parent: Tracker, client: MlflowClient, options: Settings, rest: Sequence[str]
 ) -> None:
     command = _shown(options, rest)
     todo = [job for job in jobs if job.open]
@@ -402,7 +407,7 @@ def _run_all(
                 if job.outcome is None and job.failure is None:
                     _look_up(client, job)
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(options.out) if options.out else Path(temporary)
+            folder = options.out or Path(temporary)
             files = write_report(table, [job.result() for job in jobs], folder, command, final)
             for path in files:
                 parent.log_file(path)
@@ -450,17 +455,17 @@ def _run_one(job: Job, parent: Tracker, client: MlflowClient, table: PaperTable,
         _look_up(client, job)
     if job.outcome is None:
         tags = {PARENT_TAG: str(parent.run_id), ROW_KEY: job.key, TABLE: table.name, ROW: str(job.row.row)}
-        run_id, _ = fit_and_test(job.args, {**tags, SEED: str(job.seed)}, job.run)
+        run_id, _ = fit_and_test(job.experiment, {**tags, SEED: str(job.seed)}, job.run)
         job.run = client.get_run(run_id)
         job.outcome = read_outcome(client, job.run)
 
 
-def _shown(options: Namespace, rest: list[str]) -> str:
+def _shown(options: Settings, rest: Sequence[str]) -> str:
     """The command as a reader may repeat it; without paths of this machine."""
     parts = [f"bustseg reproduce --table {Path(options.table).name}"]
     if options.family != "paper":
         parts.append(f"--family {options.family}")
-    if options.seeds != [0]:
+    if list(options.seeds) != [0]:
         parts.append(f"--seeds {' '.join(map(str, options.seeds))}")
     for name in ("max_epochs", "devices", "encoder_weights"):
         if (value := getattr(options, name)) is not None:

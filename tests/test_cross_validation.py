@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -14,6 +15,7 @@ from mlflow.entities import Run
 
 from bustseg import cross_validation, nested_runs
 from bustseg.cross_validation import mean_and_spread
+from bustseg.experiment import Experiment
 from bustseg.tracking import tracking_uri
 
 Bustseg = Callable[..., tuple[int, str, str]]
@@ -44,15 +46,16 @@ def test_folds_hang_under_one_run_and_an_interrupted_one_resumes(
 ) -> None:
     options = ("--data.split", "kfold", "--data.kfold_of", "paper", "--folds", 3)
     verbs: list[str] = []
-    run_verb = nested_runs.run_verb
+    run_fit, run_test = nested_runs.run_fit, nested_runs.run_test
 
-    def stops_in_the_third_fit(verb: str, *args: object) -> object:
-        verbs.append(verb)
+    def stops_in_the_third_fit(*args: Any, **kwargs: Any) -> object:
+        verbs.append("fit")
         if verbs.count("fit") == 3:
             raise KeyboardInterrupt
-        return run_verb(verb, *args)
+        return run_fit(*args, **kwargs)
 
-    monkeypatch.setattr(nested_runs, "run_verb", stops_in_the_third_fit)
+    monkeypatch.setattr(nested_runs, "run_fit", stops_in_the_third_fit)
+    monkeypatch.setattr(nested_runs, "run_test", lambda *args: verbs.append("test") or run_test(*args))
     code, out, _ = cv(bustseg, phantoms, *options)
     assert code == 130
     assert "2 of 3 folds are done" in out
@@ -63,7 +66,7 @@ def test_folds_hang_under_one_run_and_an_interrupted_one_resumes(
     # as if the first fold's fit had been stopped as well
     mlflow.MlflowClient(tracking_uri()).set_terminated(folds[0].info.run_id, "KILLED")
     verbs.clear()
-    monkeypatch.setattr(nested_runs, "run_verb", lambda verb, *args: verbs.append(verb) or run_verb(verb, *args))
+    monkeypatch.setattr(nested_runs, "run_fit", lambda *args, **own: verbs.append("fit") or run_fit(*args, **own))
     code, out, err = cv(bustseg, phantoms, *options, "--resume")
     assert code == 0, err
     assert verbs == ["fit", "test", "fit", "test"], "finished folds are skipped"
@@ -91,18 +94,24 @@ def test_folds_hang_under_one_run_and_an_interrupted_one_resumes(
 
 
 def test_folds_of_a_csv_and_of_a_scheme(bustseg: Bustseg, phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[list[str]] = []
+    calls: list[Experiment] = []
     monkeypatch.setattr(
-        cross_validation, "_one_fold", lambda args, tags, known: calls.append(args) or {"test/dice_lesion": 0.5}
+        cross_validation, "_one_fold", lambda one, tags, known: calls.append(one) or {"test/dice_lesion": 0.5}
     )
     names = [path.stem for path in sorted(phantoms.glob("*/*).png"))]
     Path("folds.csv").write_text("image,fold\n" + "\n".join(f"{name},{i % 4 + 1}" for i, name in enumerate(names)))
     assert cv(bustseg, phantoms, "--data.split", "folds.csv")[0] == 0
-    assert [args[-2:] for args in calls] == [["--data.fold", str(fold)] for fold in (1, 2, 3, 4)]
+    assert [one["data.fold"] for one in calls] == [1, 2, 3, 4]
     calls.clear()
     assert cv(bustseg, phantoms, "--data.split", "lesion", "--folds", 2)[0] == 0
     assert len(calls) == 2
-    assert calls[0][-6:] == ["--data.split", "kfold", "--data.kfold_of", "lesion", "--data.fold", "0"]
+    data = calls[0]["data"]
+    assert {key: data[key] for key in ("split", "kfold_of", "fold", "folds")} == {
+        "split": "kfold",
+        "kfold_of": "lesion",
+        "fold": 0,
+        "folds": 2,
+    }
 
 
 BAD = {

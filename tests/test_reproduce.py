@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,10 +139,9 @@ def reproduce_small(bustseg: Bustseg, table: Path, phantoms: Path, *options: obj
     return bustseg("reproduce", "--table", table, "--data.root", phantoms, *common, *options)
 
 
-def small_options(phantoms: Path) -> tuple[Namespace, list[str]]:
+def small_options(phantoms: Path) -> tuple[reproduce.Settings, list[str]]:
     """What `reproduce_small` gives, parsed."""
-    options = Namespace(only=[1], seeds=[0], max_epochs=2, devices=None, encoder_weights=None)
-    return options, ["--data.root", str(phantoms)]
+    return reproduce.Settings(only=[1], max_epochs=2), ["--data.root", str(phantoms)]
 
 
 @pytest.mark.slow

@@ -25,14 +25,15 @@ from conftest import CONFIGS, REPOSITORY, TINY
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
+from bustseg import experiment
 from bustseg.errors import SweepError, TrainingError
+from bustseg.experiment import Experiment, _Parser
 from bustseg.sweep import study, workers
 from bustseg.sweep import trial as trial_module
-from bustseg.sweep.plan import Dimension, Plan, put, read_plan
+from bustseg.sweep.plan import Dimension, Plan, read_plan
 from bustseg.sweep.study import DEATHS, FAILURE, OWNER, RESULT, RETRY_OF, SharedStudy, interrupted, point
 from bustseg.sweep.trial import TrialReporter, known_metrics
 from bustseg.tracking import Tracker, tracking_uri
-from bustseg.training.compat import resolve_config
 
 Bustseg = Callable[..., tuple[int, str, str]]
 
@@ -100,11 +101,7 @@ def test_a_choice_may_be_a_class_or_a_list() -> None:
     assert [dimension.value(value) for value in chosen] == [loss, None, [1, 2]]
 
 
-def test_put_and_short_names() -> None:
-    config: dict[str, Any] = {"a": {"b": 1}, "c": None}
-    put(config, "a.b", 2)
-    put(config, "c.d.e", 3)
-    assert config == {"a": {"b": 2}, "c": {"d": {"e": 3}}}
+def test_short_names() -> None:
     keys = ("model.network.init_args.dropout", "x.y.lr", "x.z.lr")
     plan = SimpleNamespace(dimensions=[Dimension.parse(key, [1]) for key in keys])
     assert Plan.short_names(plan) == dict(zip(keys, ("dropout", "y.lr", "z.lr"), strict=True))  # type: ignore[arg-type]
@@ -118,7 +115,7 @@ def test_the_shipped_sweeps_can_be_read(name: str, total: int) -> None:
     if plan.grid:
         points = plan.points()
         assert len({json.dumps(one) for one in points}) == total
-        config = plan.config(points[-1])
+        config = plan.best_config(points[-1])
         assert config["model"]["network"]["init_args"]["dropout"] == 0.5
         assert config["model"]["optimizer"]["init_args"]["lr"] == points[-1][LR]
 
@@ -183,6 +180,35 @@ def test_help_has_an_example(bustseg: Bustseg) -> None:
     code, out, _ = bustseg("sweep", "--help")
     assert code == 0
     assert "example: bustseg sweep --config" in out
+
+
+def test_a_config_is_parsed_once_in_a_whole_sweep(
+    bustseg: Bustseg, phantoms: Path, fits: Callable[[Fit], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file once, by one parser; the options of the command and each trial are changes to what came of it."""
+    files: list[str] = []
+    parsers: list[object] = []
+    changes: list[object] = []
+    parse_args, parse_object, make = _Parser.parse_args, _Parser.parse_object, experiment.make_parser
+
+    def parsing_args(self: _Parser, args: list[str], **kwargs: Any) -> Any:
+        files.extend(args[place + 1] for place, option in enumerate(args) if option == "--config")
+        return parse_args(self, args, **kwargs)
+
+    def parsing_object(self: _Parser, *args: Any, **kwargs: Any) -> Any:
+        if self is experiment._parser():  # and not one of those that it makes for classes
+            changes.append(args)
+        return parse_object(self, *args, **kwargs)
+
+    monkeypatch.setattr(_Parser, "parse_args", parsing_args)
+    monkeypatch.setattr(_Parser, "parse_object", parsing_object)
+    monkeypatch.setattr(experiment, "make_parser", lambda: parsers.append(None) or make())
+    experiment._parser.cache_clear()
+    fits(lambda config: 0.5)
+    assert bustseg("sweep", "--config", SWEEP, "--data.root", phantoms)[0] == 0
+    assert [Path(file).name for file in files] == ["tiny.yaml"]
+    assert len(parsers) == 1
+    assert len(changes) == 1 + 1 + 4 + 1, "the overrides, the first point, four trials, the best config"
 
 
 # who gets which trial
@@ -379,8 +405,8 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fit], list[dict[str, Any]
     def use(fit: Fit) -> list[dict[str, Any]]:
         seen: list[dict[str, Any]] = []
 
-        def run_verb(verb: str, args: list[str], tags: dict[str, str], callbacks: list[TrialReporter]) -> None:
-            config = resolve_config(args)
+        def run_fit(experiment: Experiment, tags: dict[str, str], callbacks: list[TrialReporter]) -> None:
+            config = experiment.config
             seen.append(config)
             options = {**config["tracking"], "tags": tags}
             tracker = Tracker(**options)
@@ -393,7 +419,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fit], list[dict[str, Any]
                 raise
             tracker.finalize("success")
 
-        monkeypatch.setattr(trial_module, "run_verb", run_verb)
+        monkeypatch.setattr(trial_module, "run_fit", run_fit)
         return seen
 
     return use
@@ -510,7 +536,7 @@ def test_a_grid_from_its_start_to_the_best_config(bustseg: Bustseg, phantoms: Pa
     plots = {f"plots/{name}.png" for name in ("history", "slice", "parallel_coordinate", "importances")}
     assert names >= plots | {"best_config.yaml", "trials.csv", "grid.yaml"}
     best = max(done.values(), key=lambda trial: float(trial.value or 0))
-    config = resolve_config(["--config", str(artifacts / "best_config.yaml")])
+    config = Experiment.read(artifacts / "best_config.yaml").config
     assert config["data"]["batch_size"] == best.params[BATCH]
     assert config["trainer"]["max_epochs"] == 2
     # the written config is that of the trial, and a fit by itself gives what the trial gave

@@ -1,5 +1,1 @@
 """`bustseg sweep`: search a space of configs with Optuna, in one process or many, on one machine or several."""
-
-from bustseg.sweep.command import sweep
-
-__all__ = ["sweep"]

@@ -2,54 +2,67 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from bustseg.errors import SweepError
+from bustseg.experiment import put
 from bustseg.progress import console, error_console
 from bustseg.sweep import result
-from bustseg.sweep.plan import Plan, put, read_plan
+from bustseg.sweep.plan import Plan, read_plan
 from bustseg.sweep.study import FAILURE, PRUNED, RESULT, SharedStudy, interrupted
 from bustseg.sweep.trial import known_metrics, run_trial, settle_runs, unknown_metric
 from bustseg.sweep.workers import Workers, follow_supervisor, termination_is_interrupt, threads_each
 from bustseg.tracking import Tracker, child_runs, newest_run
-from bustseg.training.compat import build_cli, one_value
+from bustseg.training import prepare
 
 TOKEN = "sweep.token"
 """Tag of a sweep's parent run: which study it belongs to."""
 
 
-def sweep(args: list[str]) -> int:
-    """`bustseg sweep`: its own options, and any of `fit`'s for every trial.
+def sweep_command(
+    config: Path,
+    options: Sequence[str] = (),
+    workers: int = 1,
+    resume: bool = False,
+    study: str | None = None,
+    storage: str | None = None,
+    supervisor: int | None = None,
+) -> int:
+    """Run a sweep, or as much of it as is left; returns the exit code.
+
+    Args:
+        config: the sweep's file
+        options: of `bustseg fit`, for every trial
+        workers: processes on this machine
+        resume: go on with a study, or join it
+        study, storage: take the place of the file's own
+        supervisor: id of the process that has started this one as a worker
 
     Raises:
         UserError: a file, study or storage that cannot be used
         KeyboardInterrupt: the user stopped it; what was running is back in line
     """
-    own = [item for item in args if item != "--resume"]
-    resume = "--resume" in args
-    workers_text, own = one_value(own, "--workers")
-    supervisor, own = one_value(own, "--worker_of")
-    workers = _number("--workers", workers_text or "1")
-    config, rest = one_value(own, "--config")
-    if config is None:
-        raise SweepError("no sweep: name its file (--config configs/sweeps/paper_grid.yaml)")
-    study_name, rest = one_value(rest, "--study")
-    storage, rest = one_value(rest, "--storage")
-    if any(item.partition("=")[0] == "--ckpt_path" for item in rest):
-        raise SweepError("every trial trains anew, so a sweep takes no --ckpt_path")
+    if workers < 1:
+        raise SweepError(f"--workers is {workers}: give a whole number of at least 1")
+    plan = read_plan(config, options, study, storage)
     if supervisor is not None:
         follow_supervisor()
-        rest = [*rest, "--trainer.enable_progress_bar", "false"]
-    plan = read_plan(Path(config).expanduser(), rest, study_name, storage)
+        plan = replace(plan, base=plan.base.but({"trainer.enable_progress_bar": False}))
+    again = ["--config", str(config), *options]
+    again += [word for name, value in (("--study", study), ("--storage", storage)) if value for word in (name, value)]
+    return _run(plan, again, workers, resume, supervisor)
+
+
+def _run(plan: Plan, args: list[str], workers: int, resume: bool, supervisor: int | None) -> int:
     _check_objective(plan)
     with termination_is_interrupt():
-        study = SharedStudy(plan, int(supervisor) if supervisor else None)
+        study = SharedStudy(plan, supervisor)
         if not study.exists:
             if resume:
                 console.print(f"there is no study {plan.study} to resume: starting it")
@@ -72,21 +85,15 @@ def sweep(args: list[str]) -> int:
             if workers == 1:
                 _work(plan, study, parent)
             elif study.open_trials():
-                failed = _supervise(plan, study, own, workers)
+                failed = _supervise(plan, study, args, workers)
         except BaseException as error:
             _stopped(study, parent, isinstance(error, KeyboardInterrupt))
             raise
         return _end(plan, study, parent, failed)
 
 
-def _number(option: str, text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise SweepError(f"{option} is {text}: give a whole number of at least 1")
-    return int(text)
-
-
 def _check_objective(plan: Plan) -> None:
-    if not plan.base["trainer"]["callbacks"]:  # which may log what they like
+    if not plan.base["trainer.callbacks"]:  # which may log what they like
         known = known_metrics()
         if plan.objective not in known:
             raise unknown_metric(plan.objective, known)
@@ -94,17 +101,13 @@ def _check_objective(plan: Plan) -> None:
 
 def _rehearse(plan: Plan) -> None:
     """Make everything of the first trial but run nothing: missing data or weights would fail every trial alike."""
-    first = {dimension.key: dimension.first for dimension in plan.dimensions}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "first.yaml"
-        path.write_text(yaml.safe_dump(plan.config(first)))
-        cli = build_cli("fit", ["--config", str(path), "--trainer.devices", "1"])
-    if not isinstance(cli.trainer.logger, Tracker):
+    run = prepare(plan.first)
+    if not isinstance(run.trainer.logger, Tracker):
         raise SweepError(
             "a sweep keeps its trials in MLflow: leave trainer.logger and trainer.fast_dev_run as they are"
         )
-    cli.data.prepare_data()
-    cli.data.setup("fit")
+    run.data.prepare_data()
+    run.data.setup("fit")
 
 
 def _parent(plan: Plan, study: SharedStudy) -> Tracker:
@@ -122,7 +125,7 @@ def _parent(plan: Plan, study: SharedStudy) -> Tracker:
             found = newest_run(client, options["experiment"], TOKEN, attrs["token"])
             tags |= {TOKEN: attrs["token"], "sweep.study": plan.study, "sweep.objective": plan.objective}
             parent = Tracker(**options, tags=tags, run_id=found.info.run_id if found else None)
-            parent.log_config({**plan.base, **_described(plan)})
+            parent.log_config({**plan.base.config, **_described(plan)})
             parent.log_file(plan.path)
             study.study.set_user_attr("mlflow_run_id", parent.run_id)
             return parent
@@ -189,7 +192,7 @@ def _say(plan: Plan, study: SharedStudy, trial: FrozenTrial, seconds: float) -> 
 
 
 def _supervise(plan: Plan, study: SharedStudy, args: list[str], count: int) -> int:
-    workers = Workers(args, count, study, plan.base["trainer"]["accelerator"] not in ("cpu", "mps"))
+    workers = Workers(args, count, study, plan.base["trainer.accelerator"] not in ("cpu", "mps"))
     if workers.devices:
         console.print(f"{count} workers on GPUs {', '.join(workers.devices)}")
         if count > len(workers.devices):

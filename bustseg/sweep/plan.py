@@ -8,9 +8,9 @@ import itertools
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +28,8 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from bustseg.errors import SweepError, UserError
+from bustseg.experiment import Experiment, put
 from bustseg.tracking import flatten
-from bustseg.training.compat import resolve_config
 
 GRID_SAMPLERS = ("GridSampler", "BruteForceSampler")
 """Samplers that mean every point of the space once. Optuna's own may run a point twice under several workers."""
@@ -179,10 +179,11 @@ class Plan:
         objective: metric that a trial is judged by, in its best epoch
         direction: ``maximize`` or ``minimize``
         dimensions: what is searched
-        base: resolved configuration of the fit, before a point is put in
+        base: what every trial trains, before a point is put in
         n_trials: number of trials; None for the whole grid
         grid: whether every point is run once
-        log_model: whether each trial leaves an MLflow model; only when the sweep's file or the user says so
+        best_logs_model: what ``best_config.yaml`` says of MLflow models; the trials of a sweep leave none unless its
+            file or the user says so
     """
 
     path: Path
@@ -191,10 +192,10 @@ class Plan:
     objective: str
     direction: Literal["maximize", "minimize"]
     dimensions: tuple[Dimension, ...]
-    base: dict[str, Any]
+    base: Experiment
     n_trials: int | None
     grid: bool
-    log_model: bool
+    best_logs_model: bool
     sampler_spec: str | dict[str, Any] | None
     pruner_spec: str | dict[str, Any] | None
 
@@ -228,14 +229,36 @@ class Plan:
             return optuna.pruners.NopPruner()
         return _instance(BasePruner, self.pruner_spec, "pruner")
 
-    def config(self, point: Mapping[str, Any], run_name: str | None = None) -> dict[str, Any]:
-        """Configuration of the fit at a point."""
-        config = copy.deepcopy(self.base)
-        for dimension in self.dimensions:
-            put(config, dimension.key, dimension.value(point[dimension.key]))
-        if run_name is not None:
-            put(config, "tracking.run_name", run_name)
+    @cached_property
+    def first(self) -> Experiment:
+        """The trial at the first point, which shows before any training whether the space can be used."""
+        point = {dimension.key: dimension.first for dimension in self.dimensions}
+        return changed(self.base, {**self.changes(point), "trainer.devices": 1}, "space")
+
+    def changes(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """What a point changes: dotted key to its value."""
+        return {dimension.key: dimension.value(point[dimension.key]) for dimension in self.dimensions}
+
+    def described(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Configuration at a point as the sweep's file says it, whether it can be used or not."""
+        config = self.base.config
+        for key, value in self.changes(point).items():
+            put(config, key, value)
         return config
+
+    def best_config(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Configuration of a fit at a point, for the user to go on with."""
+        name = {"tracking.run_name": f"{self.study} best", "tracking.log_model": self.best_logs_model}
+        return self.base.but({**self.changes(point), **name}).config
+
+    def trial(self, point: Mapping[str, Any], run_name: str) -> Experiment:
+        """What a trial trains.
+
+        Raises:
+            UserError: the point has a value that cannot be used
+        """
+        # `auto` would take all GPUs, and each of the processes for them this trial
+        return self.base.but({**self.changes(point), "tracking.run_name": run_name, "trainer.devices": 1})
 
     def short_names(self) -> dict[str, str]:
         """Each key's shortest ending that no other key has: ``lr`` for ``model.optimizer.init_args.lr``."""
@@ -261,7 +284,7 @@ class Plan:
         """What decides the results, flat; a study belongs to one such identity."""
         known = {
             key: str(value)
-            for key, value in flatten(self.base)
+            for key, value in flatten(self.base.config)
             if not any(key == own or key.startswith(f"{own}.") for own in _OF_THE_MACHINE)
             and key not in self.distributions
         }
@@ -272,17 +295,7 @@ class Plan:
         return {**known, **spaces, "objective": self.objective, "direction": self.direction}
 
 
-def put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a nested configuration, making the mappings on the way."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(config.get(parent), dict):
-            config[parent] = {}
-        config = config[parent]
-    config[last] = value
-
-
-def read_plan(path: Path, options: list[str], study: str | None = None, storage: str | None = None) -> Plan:
+def read_plan(path: Path, options: Sequence[str], study: str | None = None, storage: str | None = None) -> Plan:
     """Read a sweep's file.
 
     Args:
@@ -304,11 +317,9 @@ def read_plan(path: Path, options: list[str], study: str | None = None, storage:
         raise SweepError(f"{path} has no n_trials, which every sampler but the grid needs")
     if file.n_trials is not None and file.n_trials < 1:
         raise SweepError(f"n_trials is {file.n_trials}: it must be at least 1")
-    base_args = ["--config", str(path.parent / file.config)]
-    base = resolve_config(base_args)
-    for key, value in file.overrides.items():
-        put(base, key, value)
-    base = _checked(base, options, file.overrides, "overrides")
+    fit = Experiment.read(path.parent / file.config)
+    base = changed(fit, {"tracking.log_model": False, **file.overrides}, "overrides").with_options(options)
+    logs_model = base["tracking.log_model"] or file.overrides.get("tracking.log_model", fit["tracking.log_model"])
     plan = Plan(
         path=path,
         study=study or file.study or path.stem,
@@ -319,13 +330,12 @@ def read_plan(path: Path, options: list[str], study: str | None = None, storage:
         base=base,
         n_trials=file.n_trials,
         grid=grid,
-        log_model="tracking.log_model" in file.overrides or any("tracking.log_model" in option for option in options),
+        best_logs_model=logs_model,
         sampler_spec=file.sampler,
         pruner_spec=file.pruner,
     )
     _one_device(plan)
-    first = {dimension.key: dimension.first for dimension in dimensions}
-    _checked(plan.config(first), [], file.space, "space")
+    _ = plan.first
     plan.pruner()
     _try_sampler(plan)
     return plan
@@ -361,25 +371,20 @@ def _flat(error: Exception) -> str:
     return " ".join(str(error).replace("sweep.", "").split())[:400]
 
 
-def _checked(config: dict[str, Any], options: list[str], keys: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The configuration as `fit` reads it.
+def changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> Experiment:
+    """The experiment with changes that the sweep's file names in its section ``where``.
 
     Raises:
-        UserError: it cannot be used; a key of ``keys`` that is none is named with what it may have meant
+        UserError: they cannot be made; a key that is none is named with what it may have meant
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "fit.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
-        try:
-            return resolve_config(["--config", str(path), *options])
-        except UserError as error:
-            for key in keys:
-                if any(
-                    f"{quote}{name}{quote}" in str(error) for name in (key, key.rpartition(".")[2]) for quote in "'`"
-                ):
-                    hint = _did_you_mean(key, [known for known, _ in flatten(config) if known not in keys])
-                    raise SweepError(f"{where} names `{key}`, which `fit` does not know{hint}") from error
-            raise
+    try:
+        return experiment.but(changes)
+    except UserError as error:
+        for key in changes:
+            if any(f"{quote}{name}{quote}" in str(error) for name in (key, key.rpartition(".")[2]) for quote in "'`"):
+                hint = _did_you_mean(key, [known for known in experiment.all_keys() if known not in changes])
+                raise SweepError(f"{where} names `{key}`, which `fit` does not know{hint}") from error
+        raise
 
 
 def _did_you_mean(key: str, known: Iterable[str]) -> str:
@@ -393,9 +398,9 @@ def _did_you_mean(key: str, known: Iterable[str]) -> str:
 
 
 def _one_device(plan: Plan) -> None:
-    devices = plan.base["trainer"]["devices"]
+    devices = plan.base["trainer.devices"]
     several = devices > 1 if isinstance(devices, int) else isinstance(devices, list) and len(devices) > 1
-    if several or plan.base["trainer"]["num_nodes"] > 1:
+    if several or plan.base["trainer.num_nodes"] > 1:
         raise SweepError(
             f"a trial runs on one device, but trainer.devices is {devices}: leave it out, and use --workers for more"
         )

@@ -137,7 +137,7 @@ def write_result(plan: Plan, trials: list[FrozenTrial]) -> Path:
     if best is not None:
         lines = [
             f"# trial {best.number} of the sweep {plan.study}, the best by {plan.objective}: {best.value:.4f}",
-            yaml.safe_dump(plan.config(best.params, run_name=f"{plan.study} best"), sort_keys=False),
+            yaml.safe_dump(plan.best_config(best.params), sort_keys=False),
         ]
         (folder / "best_config.yaml").write_text("\n".join(lines))
         write_plots(plan, trials, folder / "plots")

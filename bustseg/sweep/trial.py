@@ -6,16 +6,13 @@ import difflib
 import errno
 import gc
 import math
-import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -25,7 +22,7 @@ from bustseg.progress import console, error_console
 from bustseg.sweep.plan import Plan
 from bustseg.sweep.study import FAILURE, PRUNED, RESULT, RUN, SharedStudy, interrupted
 from bustseg.tracking import PARENT_TAG, Tracker, one_line
-from bustseg.training.compat import run_verb
+from bustseg.training import run_fit
 
 TRIAL, STATE, REASON = "sweep.trial", "sweep.state", "sweep.reason"
 OBJECTIVE, SECONDS, OVERHEAD = "sweep/objective", "sweep/seconds", "sweep/overhead_seconds"
@@ -130,12 +127,13 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
         KeyboardInterrupt: the user stopped it
     """
     start = time.perf_counter()
-    config = plan.config(trial.params, run_name=f"trial {trial.number}: {plan.label(trial.params)}")
+    name = f"trial {trial.number}: {plan.label(trial.params)}"
     tags = {PARENT_TAG: parent, TRIAL: str(trial.number)}
     reporter = TrialReporter(trial, plan.objective, plan.direction, type(study.study.pruner).__name__)
     failure, details = None, ""
     try:
-        _fit(plan, config, tags, reporter)
+        with quiet():
+            run_fit(plan.trial(trial.params, name), tags=tags, callbacks=[reporter])
     except (SweepError, TrackingError):
         raise
     except Exception as error:
@@ -153,9 +151,10 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
         study.note(trial, **({PRUNED: reporter.pruned} if reporter.pruned else {}), **{RESULT: result})
     tracker = reporter.tracker
     if tracker is None:  # it failed before the fit had a run
-        tracker = Tracker(**{**config["tracking"], "tags": {**(config["tracking"]["tags"] or {}), **tags}})
+        options = {**plan.base["tracking"], "run_name": name}
+        tracker = Tracker(**{**options, "tags": {**(options["tags"] or {}), **tags}})
         study.note(trial, **{RUN: tracker.run_id})
-        tracker.log_config(config)
+        tracker.log_config(plan.described(trial.params))
         tracker.finalize("failed")
     run_id = str(tracker.run_id)
     if details:
@@ -173,15 +172,6 @@ def _free_memory() -> None:
         gc.freeze()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def _fit(plan: Plan, config: Mapping[str, Any], tags: Mapping[str, str], reporter: TrialReporter) -> None:
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        path = Path(folder) / f"{plan.study}.yaml".replace("/", "-")
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
-        options = [] if plan.log_model else ["--tracking.log_model", "false"]
-        # `auto` would take all GPUs and start this command again on each
-        run_verb("fit", ["--config", str(path), "--trainer.devices", "1", *options], tags, [reporter])
 
 
 def reason(error: BaseException) -> str:

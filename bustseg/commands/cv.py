@@ -1,0 +1,37 @@
+"""`bustseg cv`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from bustseg.command_line import ExperimentOptions, Option
+
+
+def cv(
+    *,
+    folds: int | None = None,
+    resume: bool = False,
+    ckpt_path: Annotated[str | None, Option(hidden=True)] = None,
+    options: ExperimentOptions,
+) -> int:
+    """Cross-validate: fit and test over folds, with mean and spread; takes every option of fit as well.
+
+    Example:
+        bustseg cv --config configs/baselines/unet_lite0.yaml --data.split kfold --folds 5
+
+    Args:
+        folds: number of folds (default: data.folds, 5)
+        resume: skip finished folds and continue the interrupted one
+        ckpt_path: refused
+        options: --config FILE, --data.split SPLIT (kfold, a CSV file with folds, grouped, lesion or curated), and
+            every other option of fit
+    """
+    from bustseg.cross_validation import cross_validate
+    from bustseg.errors import UserError
+    from bustseg.experiment import Experiment
+
+    if ckpt_path is not None:
+        raise UserError(
+            "cv trains a model for each fold, so it takes no --ckpt_path; --resume goes on with what is there"
+        )
+    return cross_validate(Experiment.parse(options), folds, resume)
