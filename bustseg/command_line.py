@@ -143,8 +143,11 @@ def make_parser(function: Command, prog: str) -> argparse.ArgumentParser:
 
 def add_arguments(parser: argparse.ArgumentParser, function: Command, skip: Sequence[str] = ()) -> None:
     """Give a parser (argparse's or jsonargparse's) the arguments of a command, but for those to ``skip``."""
-    # taken out of the arguments before they get here; here only for the help
-    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show an error's traceback")
+    # these two are taken out of the arguments before they get here; here only for the help
+    common: dict[str, Any] = {"default": argparse.SUPPRESS}
+    parser.add_argument("--debug", action="store_true", help="show an error's traceback", **common)
+    trust = "a package whose classes a stored model may name (or BUSTSEG_TRUST)"
+    parser.add_argument("--trust", metavar="PACKAGE", help=trust, **common)
     texts = Docstring.of(function).arguments
     groups: dict[str, Any] = {}
     for name, annotation, marker in _parameters(function):

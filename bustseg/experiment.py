@@ -6,7 +6,7 @@ import copy
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from bustseg.errors import UserError
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.tracking import Tracker, flatten
+from bustseg.trust import allow_arguments, allow_text, building, check_config, stored_config
 
 CALLBACKS: dict[type[pl.Callback], str] = {
     EarlyStopping: "early_stopping",
@@ -146,7 +147,7 @@ class Experiment:
             UserError: a config file, key or value that cannot be used
         """
         check_files(options)
-        with explained():
+        with _guarded(base.origin if base else ""):
             namespace = _parser().parse_args(list(options), namespace=base._namespace if base else None)
         files = [Path(str(path)).stem for path in namespace.pop("config", None) or []]
         name = files[-1] if files else base.name if base else None
@@ -168,34 +169,41 @@ class Experiment:
         Raises:
             UserError: a key or value that cannot be used
         """
-        with explained():
+        if origin:
+            check_config(config, origin)
+        with _guarded(origin):
             namespace = _parser().parse_object({key: value for key, value in config.items() if key not in OF_A_RUN})
         return cls(namespace, name, origin)
 
     @classmethod
-    def of_checkpoint(cls, path: Path, verb: str = "fit") -> Experiment:
+    def of_checkpoint(cls, path: Path, verb: str = "fit", options: Sequence[str] = ()) -> Experiment:
         """The experiment that a checkpoint was trained by.
 
         Args:
             path: the checkpoint
             verb: ``fit`` takes all of it; for ``validate`` and ``test`` the trainer is this machine's own, but for its
                 precision
+            options: what the user changes, as on the command line; what they name, the checkpoint may name too
 
         Raises:
+            TrustError: its configuration names what only the user may allow, see :mod:`bustseg.trust`
             UserError: the file is no checkpoint of bustseg, or its configuration cannot be used
         """
+        check_files(options)
         stored = read_checkpoint(path)[RECORD]["config"]
+        check_config(stored, path)
         if verb != "fit":
             precision = (stored.get("trainer") or {}).get("precision")
             stored = {key: stored[key] for key in OF_A_SCORE if key in stored}
             stored |= {"trainer": {"precision": precision}} if precision else {}
-        return cls.of_config(stored, origin=str(path))
+        return cls.of_config(stored, origin=str(path)).with_options(options)
 
     @classmethod
     def of_run(cls, run_id: str) -> Experiment:
         """The experiment that a run has stored as ``config.yaml``.
 
         Raises:
+            TrustError: its configuration names what only the user may allow, see :mod:`bustseg.trust`
             UserError: no such run, or its configuration cannot be used
         """
         return cls.of_config(yaml.safe_load(run_file(run_id, "config.yaml").read_text()), origin=f"run {run_id}")
@@ -290,10 +298,13 @@ class Experiment:
         """Make what the configuration names: ``model``, ``data``, the trainer's options and the callbacks.
 
         Raises:
+            TrustError: a stored configuration names what only the user may allow, see :mod:`bustseg.trust`
             UserError: something cannot be made
         """
+        if self.origin:
+            check_config(self.config, self.origin)
         use_packaged_weights()
-        with explained(), fail_fast():
+        with fail_fast(), _guarded(self.origin), building(self.origin) if self.origin else nullcontext():
             return _parser().instantiate(self._namespace)
 
 
@@ -308,7 +319,7 @@ def scored_experiment(verb: str, ckpt_path: str | None, options: Sequence[str]) 
             Experiment.parse(options)  # which answers --print_config and --model.network.help
         raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id, runs:/ID or latest")
     checkpoint = resolve_checkpoint(ckpt_path)
-    return Experiment.parse(options, Experiment.of_checkpoint(checkpoint, verb)), checkpoint
+    return Experiment.of_checkpoint(checkpoint, verb, options), checkpoint
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> None:
@@ -324,18 +335,30 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
 def check_files(options: Sequence[str]) -> None:
     """Look at config files before the parser does, whose message does not name the file.
 
+    What they and the other options name is the user's own word, see :mod:`bustseg.trust`.
+
     Raises:
         UserError: a file that is not there, or holds no configuration
     """
+    allow_arguments(options)
     for path in (options[i + 1] for i, option in enumerate(options[:-1]) if option in ("--config", "-c")):
         if not Path(path).is_file():
             raise UserError(f"no config file at {path}")
         try:
-            content = yaml.safe_load(Path(path).read_text())
+            text = Path(path).read_text()
+            content = yaml.safe_load(text)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise UserError(f"{path} holds no configuration: see configs/quickstart.yaml for one")
+        allow_text(text)
+
+
+@contextmanager
+def _guarded(origin: str) -> Iterator[None]:
+    """While it lasts, a stored configuration gets its own kinds of class only, and errors are one line."""
+    with stored_config(origin) if origin else nullcontext(), explained():
+        yield
 
 
 @contextmanager

@@ -26,8 +26,8 @@ from lightning import __version__ as lightning_version
 from bustseg import trust
 from bustseg.checkpoint import build_task, load_data, load_task
 from bustseg.errors import UserError
+from bustseg.experiment import Experiment
 from bustseg.task import RECORD
-from bustseg.training import resolve_config
 from bustseg.trust import TrustError, building, check_config, own_store
 
 Bustseg = Callable[..., tuple[int, str, str]]
@@ -175,7 +175,9 @@ FIT_GADGETS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def plain(phantoms: Path) -> dict[str, Any]:
     """A checkpoint's content of a few kilobytes, as `fit` writes it."""
-    config = resolve_config(["--config", str(TINY), "--data.root", str(phantoms), "--explain.enabled", "false"])
+    config = Experiment.parse(
+        ["--config", str(TINY), "--data.root", str(phantoms), "--explain.enabled", "false"]
+    ).config
     config["model"]["network"] = of("torch.nn.Conv2d", in_channels=3, out_channels=1, kernel_size=1)
     state = build_task(config["model"]).state_dict()
     return {

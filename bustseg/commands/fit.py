@@ -26,5 +26,5 @@ def fit(*, ckpt_path: str | None = None, options: ShownExperimentOptions) -> int
         return 0
     # the checkpoint's own configuration comes first, so that it is enough alone and anything named beside it wins
     checkpoint = resolve_checkpoint(ckpt_path, prefer="last")
-    run_fit(Experiment.parse(options, Experiment.of_checkpoint(checkpoint)), checkpoint)
+    run_fit(Experiment.of_checkpoint(checkpoint, options=options), checkpoint)
     return 0

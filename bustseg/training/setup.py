@@ -31,6 +31,7 @@ from bustseg.processes import OneProcessStops
 from bustseg.progress import console
 from bustseg.task import RECORD
 from bustseg.tracking import Tracker, open_store, tracking_uri
+from bustseg.trust import own_store
 
 _CHATTY = (
     "lightning.pytorch.utilities.rank_zero",
@@ -90,6 +91,8 @@ def make_tracker(
     if parts.trainer.fast_dev_run:
         return False
     options = experiment["tracking"]
+    if experiment.origin:
+        options["uri"] = own_store(options["uri"], experiment.origin)
     # MLflow's random names repeat, since the training's seed seeds them too
     network = type(parts.model.network).__name__
     options["run_name"] = options["run_name"] or default_name(experiment, network if checkpoint else None)
