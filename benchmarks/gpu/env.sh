@@ -1,0 +1,4 @@
+export KIT=/tmp/kit PYTHONPATH=/tmp/kit/src:/tmp/site OMP_NUM_THREADS=1 BUSTSEG_CACHE=/tmp/cache PYTHONUNBUFFERED=1 MPLBACKEND=Agg PYTHONWARNINGS=ignore
+export TORCHINDUCTOR_CACHE_DIR=/tmp/inductor CUDA_DEVICE_MAX_CONNECTIONS=8
+[ -e /tmp/mps.on ] && export CUDA_MPS_PIPE_DIRECTORY=/tmp/mps CUDA_MPS_LOG_DIRECTORY=/tmp/mpslog
+true
