@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import tempfile
-import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from rich.table import Table
 from bustseg.colours import OUTLINES
 from bustseg.compare import COMPARED, Comparison, RunTable, compare, known_metrics, load_runs, read_groups
 from bustseg.errors import UserError
+from bustseg.figures.panels import Picture, sheet
+from bustseg.figures.style import save
 from bustseg.metrics import CONVENTIONS, overlap_scores
 from bustseg.metrics.registry import metric as known
 from bustseg.progress import console, error_console, print_wide, track
@@ -86,15 +88,15 @@ def _baseline_first(tables: list[RunTable], baseline: str | None) -> list[RunTab
 def write_files(result: Comparison, folder: Path) -> list[Path]:
     """Write CSV, HTML and, where the checkpoints and data are at hand, the sheet of pictures; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    table, page, sheet = (folder / name for name in ("compare.csv", "compare.html", "comparison.png"))
+    table, page, picture = (folder / name for name in ("compare.csv", "compare.html", "comparison.png"))
     result.rows.to_csv(table, index=False, float_format="%.6g")
     drawn = False
     try:
-        drawn = draw_sheet(result.tables, sheet)
+        drawn = draw_sheet(result.tables, picture)
     except UserError as error:  # the figures stand without the pictures
         error_console.print(f"no pictures: {error}", highlight=False, markup=False)
-    page.write_text(render(result, sheet if drawn else None), encoding="utf-8")
-    return [table, page, *([sheet] if drawn else [])]
+    page.write_text(render(result, picture if drawn else None), encoding="utf-8")
+    return [table, page, *([picture, picture.with_suffix(".svg")] if drawn else [])]
 
 
 # --------------------------------------------------------------------------------------------------------- terminal
@@ -357,9 +359,6 @@ def draw_sheet(tables: Sequence[RunTable], path: Path, runs: int = _PICTURED_RUN
         error_console.print(f"no pictures: no checkpoint of {', '.join(missing)}", highlight=False, markup=False)
         return False
     frame = tables[0].frame
-    from matplotlib.figure import Figure
-
-    from bustseg.callbacks.panels import draw_panel
     from bustseg.checkpoint import load_data, load_task
 
     checkpoints = [table.checkpoint for table in tables if table.checkpoint is not None]
@@ -374,31 +373,29 @@ def draw_sheet(tables: Sequence[RunTable], path: Path, runs: int = _PICTURED_RUN
     false = np.stack([table.frame["fp"] for table in tables], axis=1)
     chosen = choose_images(dice, lesion, false)
     where = {sample.id: index for index, sample in enumerate(data.samples)}
-    arrays = [data.arrays(where[frame["image"].iloc[position]]) for _, position in chosen]
-
-    rows, columns = len(chosen), 2 + len(tables)
-    figure = Figure(figsize=(2.2 * columns, 2.5 * rows + 0.5), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, (image, truth), (reason, position) in zip(grid, arrays, chosen, strict=True):
-        empty = np.zeros_like(truth)
-        draw_panel(axes[0], image, empty, empty, f"{reason}\n{frame['image'].iloc[position]}")
-        draw_panel(axes[1], image, truth, empty, "truth" if truth.any() else "truth: no lesion")
+    samples = [data.samples[where[frame["image"].iloc[position]]] for _, position in chosen]
+    arrays = [data.arrays(where[sample.id]) for sample in samples]
+    nothing = np.zeros((1, 1), dtype=np.uint8)
+    rows: list[list[tuple[Picture, str]]] = []
+    for sample, (reason, _) in zip(samples, chosen, strict=True):
+        picture = Picture.of(sample, nothing)
+        words = "truth" if picture.truth.any() else "truth: no lesion"
+        rows.append([(replace(picture, truth=nothing), f"{reason}\n{sample.id}"), (picture, words)])
     differs = 0.0
     for column, checkpoint in track(list(enumerate(checkpoints)), "drawing"):
         task = load_task(checkpoint)  # one network in memory at a time
-        for axes, (image, truth), (_, position) in zip(grid, arrays, chosen, strict=True):
+        for row, (image, truth), (_, position) in zip(rows, arrays, chosen, strict=True):
             prediction = task.predict_mask(image)
             score = _dice(prediction, truth)
             text = f"Dice {score:.2f}" if truth.any() else f"{int(prediction.sum())} px found"
-            draw_panel(axes[2 + column], image, truth, prediction, f"{_short(tables[column].name)}\n{text}")
+            row.append((replace(row[1][0], prediction=prediction), f"{tables[column].name}\n{text}"))
             differs = max(differs, abs(score - dice[position, column]))
     if differs > 0.02:
         error_console.print(
             f"the pictures' Dice differs from the table's by up to {differs:.2f}: another checkpoint or precision",
             highlight=False,
         )
-    figure.suptitle(OUTLINES, fontsize=9)
-    figure.savefig(path, dpi=110)
+    save(sheet(rows, OUTLINES), path)
     return True
 
 
@@ -413,11 +410,6 @@ def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
         )
     )
     return float(overlap_scores(tp, fp, fn, tn)["dice_paper"][0])
-
-
-def _short(name: str) -> str:
-    """A run's name above its pictures: two lines at most."""
-    return "\n".join(textwrap.wrap(name, 30, max_lines=2, placeholder="…"))
 
 
 # ----------------------------------------------------------------------------------------------------------- MLflow

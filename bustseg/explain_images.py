@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from bustseg.callbacks.explain import Case, details_figure, heat_scores
+from bustseg.callbacks.explain import heat_scores, make_case
 from bustseg.checkpoint import load_task, read_checkpoint, resolve_checkpoint
 from bustseg.data.cache import decode
 from bustseg.data.files import IMAGE_SUFFIXES, MASK_STEM, natural_key
@@ -27,6 +27,9 @@ from bustseg.explain import (
     heat_maps,
     list_layers,
 )
+from bustseg.figures.heat import Case, details_figure
+from bustseg.figures.panels import Picture
+from bustseg.figures.style import save
 from bustseg.masks import resampled
 from bustseg.metrics import overlap_scores
 from bustseg.progress import console, track
@@ -73,7 +76,7 @@ def explain_images(
     """Explain a trained network's predictions of image files.
 
     Writes for each image ``NAME_heat.png`` (16 bit grey, the layer's heat at the image's own size, 65535 its maximum)
-    and ``NAME_panel.png``, and for all of them ``explain.csv``.
+    and ``NAME_panel.png`` (also as SVG), and for all of them ``explain.csv``.
 
     Args:
         inputs: image files and folders
@@ -112,7 +115,7 @@ def explain_images(
         case, row = _explain_one(task, sample, shape, layers, method, tolerance)
         heat = np.round(case.heat[layers[0]] * 65535).astype(np.uint16)
         cv2.imwrite(str(out / f"{name}_heat.png"), heat)
-        details_figure([case], method).savefig(out / f"{name}_panel.png", dpi=110)
+        save(details_figure([case], method), out / f"{name}_panel.png")
         rows.append({"name": name, **row})
     with (out / "explain.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -170,7 +173,8 @@ def _explain_one(
         "lesion_px": "",
         "dice": "",
     }
-    scores: dict[str, Any] = heat_scores(heat, truth, tolerance)
+    known = heat_scores(heat, truth, tolerance)
+    scores: dict[str, Any] = known
     words = f"{int(prediction.sum())} px found"
     if truth.any():
         tp, fp, fn = ((a & b).sum() for a, b in ((truth, prediction), (1 - truth, prediction), (truth, 1 - prediction)))
@@ -182,7 +186,9 @@ def _explain_one(
         row["lesion_px"] = 0 if sample.masks else ""
         scores = dict.fromkeys(scores, "")
     title = f"{sample.id}\n{sample.label + ', ' if sample.label != 'unknown' else ''}{words}"
-    return Case(image, truth, prediction, title, heat, attention), row | scores
+    case = make_case(Picture(image, truth, prediction, sample.spacing), title, heat, known)
+    case.attention = attention
+    return case, row | scores
 
 
 def _print_layers(task: SegmentationTask, probe: torch.Tensor) -> None:

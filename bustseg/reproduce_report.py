@@ -128,7 +128,7 @@ def write_report(
     csv_frame(table, results).to_csv(sheet, index=False, float_format="%.6g")
     drawn = pictures and _draw(loaded, picture)
     page.write_text(render(table, results, loaded, command, picture.name if drawn else None), encoding="utf-8")
-    return [page, sheet, *([picture] if drawn else [])]
+    return [page, sheet, *([picture, picture.with_suffix(".svg")] if drawn else [])]
 
 
 def _load_tables(results: Sequence[Result]) -> dict[tuple[int, int], RunTable]:

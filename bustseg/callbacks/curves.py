@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from bustseg.callbacks.style import ALARM, QUIET, SUBSETS, chart, save
+from bustseg.callbacks.per_image import known_groups
 from bustseg.callbacks.subsets import SubsetCallback, log_subset
-from bustseg.data.datamodule import Batch
-from bustseg.metrics import Calibration, DiceSweep, PixelCurves, best_threshold
+from bustseg.data.datamodule import Batch, BUSIDataModule
+from bustseg.data.sources import Sample
+from bustseg.figures.curves import Bands, draw_precision_recall, draw_reliability, draw_roc, draw_sweep
+from bustseg.figures.style import SUBSETS
+from bustseg.metrics import Calibration, PixelCurves, ThresholdSweep, best_threshold
+from bustseg.metrics.bands import CurveBands
 from bustseg.metrics.curves import SWEEP, thin
+from bustseg.metrics.sweep import ImageSweeps, sweep_means
 from bustseg.progress import console
 from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _SWEPT = ("val", "test")
 
@@ -31,20 +32,21 @@ _SWEPT = ("val", "test")
 class TestCurves(SubsetCallback):
     """After a test, leaves ``curves/``: ``roc``, ``precision_recall``, ``dice_by_threshold`` and ``reliability``.
 
-    Each is a PNG and a CSV of at most 500 points per subset; ``curves.json`` has the numbers. Memory is bounded:
-    histograms of at most 24 MB per subset, and 0.8 kB per validation and test image.
+    Each is a PNG, an SVG and a CSV of at most 500 points per subset, and for validation and test a CSV with the limits
+    of its 95 % band over images (``roc_band.csv``); ``curves.json`` has the numbers. Memory is bounded: histograms of
+    at most 24 MB per subset, and 3.2 kB per validation and test image.
     """
 
     __test__ = False  # no test class, whatever pytest reads into the name
 
     def __init__(self) -> None:
         self._curves: dict[str, PixelCurves] = {}
-        self._sweeps: dict[str, DiceSweep] = {}
+        self._sweeps: dict[str, ThresholdSweep] = {}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # all of them on every process, or one would wait for another that has seen no batch of a subset
         self._curves = {subset: PixelCurves().to(pl_module.device) for subset in SUBSETS if subset != "test"}
-        self._sweeps = {subset: DiceSweep().to(pl_module.device) for subset in _SWEPT}
+        self._sweeps = {subset: ThresholdSweep().to(pl_module.device) for subset in _SWEPT}
 
     def on_subset_batch(self, task: SegmentationTask, subset: str, logits: Tensor, masks: Tensor, batch: Batch) -> None:
         if subset in self._curves:  # the task has counted the test itself
@@ -58,9 +60,8 @@ class TestCurves(SubsetCallback):
         curves = {**self._curves, "test": pl_module.curves("test")}
         # without lesion or background pixels there is no curve
         scores = {subset: found for subset in SUBSETS if (found := _scores(curves[subset]))}
-        sweeps = {
-            subset: means for subset, metric in self._sweeps.items() if "dice_lesion" in (means := metric.compute())
-        }
+        images = {subset: metric.per_image() for subset, metric in self._sweeps.items()}
+        sweeps = {subset: means for subset, found in images.items() if "dice_lesion" in (means := sweep_means(found))}
         _add_best_thresholds(scores, sweeps)
         for subset, found in scores.items():
             log_subset(
@@ -69,28 +70,69 @@ class TestCurves(SubsetCallback):
                 {name: value for name, value in found.items() if name != "auc_pixel" or subset != "test"},
             )
         drawn = {subset: curves[subset] for subset in scores}
-        data = {
-            "roc": (roc_data(drawn), draw_roc),
-            "precision_recall": (precision_recall_data(drawn), draw_precision_recall),
-            "dice_by_threshold": (sweep_data(drawn, sweeps), draw_sweep),
-            "reliability": (reliability_data(drawn), draw_reliability),
+        frames = {
+            "roc": roc_data(drawn),
+            "precision_recall": precision_recall_data(drawn),
+            "dice_by_threshold": sweep_data(drawn, sweeps),
+            "reliability": reliability_data(drawn),
         }
         self._curves, self._sweeps = {}, {}
         if not (trainer.is_global_zero and scores):
             return
         shown = "  ".join(f"{subset} {found['auc_pixel']:.4f}" for subset, found in scores.items())
         console.print(f"pixel AUC  {shown}", highlight=False)
-        if not isinstance(trainer.logger, Tracker):
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if not (isinstance(trainer.logger, Tracker) and isinstance(datamodule, BUSIDataModule)):
             return
-        context = {"scores": scores, "threshold": pl_module.threshold}
+        bands = curve_bands({subset: images[subset] for subset in scores if subset in images}, datamodule)
+        intervals = {subset: {"auc_pixel_interval": own.auc()} for subset, own in bands.items()}
+        context = {
+            "scores": {subset: {**found, **intervals.get(subset, {})} for subset, found in scores.items()},
+            "threshold": pl_module.threshold,
+        }
         with tempfile.TemporaryDirectory() as folder:
-            for name, (frame, draw) in data.items():
-                if frame.empty:
-                    continue
-                frame.to_csv(Path(folder) / f"{name}.csv", index=False, float_format="%.6g")
-                draw(frame, context, Path(folder) / f"{name}.png")
-            (Path(folder) / "curves.json").write_text(json.dumps(context, indent=1))
+            write_curves(frames, context, bands, Path(folder))
             trainer.logger.log_folder(Path(folder), "curves")
+
+
+def curve_bands(images: dict[str, ImageSweeps], datamodule: BUSIDataModule) -> dict[str, CurveBands]:
+    """Bands by subset; groups of images (copies, patients) are drawn together where the split or source knows them."""
+    groups = known_groups(datamodule)
+    found = {}
+    for subset, counts in images.items():
+        samples: list[Sample] = [datamodule.samples[index] for index in counts.positions]
+        names = np.array([groups.get(sample.id) or sample.group or f"image {sample.id}" for sample in samples])
+        found[subset] = CurveBands(counts, names, np.array([sample.label for sample in samples]))
+    return found
+
+
+def write_curves(
+    frames: dict[str, pd.DataFrame], context: dict[str, Any], bands: dict[str, CurveBands], folder: Path
+) -> None:
+    """Write pictures, tables and ``curves.json``.
+
+    Args:
+        frames: of :func:`roc_data`, ``precision_recall_data``, ``sweep_data`` and ``reliability_data``
+        context: content of ``curves.json``
+        bands: by subset
+        folder: where to
+    """
+    limits: dict[str, Bands] = {
+        "roc": {subset: found.roc() for subset, found in bands.items()},
+        "precision_recall": {subset: found.precision_recall() for subset, found in bands.items()},
+        "dice_by_threshold": {subset: found.by_threshold() for subset, found in bands.items()},
+    }
+    draw = {"roc": draw_roc, "precision_recall": draw_precision_recall, "dice_by_threshold": draw_sweep}
+    draw["reliability"] = draw_reliability
+    for name, frame in frames.items():
+        if frame.empty:
+            continue
+        frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+        if own := limits.get(name):
+            table = pd.concat([band.assign(subset=subset) for subset, band in own.items()], ignore_index=True)
+            table.to_csv(folder / f"{name}_band.csv", index=False, float_format="%.6g")
+        draw[name](frame, context, limits.get(name, {}), folder / f"{name}.png")
+    (folder / "curves.json").write_text(json.dumps(context, indent=1))
 
 
 def _scores(curves: PixelCurves) -> dict[str, float]:
@@ -141,7 +183,7 @@ def precision_recall_data(curves: dict[str, PixelCurves]) -> pd.DataFrame:
 
 
 def sweep_data(curves: dict[str, PixelCurves], sweeps: dict[str, dict[str, Tensor]]) -> pd.DataFrame:
-    """Columns ``subset``, ``threshold``, ``dice_pooled`` and those of :meth:`DiceSweep.compute`."""
+    """Columns ``subset``, ``threshold``, ``dice_pooled`` and those of :func:`bustseg.metrics.sweep.sweep_means`."""
     frames = []
     for subset, means in sweeps.items():
         columns = {"threshold": SWEEP, "dice_pooled": curves[subset].dice_by_threshold()[1], **means}
@@ -158,98 +200,3 @@ def reliability_data(curves: dict[str, PixelCurves]) -> pd.DataFrame:
         columns |= {"probability": found.probability, "frequency": found.frequency}
         frames.append(pd.DataFrame({"subset": subset, **{name: value.numpy() for name, value in columns.items()}}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-def _subsets(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return [(subset, part) for subset in SUBSETS if len(part := frame[frame["subset"] == subset])]
-
-
-def _at(part: pd.DataFrame, threshold: float) -> pd.Series:
-    return part.iloc[int((part["threshold"] - threshold).abs().to_numpy().argmin())]
-
-
-def draw_roc(frame: pd.DataFrame, context: dict[str, Any], path: Path) -> None:
-    """Draw the ROC curves of :func:`roc_data`, with the corner that matters enlarged."""
-    with chart("Pixel ROC", (5.6, 5.2)) as (figure, (axes,)):
-        places = [axes]
-        if min(found["auc_pixel"] for found in context["scores"].values()) > 0.9:  # else the curves run there
-            corner = axes.inset_axes((0.4, 0.31, 0.58, 0.56))
-            corner.set(xlim=(0, 0.3), ylim=(0.7, 1.005), xticks=[0, 0.1, 0.2, 0.3], yticks=[0.7, 0.8, 0.9, 1.0])
-            corner.tick_params(labelsize=8)
-            axes.indicate_inset_zoom(corner, edgecolor=QUIET)
-            places.append(corner)
-        for place in places:
-            place.plot([0, 1], [0, 1], color=QUIET, linestyle="--", linewidth=1)
-            for subset, part in _subsets(frame):
-                label = f"{subset}: AUC {context['scores'][subset]['auc_pixel']:.3f}"
-                place.plot(part["false_positive_rate"], part["true_positive_rate"], color=SUBSETS[subset], label=label)
-                _dot(place, _at(part, context["threshold"])[["false_positive_rate", "true_positive_rate"]], subset)
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-        axes.set(xlabel="false positive rate (1 - specificity)", ylabel="true positive rate (recall)")
-        axes.legend(loc="lower right", title=f"dots: threshold {context['threshold']:g}", title_fontsize=8)
-        save(figure, path)
-
-
-def draw_precision_recall(frame: pd.DataFrame, context: dict[str, Any], path: Path) -> None:
-    """Draw the precision-recall curves of :func:`precision_recall_data` over lines of equal Dice."""
-    with chart("Pixel precision and recall", (5.6, 5.4)) as (figure, (axes,)):
-        for dice in (0.5, 0.6, 0.7, 0.8, 0.9):
-            start = dice / (2 - dice)
-            recall = np.linspace(start, 1, 60)
-            axes.plot(recall, dice * recall / (2 * recall - dice), ":", color=QUIET, linewidth=0.9)
-            text = f"Dice {dice:g}" if dice == 0.5 else f"{dice:g}"
-            axes.text(start, 1.015, text, fontsize=8, color="#808080", ha="right" if dice == 0.5 else "center")
-        for subset, part in _subsets(frame):
-            label = f"{subset}: AP {context['scores'][subset]['average_precision']:.3f}"
-            axes.plot(part["recall"], part["precision"], color=SUBSETS[subset], label=label)
-            _dot(axes, _at(part, context["threshold"])[["recall", "precision"]], subset)
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel="recall", ylabel="precision")
-        axes.set_title(axes.get_title(loc="left"), pad=18)
-        axes.legend(loc="lower left", title=f"dots: threshold {context['threshold']:g}", title_fontsize=8)
-        save(figure, path)
-
-
-def draw_sweep(frame: pd.DataFrame, context: dict[str, Any], path: Path) -> None:
-    """Draw Dice and the false alarms on normals of :func:`sweep_data` by threshold."""
-    lines = {"dice_lesion": ("-", "mean per lesion image"), "dice_pooled": ("--", "pooled pixels")}
-    with chart("Dice by threshold", (6.4, 4.6)) as (figure, (axes,)):
-        for subset, part in _subsets(frame):
-            for name, (line, text) in lines.items():
-                axes.plot(part["threshold"], part[name], line, color=SUBSETS[subset], label=f"{subset}, {text}")
-            best = context["scores"][subset]
-            _dot(axes, (best["best_threshold"], best["dice_lesion_best_threshold"]), subset)
-        test = frame[frame["subset"] == "test"]
-        if "false_positive_rate_normal" in test and test["false_positive_rate_normal"].notna().any():
-            label = "test, share of normals with a false alarm"
-            axes.plot(test["threshold"], test["false_positive_rate_normal"], color=ALARM, linewidth=1.2, label=label)
-        axes.axvline(context["threshold"], color=QUIET, linewidth=1)
-        axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="threshold on the probability", ylabel="Dice, share")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        _note(axes, 0.01, "dots: best threshold; grey line: threshold in use", "left")
-        save(figure, path)
-
-
-def draw_reliability(frame: pd.DataFrame, context: dict[str, Any], path: Path) -> None:
-    """Draw the reliability diagram of :func:`reliability_data`, and below it the share of pixels behind each point."""
-    with chart("Reliability of pixel probabilities", (5.6, 6.2), (3.4, 1)) as (figure, (axes, share)):
-        axes.plot([0, 1], [0, 1], color=QUIET, linestyle="--", linewidth=1)
-        for subset, part in _subsets(frame):
-            part = part[part["pixels"] > 0]
-            label = f"{subset}: ECE {context['scores'][subset]['ece']:.3f}"
-            style: dict[str, Any] = {"color": SUBSETS[subset], "marker": "o", "markersize": 4}
-            axes.plot(part["probability"], part["frequency"], label=label, **style)
-            share.plot(part["probability"], part["pixels"] / part["pixels"].sum(), **style)
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), ylabel="share of the pixels that are lesion")
-        share.set(yscale="log", xlabel="mean predicted probability of the bin", ylabel="share of\nall pixels")
-        _note(axes, 0.97, "below the diagonal: too sure of lesions", "right")
-        axes.legend(loc="upper left")
-        save(figure, path)
-
-
-def _dot(axes: Axes, point: Sequence[float] | pd.Series, subset: str) -> None:
-    x, y = point
-    axes.plot(x, y, "o", color=SUBSETS[subset], markersize=5.5)
-
-
-def _note(axes: Axes, x: float, text: str, side: str) -> None:
-    axes.text(x, 0.02, text, ha=side, fontsize=8, color="#707070", transform=axes.transAxes)

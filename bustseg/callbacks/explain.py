@@ -5,19 +5,15 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib.axes
-import matplotlib.figure
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bustseg.callbacks.panels import draw_panel, select_cases
-from bustseg.colours import OUTLINES
+from bustseg.callbacks.panels import select_cases
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import LABELS
 from bustseg.explain import (
@@ -30,107 +26,24 @@ from bustseg.explain import (
     heat_maps,
     pointing_hit,
 )
+from bustseg.figures.heat import Case, cases_figure, details_figure
+from bustseg.figures.panels import Picture
+from bustseg.figures.style import save
 from bustseg.metrics import overlap_scores
 from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker
-
-HEAT = "inferno"
-"""Colour map of heat: perceptually uniform, dark where there is none."""
 
 BATCH = 8
 """Images explained at once, at most: their graph takes several times the memory of a prediction."""
 
 
-@dataclass
-class Case:
-    """One image with everything that is drawn of it.
-
-    Attributes:
-        image: grey ``uint8`` (H, W)
-        truth, prediction: (H, W) of 0 and 1
-        title: line or two above the image
-        heat: layer -> (H, W) in 0..1
-        attention: attention module -> (h, w), any range
-    """
-
-    image: np.ndarray
-    truth: np.ndarray
-    prediction: np.ndarray
-    title: str
-    heat: Mapping[str, np.ndarray]
-    attention: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
-def draw_heat(axes: matplotlib.axes.Axes, case: Case, heat: np.ndarray, title: str) -> None:
-    """Draw a case with its outlines and a heat map (H, W) in 0..1 over the image, opaque where it is hot.
-
-    The prediction is white here: its own colour would drown in the heat.
-    """
-    draw_panel(axes, case.image, case.truth, np.zeros_like(case.truth), title)
-    if case.prediction.any():
-        axes.contour(case.prediction, levels=[0.5], colors="white", linewidths=0.7, linestyles="dotted")
-    axes.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.75 * np.sqrt(np.clip(heat, 0, 1)))
-
-
-def _heat_title(layer: str, case: Case) -> str:
-    heat = case.heat[layer]
-    if not heat.any():
-        return f"{layer}\nno evidence here"
-    # then the whole image is explained, and the hottest spot may be a speck
-    words = "" if case.prediction.any() else "nothing predicted"
-    if case.truth.any():
-        share = f"{100 * cam_energy(heat, case.truth):.0f} % of the heat in the lesion"
-        words = f"{words}; {share.replace(' of the heat', '')}" if words else share
-    return f"{layer}\n{words}"
-
-
-def cases_figure(rows: Mapping[str, Sequence[Case]], layer: str, method: str) -> matplotlib.figure.Figure:
-    """Rows of cases (best, median, ...), each case as image and heat map side by side."""
-    columns = max(len(cases) for cases in rows.values())
-    figure = matplotlib.figure.Figure(figsize=(3.9 * columns, 2.4 * len(rows) + 0.5), layout="constrained")
-    grid = figure.subplots(len(rows), 2 * columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes_row, (name, cases) in zip(grid, rows.items(), strict=True):
-        for k, case in enumerate(cases):
-            draw_panel(axes_row[2 * k], case.image, case.truth, case.prediction, f"{name}: {case.title}")
-            title = _heat_title(layer, case).split("\n")[1]
-            draw_heat(axes_row[2 * k + 1], case, case.heat[layer], f"{title}\n" if title else "")
-    figure.suptitle(f"{method} of {layer}; {OUTLINES} (dotted white over heat)", fontsize=9)
-    return figure
-
-
-def details_figure(cases: Sequence[Case], method: str) -> matplotlib.figure.Figure:
-    """One row per case: the image, a heat map for each layer, and each attention module's own map."""
-    layers, attentions = list(cases[0].heat), list(cases[0].attention)
-    columns = 1 + len(layers) + len(attentions)
-    height, width = cases[0].image.shape
-    figure = matplotlib.figure.Figure(
-        figsize=(2.3 * columns, (2.3 * min(height / width, 1.6) + 0.45) * len(cases) + 0.4), layout="constrained"
-    )
-    grid = figure.subplots(len(cases), columns, squeeze=False)
-    for axes_row, case in zip(grid, cases, strict=True):
-        draw_panel(axes_row[0], case.image, case.truth, case.prediction, case.title)
-        for axes, layer in zip(axes_row[1:], layers, strict=False):
-            draw_heat(axes, case, case.heat[layer], _heat_title(layer, case))
-        for axes, name in zip(axes_row[1 + len(layers) :], attentions, strict=True):
-            own = case.attention[name]
-            # over the image's extent, but in its own pixels: what the module sees is that coarse
-            axes.imshow(own, cmap=HEAT, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
-            if case.truth.any():
-                axes.contour(case.truth, levels=[0.5], colors="white", linewidths=0.8)
-            axes.set_title(f"{name}\nattention {own.min():.2g} to {own.max():.2g}", fontsize=8)
-            axes.set_axis_off()
-    title = f"{method}; {OUTLINES} (dotted white over heat)"
-    figure.suptitle(title + "; on attention maps truth white" * bool(attentions), fontsize=9)
-    return figure
-
-
 class ExplainCallback(Callback):
     """After a test, draws what the network looked at into ``explain/`` and logs how much of it lies in the lesions.
 
-    ``explain/cases.png`` has the best, median and worst cases, missed lesions and false positives on normals;
-    ``explain/layers.png`` the maps of each encoder's last stage and of the attention modules for some of them;
+    ``explain/cases.png`` has the best, median and worst cases, missed lesions and false positives on normals, with the
+    maps of the chosen layer and of the first encoder's last stage, and beside both what a constant map would score;
+    ``explain/layers.png`` the maps of each encoder's last stage and of the attention modules for some of them (both
+    also as SVG);
     ``explain/cam.csv`` the numbers of each image. Logged, as means over the images with a lesion:
 
     * ``test/cam_energy``: share of the heat that lies in the lesion
@@ -199,10 +112,12 @@ class ExplainCallback(Callback):
             )
             chosen = [int(positions[k]) for k in range(self.cases) for positions in rows.values() if k < len(positions)]
             detailed = [cases[position] for position in chosen[: self.details]]
-            attention = attention_maps(pl_module, np.stack([case.image for case in detailed])[:, None])
+            inputs = [datamodule.arrays(int(counts["index"][position]))[0] for position in chosen[: self.details]]
+            attention = attention_maps(pl_module, np.stack(inputs)[:, None])
         for k, case in enumerate(detailed):
             case.attention = {name: maps[k] for name, maps in attention.items()}
-        pl_module.log_dict(self._means(table, layers[0], stages), rank_zero_only=True)
+        means = self._means(table, layers[0], stages)
+        pl_module.log_dict(means, rank_zero_only=True)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             with (folder / "cam.csv").open("w", newline="") as file:
@@ -210,9 +125,11 @@ class ExplainCallback(Callback):
                 writer.writeheader()
                 writer.writerows(table)
             named = {name: [cases[position] for position in positions.tolist()] for name, positions in rows.items()}
-            cases_figure(named, layers[0], self.method).savefig(folder / "cases.png", dpi=110)
+            compared = list(dict.fromkeys([layers[0], *stages[:1]]))
+            title = _title(self.method, means, compared, stages)
+            save(cases_figure(named, compared, title), folder / "cases.png")
             if detailed and (stages or attention):
-                details_figure(detailed, self.method).savefig(folder / "layers.png", dpi=110)
+                save(details_figure(detailed, self.method), folder / "layers.png")
             for path in sorted(folder.iterdir()):
                 tracker.log_file(path, "explain")
 
@@ -234,7 +151,7 @@ class ExplainCallback(Callback):
             images = np.stack([image for image, _ in arrays])[:, None]
             found = heat_maps(task, images, layers, self.method)
             for k, position in enumerate(part.tolist()):
-                image, truth = arrays[k]
+                truth = arrays[k][1]
                 heat = {layer: found.heat[layer][k] for layer in layers}
                 sample = datamodule.samples[int(counts["index"][position])]
                 label = LABELS[int(counts["label"][position])]
@@ -245,7 +162,9 @@ class ExplainCallback(Callback):
                 if position in shown:
                     prediction = found.mask[k]
                     score = f"Dice {float(dice[position]):.2f}" if truth.any() else f"{int(prediction.sum())} px found"
-                    cases[position] = Case(image, truth, prediction, f"{sample.id}\n{label}, {score}", heat)
+                    cases[position] = make_case(
+                        Picture.of(sample, prediction), f"{sample.id}\n{label}, {score}", heat, table[-1]
+                    )
         return table, cases
 
     @staticmethod
@@ -258,6 +177,23 @@ class ExplainCallback(Callback):
         if not lesions:
             return {}
         return {metric: float(np.mean([row[column] for row in lesions])) for metric, column in columns.items()}
+
+
+def make_case(picture: Picture, title: str, heat: Mapping[str, np.ndarray], scores: Mapping[str, Any]) -> Case:
+    """A case with what :func:`heat_scores` found of it."""
+    energy = {layer: scores[f"energy {layer}"] for layer in heat}
+    return Case(picture, title, heat, energy, scores["energy_baseline"])
+
+
+def _title(method: str, means: Mapping[str, float], layers: Sequence[str], stages: Sequence[str]) -> str:
+    """What stands above the cases: the method and the means over all lesion images, beside a constant map's."""
+    if not means:
+        return method
+    suffix = {layer: f"_encoder{stages.index(layer)}" if layer in stages else "" for layer in layers}
+    suffix[layers[0]] = ""
+    shares = [f"{100 * means[f'test/cam_energy{suffix[layer]}']:.0f} % in {layer}" for layer in layers]
+    constant = f"{100 * means['test/cam_energy_baseline']:.0f} % in a constant map"
+    return f"{method}; heat in the lesion, mean over the lesion images: {', '.join([*shares, constant])}"
 
 
 def heat_scores(heat: Mapping[str, np.ndarray], truth: np.ndarray, tolerance: float) -> dict[str, float]:

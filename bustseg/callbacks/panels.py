@@ -5,33 +5,20 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bustseg.callbacks.style import picture_grid, save
-from bustseg.colours import OUTLINES, PREDICTION, TRUTH
+from bustseg.colours import OUTLINES
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import LABELS
+from bustseg.figures.panels import Picture, sheet
+from bustseg.figures.style import save
 from bustseg.metrics import overlap_scores
 from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
-def draw_panel(axes: Axes, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, title: str) -> None:
-    """Draw one image (H, W) with the outlines of truth and prediction, both (H, W) of 0 and 1."""
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-    for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
-        if mask.any():
-            axes.contour(mask, levels=[0.5], colors=colour, linewidths=1.2)
-    axes.set_title(title, fontsize=8)
-    axes.set_axis_off()
 
 
 def failures(counts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -81,7 +68,7 @@ def select_cases(counts: Mapping[str, Tensor], n: int, missed_apart: bool = Fals
 
 
 class PredictionPanels(Callback):
-    """After a test, draws ``panels/``.
+    """After a test, draws ``panels/``, images at their own resolution, each picture as PNG and SVG.
 
     ``test.png`` has rows of best, median and worst lesion images, and normals; ``missed.png`` the lesion images of
     which no lesion pixel was found, the largest lesions first; ``false_positives.png`` the normals on which something
@@ -149,17 +136,21 @@ class _Painter:
         self, rows: dict[str, Tensor], columns: int, path: Path, title: str | None = None, row_names: bool = True
     ) -> None:
         """Draw rows of images, given as positions in the counts."""
-        figure, grid = picture_grid(len(rows), columns, f"{title}; {OUTLINES}" if title else OUTLINES)
-        for axes_row, (name, positions) in zip(grid, rows.items(), strict=True):
-            for axes, position in zip(axes_row, positions.tolist(), strict=False):
-                index = int(self.counts["index"][position])
-                image, truth = self.datamodule.arrays(index)
-                prediction = self._predict(index)
-                found = f"{int(prediction.sum())} px predicted"
-                score = f"Dice {float(self.dice[position]):.2f}" if row_names and truth.any() else found
-                sample, label = self.datamodule.samples[index].id, LABELS[int(self.counts["label"][position])]
-                if label not in sample:  # BUSI's ids name the class
-                    score = f"{label}, {score}"
-                heading = f"{name}: {sample}\n{score}" if row_names else f"{sample}\n{score}"
-                draw_panel(axes, image, truth, prediction, heading)
-        save(figure, path)
+        pictures = [
+            [self._picture(position, f"{name}: " if row_names else "", row_names) for position in positions.tolist()]
+            for name, positions in rows.items()
+        ]
+        save(sheet(pictures, f"{title}; {OUTLINES}" if title else OUTLINES, columns), path)
+
+    def _picture(self, position: int, prefix: str, with_dice: bool) -> tuple[Picture, str]:
+        """An image of the test with its truth and prediction, and its title."""
+        index = int(self.counts["index"][position])
+        sample, label = self.datamodule.samples[index], LABELS[int(self.counts["label"][position])]
+        prediction = self._predict(index)
+        picture = Picture.of(sample, prediction)
+        score = f"{int(prediction.sum())} px predicted"
+        if with_dice and picture.truth.any():
+            score = f"Dice {float(self.dice[position]):.2f}"
+        if label not in sample.id:  # BUSI's ids name the class
+            score = f"{label}, {score}"
+        return picture, f"{prefix}{sample.id}\n{score}"

@@ -50,7 +50,7 @@ class ImageTables(SubsetCallback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if not (isinstance(pl_module, SegmentationTask) and isinstance(datamodule, BUSIDataModule)):
             return
-        groups = _groups(datamodule)
+        groups = known_groups(datamodule)
         with tempfile.TemporaryDirectory() as folder:
             for subset in _SUBSETS:
                 counts, shapes = self._overlap[subset].per_image(), self._shapes[subset].per_image()
@@ -81,7 +81,8 @@ def describe(datamodule: BUSIDataModule, task: SegmentationTask, subset: str) ->
     }
 
 
-def _groups(datamodule: BUSIDataModule) -> dict[str, str]:
+def known_groups(datamodule: BUSIDataModule) -> dict[str, str]:
+    """Group (duplicates, patient) by image id, as far as the split names them."""
     split = datamodule.split
     if split is None or "group" not in split:
         return {}

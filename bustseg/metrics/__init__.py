@@ -19,7 +19,7 @@ from bustseg.metrics.registry import (
     unregister,
 )
 from bustseg.metrics.surface import surface_distances
-from bustseg.metrics.sweep import DiceSweep, best_threshold
+from bustseg.metrics.sweep import ThresholdSweep, best_threshold
 from bustseg.metrics.table import ImageShapes, image_table, summarise
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "EMPTY_MASK",
     "Calibration",
     "ComponentCounts",
-    "DiceSweep",
     "ImageMetric",
     "ImageResult",
     "ImageShapes",
@@ -38,6 +37,7 @@ __all__ = [
     "PixelCurves",
     "RateMetric",
     "SegmentationMetrics",
+    "ThresholdSweep",
     "aggregate",
     "best_threshold",
     "image_table",

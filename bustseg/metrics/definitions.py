@@ -75,7 +75,7 @@ register(
         "intersection over union of prediction and lesion",
         "TP / (TP + FP + FN)",
         prominence="headline",
-        by_class=True,
+        by_class="detail",
         terms=lambda tp, fp, fn, tn: (tp, tp + fp + fn),
     ),
     OverlapMetric(
@@ -84,8 +84,8 @@ register(
         "overlap of prediction and lesion, as a share of their mean area",
         "2 TP / (2 TP + FP + FN)",
         prominence="headline",
-        by_class=True,
-        by_size=True,
+        by_class="usual",
+        by_size="detail",
         terms=lambda tp, fp, fn, tn: (2 * tp, 2 * tp + fp + fn),
     ),
     ImageMetric(
@@ -98,8 +98,8 @@ register(
         digits=2,
         unit="px",
         prominence="headline",
-        by_class=True,
-        by_size=True,
+        by_class="detail",
+        by_size="detail",
         measure=lambda image: image.distances["hd95"],
     ),
     ImageMetric(
@@ -111,8 +111,8 @@ register(
         higher_is_better=False,
         digits=2,
         unit="px",
-        by_class=True,
-        by_size=True,
+        by_class="detail",
+        by_size="detail",
         measure=lambda image: image.distances["assd"],
     ),
     ImageMetric(

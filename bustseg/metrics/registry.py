@@ -69,7 +69,8 @@ class Metric:
         unit: such as ``px``; empty for shares
         prominence: ``headline`` for what every table shows, ``usual`` for what is also compared and logged as a
             metric of a tested run, ``detail`` for what stands in files only
-        by_class, by_size: whether a test also scores it for each class, and for each third of the lesion sizes
+        by_class, by_size: how prominent its scores of each class, and of each third of the lesion sizes, are; None
+            where a test does not score them
         alias_of: name of the metric that has the same values, under which alone it is logged
     """
 
@@ -81,8 +82,8 @@ class Metric:
     digits: int = 4
     unit: str = ""
     prominence: Prominence = "usual"
-    by_class: bool = False
-    by_size: bool = False
+    by_class: Prominence | None = None
+    by_size: Prominence | None = None
     alias_of: str | None = None
 
     def text(self, value: float | None, sign: bool = False, interval: bool = False) -> str:
@@ -321,6 +322,13 @@ class Score(NamedTuple):
     part: str = ""
 
     @property
+    def prominence(self) -> Prominence:
+        """How prominent it is: as its metric, or as its metric's scores of classes or sizes."""
+        if self.part in LABELS:
+            return self.metric.by_class or "detail"
+        return (self.metric.by_size or "detail") if self.part in SIZES else self.metric.prominence
+
+    @property
     def title(self) -> str:
         """Heading of a column: ``Dice (lesion)``, ``HD95 (px), malignant``."""
         inside = self.convention or self.metric.unit
@@ -384,7 +392,7 @@ def value_of(scores: Mapping[str, Any], name: str) -> float | None:
 
 
 def single_scores(scores: Iterable[str], *prominence: Prominence) -> list[str]:
-    """Of the names of scores those that have no convention, or one class or size only, in the registry's order.
+    """Of the names of scores those without a convention, or of one class, size or encoder, in the registry's order.
 
     Args:
         scores: full names, without ``test/``
@@ -392,7 +400,7 @@ def single_scores(scores: Iterable[str], *prominence: Prominence) -> list[str]:
     """
     wanted = prominence or ("headline", "usual")
     order = {known.name: place for place, known in enumerate(all_metrics())}
-    found = [(name, parts) for name in scores if (parts := find(name)) and parts.metric.prominence in wanted]
+    found = [(name, parts) for name in scores if (parts := find(name)) and parts.prominence in wanted]
     return [
         name
         for name, parts in sorted(found, key=lambda pair: (order[pair[1].metric.name], pair[1].part != "", pair[0]))

@@ -1,27 +1,76 @@
-"""Per-image Dice by threshold, without keeping an image."""
+"""What each image gives at every threshold, without keeping an image."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bustseg.metrics.curves import SWEEP
-from bustseg.metrics.rows import DiceRows, check_shapes, lesion_pixels
+from bustseg.metrics.rows import RowMetric, check_shapes, lesion_pixels
+
+SHARES = torch.cat([torch.linspace(0, 1, 61), 1 - torch.logspace(-4, -1.8, 40)]).double().unique()
+"""Shares of an image's pixels, rising; denser at the top, where the few background pixels are that pass for lesion."""
+
+_FAR = 1e4  # logits beyond any that occur
 
 
-class DiceSweep(DiceRows):
-    """Mean Dice over images as a function of the threshold.
+class ImageSweeps(NamedTuple):
+    """What n images give at any threshold.
 
-    Keeps 99 numbers (0.8 kB) per image: its Dice at every threshold of :data:`bustseg.metrics.curves.SWEEP`.
+    Attributes:
+        positions: (n,) positions of the images in the data set
+        lesion, background: (n,) pixels of each
+        tp, fp: (n, 99) of these the pixels above each threshold of :data:`SWEEP`
+        lesion_logits, background_logits: (n, shares) logit up to which a share :data:`SHARES` of these pixels goes;
+            nan for an image without such pixels
+    """
+
+    positions: np.ndarray
+    lesion: np.ndarray
+    background: np.ndarray
+    tp: np.ndarray
+    fp: np.ndarray
+    lesion_logits: np.ndarray
+    background_logits: np.ndarray
+
+    @property
+    def dice(self) -> np.ndarray:
+        """Dice of each image at each threshold of :data:`SWEEP`, float64 (n, 99); two empty masks agree by 1."""
+        size = self.lesion[:, None]
+        score = 2 * self.tp / np.maximum(self.tp + self.fp + size, 1)
+        return np.where(size > 0, score, (self.fp == 0).astype(float))
+
+    def above(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lesion and background pixels of each image above logits ``levels`` (k,), both float64 (n, k).
+
+        Read off the shares: of an image's pixels of one kind a sixtieth may be off, of all images' together far fewer.
+        """
+        return tuple(  # type: ignore[return-value]
+            np.stack(
+                [
+                    np.zeros(len(levels)) if not pixels else pixels * (1 - np.interp(levels, logits, SHARES.numpy()))
+                    for pixels, logits in zip(total, known, strict=True)
+                ]
+            )
+            for total, known in ((self.lesion, self.lesion_logits), (self.background, self.background_logits))
+        )
+
+
+class ThresholdSweep(RowMetric):
+    """Scores as functions of the threshold, image by image.
+
+    Keeps 3.2 kB per image: its true and false positive pixels above each threshold of :data:`SWEEP`, and for
+    thresholds anywhere the logits of its lesion and background pixels at the :data:`SHARES`.
 
     Args:
         kwargs: options of :class:`torchmetrics.Metric`
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(settings=len(SWEEP), **kwargs)
+        super().__init__(columns=3 + 2 * len(SWEEP) + 2 * len(SHARES), **kwargs)
         self.register_buffer("logits", torch.logit(SWEEP).float(), persistent=False)
 
     logits: Tensor
@@ -42,15 +91,31 @@ class DiceSweep(DiceRows):
             return
         n, cells = len(logits), len(SWEEP) + 1
         flat = torch.nan_to_num(logits.detach().float().flatten(1), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        lesion = lesion_pixels(mask).flatten(1)
         # how many of the thresholds a pixel exceeds, strictly
         passed = torch.bucketize(flat, self.logits.to(flat.device))
-        cell = (2 * torch.arange(n, device=flat.device)[:, None] + lesion_pixels(mask).flatten(1)) * cells + passed
+        cell = (2 * torch.arange(n, device=flat.device)[:, None] + lesion) * cells + passed
         counts = torch.bincount(cell.flatten(), minlength=2 * n * cells).view(n, 2, cells)
-        # pixels that exceed the 1st, 2nd, ... threshold; the CPU has float64 everywhere
-        above = counts.flip(2).cumsum(2).flip(2).cpu()
-        size, (fp, tp) = above[:, 1, :1], above[:, :, 1:].unbind(1)
-        dice = torch.where(size > 0, 2 * tp.double() / (tp + fp + size).clamp_min(1), (fp == 0).double())
-        self.append(index, size[:, 0], dice, flat.device)
+        # pixels that exceed none, the 1st, 2nd, ... threshold
+        above = counts.flip(2).cumsum(2).flip(2)
+        (background_px, lesion_px), (fp, tp) = above[:, :, 0].unbind(1), above[:, :, 1:].unbind(1)
+        values, order = flat.sort(1)
+        lesion_rank = lesion.gather(1, order).cumsum(1)
+        background_rank = torch.arange(1, flat.shape[1] + 1, device=flat.device) - lesion_rank
+        shares = [_at_shares(values, lesion_rank), _at_shares(values, background_rank)]
+        own = torch.stack([index.to(lesion_px), lesion_px, background_px], dim=1)
+        # floats travel as their bits: an integer table is gathered exactly
+        rows = torch.cat([own, tp, fp], dim=1).cpu()
+        assert isinstance(self.rows, list)
+        self.rows.append(torch.cat([rows, *(share.view(torch.int64) for share in shares)], dim=1).to(flat.device))
+
+    def per_image(self) -> ImageSweeps:
+        """The counts of each image, sorted by index. Every process must call it."""
+        rows = self.merged_images()
+        own, tp, fp, *shares = rows.split([3, len(SWEEP), len(SWEEP), len(SHARES), len(SHARES)], dim=1)
+        logits = (share.contiguous().view(torch.float64).numpy() for share in shares)
+        positions, lesion, background = own.numpy().T
+        return ImageSweeps(positions, lesion, background, tp.numpy(), fp.numpy(), *logits)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean over images at every threshold of ``SWEEP``, float64 (99,) on the CPU, by name.
@@ -59,15 +124,35 @@ class DiceSweep(DiceRows):
         ``false_positive_rate_normal``, the share of the images without a lesion on which anything is predicted. A
         curve that the images cannot define has no key. Every process must call it.
         """
-        dice, lesion = self.per_image()
-        if not len(dice):
-            return {}
-        result = {"dice_empty_one": dice.mean(0), "dice_paper": (dice * lesion[:, None]).mean(0)}
-        if lesion.any():
-            result["dice_lesion"] = dice[lesion].mean(0)
-        if not lesion.all():
-            result["false_positive_rate_normal"] = 1 - dice[~lesion].mean(0)
-        return result
+        return sweep_means(self.per_image())
+
+
+def _at_shares(values: Tensor, rank: Tensor) -> Tensor:
+    """Value of the pixels of one kind at each of the :data:`SHARES`, float64 (B, shares) on the CPU.
+
+    Args:
+        values: (B, N) rising
+        rank: (B, N) how many pixels of the kind there are up to each, itself included
+    """
+    total = rank[:, -1:]
+    shares = SHARES.to(rank.device, torch.float32)
+    wanted = (shares * (total - 1).clamp_min(0)).round().long() + 1
+    place = torch.searchsorted(rank.contiguous(), wanted).clamp_max(values.shape[1] - 1)
+    found = values.gather(1, place).cpu().double().clamp(-_FAR, _FAR)  # infinite ones cannot be interpolated
+    return torch.where(total.cpu() > 0, found, torch.nan)
+
+
+def sweep_means(images: ImageSweeps) -> dict[str, Tensor]:
+    """The curves of :meth:`ThresholdSweep.compute`."""
+    if not len(images.positions):
+        return {}
+    dice, lesion = torch.from_numpy(images.dice), torch.from_numpy(images.lesion > 0)
+    result = {"dice_empty_one": dice.mean(0), "dice_paper": (dice * lesion[:, None]).mean(0)}
+    if lesion.any():
+        result["dice_lesion"] = dice[lesion].mean(0)
+    if not lesion.all():
+        result["false_positive_rate_normal"] = 1 - dice[~lesion].mean(0)
+    return result
 
 
 def best_threshold(dice: Tensor) -> tuple[float, float]:

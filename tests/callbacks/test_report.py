@@ -17,6 +17,7 @@ from sklearn.metrics import auc
 
 from bustseg.callbacks import ImageTables, TestCurves
 from bustseg.data.datamodule import Batch
+from bustseg.metrics.sweep import SHARES
 from bustseg.metrics.table import columns
 from bustseg.task import SegmentationTask
 from bustseg.tracking import tracking_uri
@@ -48,12 +49,26 @@ def test_a_test_leaves_curves_tables_and_metrics(bustseg: Bustseg, phantoms: Pat
     for name, frame in data.items():
         with Image.open(artifacts / "curves" / f"{name}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 10
+            assert min(picture.size) > 900
+        assert (artifacts / "curves" / f"{name}.svg").read_text().count("<path") > 10
         expected = {"val", "test"} if name == "dice_by_threshold" else {"train", "val", "test"}
         assert set(frame["subset"]) == expected
         assert frame.groupby("subset").size().max() <= 500
     for subset, part in data["roc"].groupby("subset"):
         area = auc(part["false_positive_rate"], part["true_positive_rate"])
         assert area == pytest.approx(scores[subset]["auc_pixel"], abs=1e-3)
+
+    # bands over images for what is chosen and what is tested, around the curves
+    for name in CURVES[:3]:
+        band = pd.read_csv(artifacts / "curves" / f"{name}_band.csv")
+        assert set(band["subset"]) == {"val", "test"}
+    band = band[band["subset"] == "test"]
+    dice = data["dice_by_threshold"].query("subset == 'test'")["dice_lesion"].to_numpy()
+    assert (band["dice_lesion_low"] <= dice + 1e-6).mean() > 0.9
+    assert (band["dice_lesion_high"] >= dice - 1e-6).mean() > 0.9
+    low, high = scores["test"]["auc_pixel_interval"]
+    assert low <= scores["test"]["auc_pixel"] <= high
+    assert "auc_pixel_interval" not in scores["train"]
 
     metrics = mlflow.MlflowClient(tracking_uri()).get_run(run).data.metrics
     assert metrics["test/auc_pixel"] == pytest.approx(scores["test"]["auc_pixel"], abs=1e-6)
@@ -118,13 +133,14 @@ def test_failures_get_pictures_of_their_own(bustseg: Bustseg, phantoms: Path) ->
     for threshold, expected in ((1, {"test.png", "missed.png"}), (0, {"test.png", "false_positives.png"})):
         code, _, err = bustseg(*("test", "--ckpt_path", run, "--report.subsets", "[]", "--model.threshold", threshold))
         assert code == 0, err
-        assert {path.name for path in panels.iterdir()} == expected
+        assert {path.name for path in panels.glob("*.png")} == expected
+        assert {path.with_suffix(".png").name for path in panels.glob("*.svg")} == expected
         for path in panels.iterdir():
             path.unlink()
 
 
 def test_memory_does_not_grow_with_the_pixels() -> None:
-    """600 images: some hundred bytes each, and histograms that stop growing."""
+    """600 images: a few kB each, whatever their size, and histograms that stop growing."""
     task = SegmentationTask(torch.nn.Identity())
     curves, tables = TestCurves(), ImageTables()
     for callback in (curves, tables):
@@ -141,5 +157,5 @@ def test_memory_does_not_grow_with_the_pixels() -> None:
                 callback.on_subset_batch(task, subset, logits, logits > 0, batch)
         metrics = [*curves._sweeps.values(), *tables._overlap.values(), *tables._shapes.values()]
         held.append(sum(rows.nbytes for metric in metrics for rows in metric.rows))
-    assert held[-1] / 600 < 2 * (99 + 2 + 10 + 6) * 8
+    assert held[-1] / 600 < 2 * (3 + 2 * (99 + len(SHARES)) + 10 + 6) * 8
     assert held[-1] == pytest.approx(30 * held[0], rel=0.01)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bustseg.metrics import DiceSweep, ImageShapes, PixelCurves, SegmentationMetrics
+from bustseg.metrics import ImageShapes, PixelCurves, SegmentationMetrics, ThresholdSweep
 
 
 def data() -> tuple[Tensor, Tensor, Tensor]:
@@ -31,9 +31,9 @@ def curves(*parts: list[int]) -> PixelCurves:
     return metric
 
 
-def shapes(*parts: list[int]) -> tuple[ImageShapes, DiceSweep]:
+def shapes(*parts: list[int]) -> tuple[ImageShapes, ThresholdSweep]:
     logits, mask, _ = data()
-    metrics = ImageShapes(), DiceSweep()
+    metrics = ImageShapes(), ThresholdSweep()
     for part in parts:
         for metric in metrics:
             metric.update(logits[part], mask[part], torch.tensor(part))

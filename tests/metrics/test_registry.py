@@ -81,8 +81,9 @@ def test_f1_is_dice() -> None:
 
 def test_scores_stand_in_the_order_of_the_registry() -> None:
     names = ["hd95", "dice_lesion_benign", "dice_lesion", "precision_lesion", "loss", "auc_pixel", "hd95_relative"]
-    names += ["precision_paper", "dice_paper", "f1_lesion"]
-    assert single_scores(names) == ["dice_lesion_benign", "hd95", "auc_pixel", "loss"]
+    names += ["precision_paper", "dice_paper", "f1_lesion", "iou_lesion_benign", "hd95_small", "cam_energy_encoder0"]
+    assert single_scores(names) == ["dice_lesion_benign", "hd95", "auc_pixel", "cam_energy_encoder0", "loss"]
+    assert single_scores(names, "detail") == ["iou_lesion_benign", "hd95_small", "hd95_relative"]
     assert headline_scores(names) == ["dice_paper", "dice_lesion", "precision_lesion", "hd95", "auc_pixel"]
 
 
@@ -127,7 +128,7 @@ MINE = (
         "relative error of the lesion's area",
         higher_is_better=False,
         digits=3,
-        by_class=True,
+        by_class="usual",
         measure=area_error,
     ),
     RateMetric(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bustseg.metrics import DiceSweep, SegmentationMetrics, best_threshold
+from bustseg.metrics import SegmentationMetrics, ThresholdSweep, best_threshold
 from bustseg.metrics.curves import SWEEP
 
 
@@ -18,8 +18,8 @@ def data(images: int = 12) -> tuple[Tensor, Tensor]:
     return logits, mask
 
 
-def sweep(logits: Tensor, mask: Tensor, batch: int = 5) -> DiceSweep:
-    metric = DiceSweep()
+def sweep(logits: Tensor, mask: Tensor, batch: int = 5) -> ThresholdSweep:
+    metric = ThresholdSweep()
     for part in torch.arange(len(logits)).split(batch):
         metric.update(logits[part], mask[part], part)
     return metric
@@ -51,7 +51,7 @@ def test_every_convention_agrees_with_the_metric_at_one_threshold() -> None:
 def test_an_image_counts_once_and_processes_join() -> None:
     logits, mask = data()
     whole = sweep(logits, mask).compute()
-    first, second = DiceSweep(), DiceSweep()
+    first, second = ThresholdSweep(), ThresholdSweep()
     first.update(logits[:7], mask[:7], torch.arange(7))
     second.update(logits[5:], mask[5:], torch.arange(5, 12))
     first.merge_state(second)
@@ -60,11 +60,11 @@ def test_an_image_counts_once_and_processes_join() -> None:
 
 
 def test_what_cannot_be_defined_has_no_key() -> None:
-    assert DiceSweep().compute() == {}
+    assert ThresholdSweep().compute() == {}
     lesion = torch.ones(1, 1, 2, 2)
     assert "false_positive_rate_normal" not in sweep(lesion, lesion).compute()
     assert "dice_lesion" not in sweep(lesion, 0 * lesion).compute()
     nothing = sweep(torch.full((1, 1, 2, 2), torch.nan), 0 * lesion).compute()
     assert nothing["false_positive_rate_normal"].tolist() == [0.0] * 99
     with pytest.raises(ValueError, match="shape"):
-        DiceSweep().update(lesion, lesion[0], torch.zeros(1))
+        ThresholdSweep().update(lesion, lesion[0], torch.zeros(1))

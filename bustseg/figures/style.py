@@ -1,0 +1,138 @@
+"""How pictures look: colours, fonts, sizes and files, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # matplotlib takes a third of a second that a training need not wait for
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUBSETS = {"train": "#8c8c8c", "val": "#e08214", "test": "#1f5fa8"}
+"""Colour of each subset's curve."""
+
+CLASSES = {"benign": "#2a7f9e", "malignant": "#b4532a", "normal": "#6b7f3a", "unknown": "#777777"}
+"""Colour of each class."""
+
+MAIN = "#1f5fa8"
+"""Marks of a picture that has one kind of them."""
+
+GOOD, ALARM = "#1b7837", "#b2182b"
+"""What is best, and what went wrong."""
+
+QUIET = "#b8b8b8"
+"""Lines that only orient: diagonals, levels, chance; and what was left aside."""
+
+SERIES = ("#1f5fa8", "#e08214", "#1b7837", "#7b3294", "#b2182b", "#4d4d4d", "#01857d", "#c51b7d")
+"""Colours of several things of one kind, which stay apart for colour-blind readers."""
+
+HEAT = "inferno"
+"""Colour map of heat: perceptually uniform, dark where there is none."""
+
+DPI = 200
+
+_BASE: Any = {
+    "font.size": 10,
+    "svg.hashsalt": "bustseg",  # the same figure is the same file
+    "savefig.facecolor": "white",
+}
+
+_CHART: Any = {
+    **_BASE,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.9,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+@contextmanager
+def chart_style() -> Iterator[None]:
+    """Draw charts in the house style inside the ``with``."""
+    import matplotlib
+
+    with matplotlib.rc_context(_CHART):
+        yield
+
+
+@contextmanager
+def chart(
+    title: str, size: tuple[float, float], ratios: tuple[float, ...] = (1,)
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Figure in the house style, as is what is drawn inside the ``with``.
+
+    Args:
+        title: stands over the uppermost axes
+        size: width and height in inches
+        ratios: height of each of the axes, which stand below each other and share x
+    """
+    from matplotlib.figure import Figure
+
+    with chart_style():
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0].tolist()
+        axes[0].set_title(title)
+        yield figure, axes
+
+
+def save(figure: Figure, path: Path, vector: bool = True) -> list[Path]:
+    """Write a figure as PNG and as SVG.
+
+    SVG and not PDF: browsers, MLflow, office programs and Inkscape open it (which makes a PDF of it), and matplotlib
+    writes it three times faster, since it embeds no fonts.
+
+    Args:
+        figure: the figure
+        path: the PNG; the SVG stands beside it under the same name
+        vector: whether the SVG is written
+
+    Returns:
+        the files
+    """
+    import matplotlib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_BASE):
+        # the PNG's size hardly depends on the level, its time does
+        figure.savefig(path, dpi=DPI, pil_kwargs={"compress_level": 3})
+        if not vector:
+            return [path]
+        figure.set_layout_engine("none")  # all is in its place by now
+        document = path.with_suffix(".svg")
+        figure.savefig(document, dpi=DPI, metadata={"Date": None, "Creator": "bustseg"})
+    return [path, document]
+
+
+def fitted(text: str, width: float, size: float = 8) -> str:
+    """A line of text, cut to ``width`` inches at a font of ``size`` points; an ellipsis says that it goes on."""
+    if _text_width(text, size) <= width:
+        return text
+    low, high = 0, len(text)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _text_width(text[:middle] + "…", size) <= width else (low, middle)
+    return text[:low] + "…"
+
+
+def _text_width(text: str, size: float) -> float:
+    """Inches that a line of text takes in the default font, and a little more, as pixels round its letters."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0] / 72 * 1.05
+
+
+def note(axes: Axes, x: float, text: str, side: str, y: float = 0.02) -> None:
+    """Write small grey words into axes, at shares of their width and height."""
+    axes.text(x, y, text, ha=side, fontsize=8, color="#707070", transform=axes.transAxes)
