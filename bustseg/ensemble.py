@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from lightning import __version__ as lightning_version
 
-from bustseg.checkpoint import read_checkpoint, resolve_checkpoint
+from bustseg.checkpoint import build_task, read_checkpoint, resolve_checkpoint
 from bustseg.deploy.output import write_whole
 from bustseg.errors import UserError
+from bustseg.preflight import try_size
 from bustseg.progress import console, error_console
 from bustseg.task import RECORD
 
@@ -37,8 +38,6 @@ def ensemble_command(models: Sequence[str], out: Path, overwrite: bool = False, 
     paths = [resolve_checkpoint(model) for model in models]
     contents = [read_checkpoint(path) for path in paths]
     if image_size is not None:
-        if image_size < 1:
-            raise UserError(f"--image_size is {image_size}: give the side of the images in pixels")
         for content in contents:
             content[RECORD]["config"]["data"]["image_size"] = image_size
     for path, content in zip(paths[1:], contents[1:], strict=True):
@@ -50,8 +49,11 @@ def ensemble_command(models: Sequence[str], out: Path, overwrite: bool = False, 
             style="yellow",
             soft_wrap=True,
         )
+    content = combined(contents)
+    if image_size is not None:
+        try_size(build_task(content[RECORD]["config"]["model"]), (image_size, image_size), "--image_size")
     buffer = io.BytesIO()
-    torch.save(combined(contents), buffer)
+    torch.save(content, buffer)
     write_whole(out, buffer.getvalue())
     console.print(
         f"{out}: {len(paths)} networks\nnext: bustseg validate --ckpt_path {out}",

@@ -32,6 +32,7 @@ from bustseg.figures.panels import Picture
 from bustseg.figures.style import save
 from bustseg.masks import resampled
 from bustseg.metrics import overlap_scores
+from bustseg.preflight import try_size
 from bustseg.progress import console, track
 from bustseg.task import RECORD, SegmentationTask
 
@@ -98,6 +99,7 @@ def explain_images(
     task = load_task(path)
     stored = read_checkpoint(path)[RECORD]["config"].get("data", {}).get("image_size", 224)
     shape = _shape(size or stored)
+    try_size(task, shape, "--size" if size else "data.image_size")
     probe = torch.zeros(1, 1, *shape, dtype=torch.uint8)
     if only_list:
         _print_layers(task, probe)

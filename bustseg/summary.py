@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bustseg.checkpoint import build_data, build_task
+from bustseg.preflight import try_size
 from bustseg.progress import console
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def summary_command(experiment: Experiment, as_json: bool = False) -> int:
     """Print what an experiment's network is and costs; returns the exit code."""
     task = build_task(experiment["model"])
     image_size = build_data(experiment["data"]).image_size
+    try_size(task, image_size, "data.image_size")
     result = summarise(task.network, image_size, channels=len(task.scale.flatten()))
     result["name"] = experiment["tracking.run_name"] or type(task.network).__name__
     if as_json:

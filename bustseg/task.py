@@ -134,12 +134,20 @@ class SegmentationTask(LightningModule):
         """What makes masks of the logits."""
         return MaskRule(self.threshold, self.postprocess)
 
+    def training_sizes(self, size: tuple[int, int]) -> dict[float, tuple[int, int]]:
+        """Scales of ``train_scale`` and the (H, W) that each makes of images of ``size``; of 32 pixels at least."""
+        height, width = size
+        return {
+            scale: size if scale == 1 else (max(32, round(height * scale)), max(32, round(width * scale)))
+            for scale in self.train_scale.values()
+        }
+
     def _scaled(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Image and mask at the size that this epoch trains on."""
         scale = self.train_scale[max(epoch for epoch in self.train_scale if epoch <= self.current_epoch)]
         if scale == 1:
             return image, mask
-        size = [max(32, round(side * scale)) for side in image.shape[-2:]]
+        size = self.training_sizes((image.shape[-2], image.shape[-1]))[scale]
         image = F.interpolate(image.float(), size, mode="bilinear", antialias=True)
         return image, F.interpolate(mask.float(), size, mode="area") >= 0.5
 

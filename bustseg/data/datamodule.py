@@ -363,12 +363,23 @@ class BUSIDataModule(LightningDataModule):
         assert self.cache is not None, "setup() comes first"
         return np.asarray(self.cache.images[index]), np.asarray(self.cache.masks[index])
 
+    def checked_augmentation(self) -> Augmentation:
+        """The augmentation of the training, tried before it is relied on.
+
+        Raises:
+            DataError: it changes the type or the size of images or masks, or moves one without the other
+        """
+        augmentation = Augmentation(self.augmentation, self.seed, self.lesion_free)
+        if not isinstance(self.augmentation, str):  # the presets' tests have tried them
+            augmentation.check(self.image_size)
+        return augmentation
+
     def dataset(self, subset: str, augment: bool = False) -> SegmentationDataset:
         """Images of ``train``, ``val`` or ``test``, augmented or as they are."""
         assert self.cache is not None, "setup() comes first"
         if not len(self.indices[subset]):
             raise DataError(f"the split has no {subset} images: name another split with --data.split")
-        augmentation = Augmentation(self.augmentation, self.seed, self.lesion_free) if augment else None
+        augmentation = self.checked_augmentation() if augment else None
         return SegmentationDataset(self.cache, self.samples, self.indices[subset], augmentation)
 
     def loader(self, subset: str, training: bool = False) -> DataLoader[Batch]:
@@ -386,8 +397,7 @@ class BUSIDataModule(LightningDataModule):
             weights=self._weights(dataset.indices) if training and self.balance else None,
         )
         batch_size = self.batch_size if training else self.eval_batch_size
-        # BatchNorm cannot train on a last batch of one image; every image is seen again in another epoch's order
-        drop_last = training and len(sampler) % batch_size == 1 and len(sampler) > batch_size
+        drop_last = training and self._drops_last(len(sampler))
         workers = self._workers()
         return DataLoader(
             dataset,
@@ -404,6 +414,16 @@ class BUSIDataModule(LightningDataModule):
     def _weights(self, indices: np.ndarray) -> np.ndarray:
         samples = [self.samples[index] for index in indices]
         return balanced_weights([(sample.source, sample.label == "normal") for sample in samples], self.balance)
+
+    def _drops_last(self, images: int) -> bool:
+        # BatchNorm cannot train on a last batch of one image; every image is seen again in another epoch's order
+        return images % self.batch_size == 1 and images > self.batch_size
+
+    def smallest_batch(self, processes: int = 1) -> int:
+        """Images of the smallest batch of an epoch's training on each of several processes."""
+        images = -(-len(self.indices["train"]) // processes)
+        rest = images % self.batch_size
+        return rest if rest and not self._drops_last(images) else min(self.batch_size, images)
 
     def _workers(self) -> int:
         if self.num_workers != "auto":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
 import albumentations as A
 import cv2
 import numpy as np
+
+from bustseg.errors import DataError
 
 
 def ultrasound() -> list[A.BasicTransform | A.BaseCompose]:
@@ -191,6 +194,11 @@ class Images(Protocol):
     def __getitem__(self, position: int, /) -> np.ndarray: ...
 
 
+_PATTERN_SEED = 308
+"""Of six by six random squares: mirrored, turned or shifted they correlate with themselves by 0.11 at most."""
+_ALIGNED = 0.3  # correlation of image and mask below which a mask no longer lies on what it outlines
+
+
 class Augmentation:
     """Random transforms whose draw depends on (seed, epoch, image) alone.
 
@@ -202,16 +210,21 @@ class Augmentation:
         seed: of all draws
         lesion_free: share of the images with a lesion of which a part without it is shown instead, see
             :func:`lesion_free_crop`
+
+    Raises:
+        DataError: there is no preset of that name
     """
 
     def __init__(
         self, transforms: str | Sequence[A.BasicTransform | A.BaseCompose], seed: int = 0, lesion_free: float = 0.0
     ) -> None:
-        steps = PRESETS[transforms]() if isinstance(transforms, str) else list(transforms)
-        self.compose = A.Compose(steps) if steps else None
+        if isinstance(transforms, str) and transforms not in PRESETS:
+            raise DataError(f"data.augmentation is {transforms!r}: use {', '.join(PRESETS)} or a list of transforms")
+        self.steps = PRESETS[transforms]() if isinstance(transforms, str) else list(transforms)
+        self.compose = A.Compose(self.steps) if self.steps else None
         self.seed = seed
         self.lesion_free = lesion_free
-        self._refers = any(getattr(step, "metadata_key", None) == REFERENCE for step in _flat(steps))
+        self._refers = any(getattr(step, "metadata_key", None) == REFERENCE for step in _flat(self.steps))
 
     def __bool__(self) -> bool:
         return self.compose is not None or self.lesion_free > 0
@@ -229,6 +242,9 @@ class Augmentation:
         Args:
             others: training images, each ``uint8`` (h, w), of which one is drawn as a reference where a transform
                 takes one; the image itself when not given
+
+        Raises:
+            DataError: a transform fails, or gives another type or size, which a batch would take without a word
         """
         sequence = np.random.SeedSequence((self.seed, epoch, index))
         if self.lesion_free > 0:
@@ -238,13 +254,36 @@ class Augmentation:
         if self.compose is None:
             return image, mask
         draw = int(sequence.generate_state(1)[0])
-        self.compose.set_random_seed(draw)
-        given = {}
+        reference = None
         if self._refers:
             reference = image if others is None or not len(others) else others[draw % len(others)]
-            given[REFERENCE] = [np.ascontiguousarray(reference)]
-        result = self.compose(image=image, mask=mask, **given)
-        return result["image"], result["mask"]
+        result = _apply(self.compose, image, mask, draw, reference)
+        if isinstance(result, str):
+            raise DataError(f"data.augmentation: {result}")
+        return result
+
+    def check(self, size: tuple[int, int], draws: int = 24) -> None:
+        """Try the transforms on a pattern whose mask outlines its bright squares, each of them at every draw.
+
+        Raises:
+            DataError: a transform fails, gives another type or size, or moves the image and not its mask; the first
+                transform after which that is so is named
+        """
+        image, mask = _pattern(size)
+        fault = _trouble(self.steps, image, mask, draws) if self.steps else None
+        if fault is None:
+            return
+        for number in range(1, len(self.steps) + 1):
+            # a transform may be mended by a later one, as a crop by a resizing: the last sound start counts
+            if all(_trouble(self.steps[:end], image, mask, draws) for end in range(number, len(self.steps))):
+                name = type(self.steps[number - 1]).__name__
+                raise DataError(f"data.augmentation: {_trouble(self.steps[:number], image, mask, draws)} by {name}")
+
+
+def _pattern(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    squares = np.random.default_rng(_PATTERN_SEED).integers(0, 2, (6, 6)).astype(np.uint8)
+    mask = cv2.resize(squares, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+    return 50 + 140 * mask, mask
 
 
 def _flat(steps: Sequence[A.BasicTransform | A.BaseCompose]) -> list[A.BasicTransform]:
@@ -253,3 +292,47 @@ def _flat(steps: Sequence[A.BasicTransform | A.BaseCompose]) -> list[A.BasicTran
     for step in steps:
         flat += _flat(step.transforms) if isinstance(step, A.BaseCompose) else [step]
     return flat
+
+
+def _apply(
+    compose: A.Compose, image: np.ndarray, mask: np.ndarray, draw: int, reference: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray] | str:
+    """Transformed image and mask, or what is wrong with them."""
+    compose.set_random_seed(draw)
+    given = {} if reference is None else {REFERENCE: [np.ascontiguousarray(reference)]}
+    try:
+        result = compose(image=image, mask=mask, **given)
+    except Exception as error:  # albumentations raises many kinds
+        return f"{type(error).__name__} ({' '.join(str(error).split())}) is raised"
+    for name in ("image", "mask"):
+        made = result[name]
+        if not isinstance(made, np.ndarray) or made.dtype != np.uint8:
+            kind = made.dtype if isinstance(made, np.ndarray) else type(made).__name__
+            return f"the {name} is made {kind} instead of uint8 (normalisation is the model's: model.mean, model.std)"
+        if made.shape != image.shape:
+            shapes = ("x".join(map(str, shape)) for shape in (image.shape, made.shape))
+            return f"the {name} of {' (height x width) is made '.join(shapes)}"
+    if result["mask"].max(initial=0) > 1:
+        return "the mask gets levels beside 0 and 1"
+    return result["image"], result["mask"]
+
+
+def _trouble(
+    steps: Sequence[A.BasicTransform | A.BaseCompose], image: np.ndarray, mask: np.ndarray, draws: int
+) -> str | None:
+    """What is wrong with some draw, or with most of them where a single one proves nothing."""
+    certain = copy.deepcopy(list(steps))
+    for step in certain:
+        if 0 < step.p < 1 and not isinstance(step, A.OneOrOther):  # whose p chooses between two
+            step.p = 1.0
+    compose = A.Compose(certain)
+    agreement = []
+    for draw in range(draws):
+        result = _apply(compose, image, mask, draw, reference=image)
+        if isinstance(result, str):
+            return result
+        with np.errstate(divide="ignore", invalid="ignore"):
+            agreement.append(abs(np.corrcoef(result[0].ravel(), result[1].ravel())[0, 1]))
+    if np.median(np.nan_to_num(agreement)) < _ALIGNED:
+        return "the image is moved without its mask, or blotted out,"
+    return None

@@ -33,6 +33,7 @@ from bustseg.deploy.exported import ExportedModel, is_exported
 from bustseg.errors import UserError
 from bustseg.masks import MaskRule
 from bustseg.metrics import CONVENTIONS
+from bustseg.preflight import try_size
 from bustseg.progress import console, track
 from bustseg.task import RECORD, SegmentationTask
 
@@ -152,6 +153,7 @@ def _groups(
     task = load_task(checkpoint)
     groups = []
     for height, width in [(side, side) for side in sizes] if sizes else [trained_image_size(task)]:
+        try_size(task, (height, width), "--size" if sizes else "data.image_size")
         check = check_images(checkpoint if trained else None, (height, width), root if trained else None, images)
         jobs: list[tuple[Contestant, dict[str, Any] | None]] = []
         for backend in backends:

@@ -18,6 +18,7 @@ from bustseg.checkpoint import read_checkpoint
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
+from bustseg.preflight import try_network
 from bustseg.processes import OtherProcesses
 from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker
@@ -120,9 +121,12 @@ def _run(
     interrupts = Interrupts()
     others = OtherProcesses()
     run = prepare(experiment, verb, checkpoint, tags, [interrupts, *callbacks, others])
-    # before the run begins, so that data that cannot be used leave no run behind
+    # before the run begins, so that data or a network that cannot be used leave no run behind
     run.data.prepare_data()
     run.data.setup(verb)
+    if verb == "fit":
+        run.data.checked_augmentation()
+    try_network(run.task, run.data, verb == "fit", run.trainer.world_size)
     options: dict[str, Any] = {"weights_only": experiment.weights_only}
     if verb != "fit":
         options["verbose"] = False  # the table below says each number's convention

@@ -1,0 +1,86 @@
+"""What would end a run in its first steps, tried before there is a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from bustseg.data.datamodule import BUSIDataModule
+from bustseg.errors import UserError
+from bustseg.task import SegmentationTask
+
+
+def try_network(task: SegmentationTask, data: BUSIDataModule, training: bool, processes: int = 1) -> None:
+    """Pass zeros of each size and of the smallest batch that a run will see through a network.
+
+    Some networks take only sides that 32 divides, some need two images to train on, and a network whose logits have
+    another size than its images would be scored by whatever broadcasting makes of it. The network is left as it was.
+
+    Args:
+        training: the run trains; otherwise it evaluates alone
+        processes: processes that share the training's images
+
+    Raises:
+        UserError: a size or batch that the network cannot take, in one line that says which
+    """
+    if training:
+        images = min(2, data.smallest_batch(processes))
+        for scale, size in task.training_sizes(data.image_size).items():
+            name = "data.image_size" if scale == 1 else f"model.train_scale {scale:g} of data.image_size"
+            try_size(task, size, name, images, train=True)
+    try_size(task, data.image_size, "data.image_size")
+
+
+def try_size(task: SegmentationTask, size: Sequence[int], name: str, images: int = 1, train: bool = False) -> None:
+    """Pass zeros of (H, W) through a network, which is left as it was.
+
+    Args:
+        name: where the size is set, for messages
+        images: images at once
+        train: as in training, otherwise as in evaluation
+
+    Raises:
+        UserError: the network cannot take them, or its logits have another size
+    """
+    height, width = size
+    shape = (images, 1, height, width)
+    network = type(task.network).__name__
+    if min(size) < 1:
+        raise UserError(f"{name} is {height} x {width}: give sides of at least 1")
+    with _left_as_it_was(task, train), torch.no_grad():
+        try:
+            logits = task(torch.zeros(shape, dtype=torch.uint8, device=task.device))
+        except UserError:
+            raise
+        except Exception as error:  # a network of anyone's may raise anything
+            words = " ".join(str(error).split())[:300]
+            what = f"{network} cannot take {images} image{'s' * (images > 1)} of {height} x {width} ({name})"
+            if "more than 1 value per channel" in words:
+                what += ": it needs two images to train on, so set data.batch_size to 2 or more"
+                raise UserError(what) from error
+            raise UserError(f"{what}; sides that 32 divides suit most networks: {words}") from error
+    if logits.shape != shape:
+        raise UserError(
+            f"{network} gives logits of {tuple(logits.shape)} for images of {shape} ({name}): a network must give one "
+            "logit for each pixel, (B, 1, H, W)"
+        )
+
+
+@contextmanager
+def _left_as_it_was(task: SegmentationTask, train: bool) -> Iterator[None]:
+    """Modes, counters and other attributes, statistics of batch normalisation and the random state as before."""
+    attributes = {module: dict(vars(module)) for module in task.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in task.buffers()]
+    devices = [task.device] if task.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            task.train(train)
+            yield
+    finally:
+        for module, values in attributes.items():
+            vars(module).update(values)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
