@@ -30,6 +30,7 @@ from bustseg.errors import DataError
 SUFFIXES = (".dcm", ".dicom")
 
 _TWO_DIMENSIONAL, _TISSUE, _CENTIMETRES = 1, 1, 3  # DICOM PS3.3, C.8.5.5.1
+_RLE = "1.2.840.10008.1.2.5"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"  # the transfer syntax, in the file's head
 _LEAST_SIDE = 16  # pixels; a smaller region is a colour bar or a ruler
 _HEADER = (
@@ -143,6 +144,52 @@ def is_deflated(path: Path) -> bool:
             return _DEFLATED in file.read(4096)
     except OSError:
         return False
+
+
+def check_codestreams(path: Path) -> None:
+    """Refuse compressed frames that are larger than the header says, before a decoder makes room for them.
+
+    A JPEG of three megabytes unfolds to gigabytes; decoders allocate what its own head claims and compare afterwards.
+
+    Raises:
+        DataError: one of the frames is larger than Rows x Columns, or has no head that could be read
+    """
+    pydicom = _pydicom()
+    with _anonymous_errors("a DICOM file"):
+        data = pydicom.dcmread(path, specific_tags=["Rows", "Columns", "NumberOfFrames", "PixelData"])
+        syntax = data.file_meta.TransferSyntaxUID
+        if not syntax.is_encapsulated or str(syntax) == _RLE:  # run lengths are unfolded to the header's size
+            return
+        allowed = (int(data.Rows), int(data.Columns))
+        for frame in pydicom.encaps.generate_frames(data.PixelData, number_of_frames=_frames(data)):
+            found = codestream_shape(frame)
+            if found is None or found[0] > allowed[0] or found[1] > allowed[1]:
+                raise DataError("a DICOM file cannot be read: a frame is larger than its header says")
+
+
+def codestream_shape(frame: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 codestream claims; None where it has no such head.
+
+    Source: ITU-T T.81, B.2.2 (frame header); T.87, C.2.2; T.800, A.5.1 (SIZ).
+    """
+    siz = frame.find(b"\xff\x4f\xff\x51", 0, 1024)  # a JP2 file's boxes may come before
+    if siz >= 0:
+        if len(frame) < siz + 24:
+            return None
+        right, bottom, left, top = (int.from_bytes(frame[siz + k : siz + k + 4], "big") for k in (8, 12, 16, 20))
+        return bottom - top, right - left
+    at = 2
+    if frame[:2] != b"\xff\xd8":
+        return None
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker == 0xFF:  # fill
+            at += 1
+            continue
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")
+        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    return None
 
 
 def pseudonym(text: str) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bustseg.data import dicom
 from bustseg.data.inputs import Inputs, Item
 from bustseg.deploy import dicom_seg
 from bustseg.deploy.predict import overlay, placed
@@ -51,6 +52,7 @@ _SYNTAXES = (
 )
 # DICOM PS3.4, table B.2-1
 SUCCESS, OUT_OF_RESOURCES, WRONG_CLASS, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
+_MOST_PIXELS, _MOST_FRAMES = 40_000_000, 10_000  # no scanner's image has more
 _BATCH = 8
 _LONGEST_PAUSE = 60.0
 _TITLE = re.compile(r"^[\x21-\x7e]([\x20-\x7e]{0,14}[\x21-\x7e])?$")
@@ -186,7 +188,7 @@ class Node:
         """Status for what is no ultrasound image, None for what is."""
         import pydicom
 
-        tags = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Modality", "Rows", "Columns"]
+        tags = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames"]
         try:
             data = pydicom.dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=tags)
             if str(data.SOPClassUID) != str(event.request.AffectedSOPClassUID):
@@ -195,7 +197,8 @@ class Node:
                 return WRONG_CLASS
             if str(data.SOPInstanceUID) != str(event.request.AffectedSOPInstanceUID) or not data.StudyInstanceUID:
                 return NOT_UNDERSTOOD
-            return None if int(data.Rows) > 0 and int(data.Columns) > 0 else NOT_UNDERSTOOD
+            pixels, frames = int(data.Rows) * int(data.Columns), int(data.get("NumberOfFrames") or 1)
+            return None if 0 < pixels <= _MOST_PIXELS and 0 < frames <= _MOST_FRAMES else NOT_UNDERSTOOD
         except Exception:  # whatever a damaged data set does to its reader
             return NOT_UNDERSTOOD
 
@@ -227,6 +230,7 @@ class Node:
 
     def _segment(self, id: str) -> None:
         source = self.spool.source(id)
+        dicom.check_codestreams(source)
         items = list(Inputs([str(source)], self.spool.folder / "none"))
         masks: list[np.ndarray] = []
         best: tuple[int, Item, Prediction] | None = None

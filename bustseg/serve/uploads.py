@@ -84,6 +84,8 @@ def items_of(path: Path, settings: Settings) -> list[Item]:
     if first.error:
         raise DataError(first.error.partition(" (file ")[0])
     _check_pixels(first.header.shape if first.header else image_size(path), settings)
+    if first.header is not None:
+        dicom.check_codestreams(path)
     return items
 
 

@@ -585,3 +585,21 @@ def test_no_patient_appears_in_anything_that_a_run_writes(
             for v in (0, 1, 51)
         }
         assert {image.tobytes() for image in np.load(path)} == expected
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG2000"])
+def test_the_head_of_a_codestream_tells_its_size(kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (70, 41)).save(buffer, kind)
+    assert dicom.codestream_shape(buffer.getvalue()) == (41, 70)
+    for cut in (0, 1, 2, 10):
+        assert dicom.codestream_shape(buffer.getvalue()[:cut]) is None
+
+
+def test_compressed_frames_of_the_headers_own_size_pass(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 80), np.uint8)
+    dicom.check_codestreams(dicoms.write(dicoms.as_jpeg(dicoms.dataset(pixels), pixels), tmp_path / "a.dcm"))
+    dicom.check_codestreams(dicoms.write(dicoms.dataset(pixels), tmp_path / "b.dcm"))
+    larger = dicoms.as_jpeg(dicoms.dataset(pixels), np.zeros((64, 81), np.uint8))
+    with pytest.raises(DataError, match="larger than its header"):
+        dicom.check_codestreams(dicoms.write(larger, tmp_path / "c.dcm"))

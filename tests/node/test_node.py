@@ -137,9 +137,11 @@ def test_what_is_no_ultrasound_is_refused_with_the_right_status(started: Any) ->
     disguised.Modality = "CT"
     nothing = ultrasound()
     nothing.Rows = 0
+    endless = ultrasound()
+    endless.NumberOfFrames = 2_000_000_000
     nameless = ultrasound()
     nameless.StudyInstanceUID = ""
-    assert send_all(node.port, [disguised, nothing, nameless]) == [0xA900, 0xC000, 0xC000]
+    assert send_all(node.port, [disguised, nothing, nameless, endless]) == [0xA900, *[0xC000] * 3]
     assert node.spool.waiting == node.received == 0
 
 

@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 from serving import Running, as_png, scene
 
 from bustseg.deploy.predict import NOTICE
@@ -167,6 +169,16 @@ def png_that_claims(width: int, height: int) -> bytes:
     )
 
 
+def unfolding(kind: str) -> Any:
+    """DICOM of 96 x 128 whose compressed frame claims 5000 x 5000."""
+    data, buffer = dicoms.dataset(scene()), io.BytesIO()
+    Image.new("L", (5000, 5000)).save(buffer, kind)
+    data.PixelData = encapsulate([buffer.getvalue()])
+    data["PixelData"].VR = "OB"
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit if kind == "JPEG" else JPEG2000Lossless
+    return data
+
+
 def hostile(folder: Path) -> dict[str, bytes]:
     """Files that broke, or would have broken, readers of images."""
     noise = np.random.default_rng(0).integers(0, 255, (96, 128), np.uint8)
@@ -209,6 +221,8 @@ def hostile(folder: Path) -> dict[str, bytes]:
         "dicom of no rows": dicoms.write(tall, folder / "tall.dcm").read_bytes(),
         "dicom with a region beyond": dicoms.write(region, folder / "region.dcm").read_bytes(),
         "dicom deflated": deflated,
+        "dicom that unfolds": dicoms.write(unfolding("JPEG"), folder / "jpeg.dcm").read_bytes(),
+        "dicom that unfolds more": dicoms.write(unfolding("JPEG2000"), folder / "jpeg2000.dcm").read_bytes(),
         "dicom noise": b"\0" * 128 + b"DICM" + os.urandom(3000),
         "mp4 noise": b"\0\0\0\x18ftypisom" + os.urandom(2000),
         "avi noise": b"RIFF\0\0\0\0AVI " + os.urandom(2000),
@@ -233,6 +247,15 @@ def test_hostile_files_get_a_4xx_that_names_no_path(client: TestClient, tmp_path
         one.folder
         for one in client.app.state.service.uploads._known.values()  # type: ignore[attr-defined]
     }, "a refused file was left behind"
+
+
+def test_a_frame_larger_than_its_header_is_refused_before_it_is_decoded(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bustseg.data.dicom.read_frame", lambda *_: pytest.fail("it was decoded"))
+    for kind in ("JPEG", "JPEG2000"):
+        answer = send(client, dicoms.write(unfolding(kind), tmp_path / f"{kind}.dcm").read_bytes())
+        assert (answer.status_code, "larger than its header" in answer.json()["error"]) == (422, True)
 
 
 def test_too_large_requests_are_refused_with_and_without_a_length(client: TestClient) -> None:

@@ -1,0 +1,97 @@
+"""Latency and memory of `bustseg serve` at rest and under 200 clients at once.
+
+    python benchmarks/serve_load.py
+
+Starts the server with the model in the box in a process of its own, and asks it over the loopback: first one client, then
+200 at once, several times, every tenth with a file that is no image. A client that is told to wait (429) does so and asks
+again, and its time counts from its first question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+import psutil
+from PIL import Image
+
+from bustseg.data.phantom import draw_phantom
+
+
+def picture(seed: int) -> bytes:
+    """A phantom as PNG."""
+    image, _ = draw_phantom(np.random.default_rng(seed), "benign")
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def ask(client: httpx.AsyncClient, content: bytes) -> tuple[float, int, int]:
+    """Seconds, final status, and how often the client was told to wait."""
+    start, waits = time.perf_counter(), 0
+    while True:
+        answer = await client.post("/predict?mask=rle", files={"files": ("a.png", content)})
+        if answer.status_code != 429:
+            return time.perf_counter() - start, answer.status_code, waits
+        waits += 1
+        await asyncio.sleep(float(answer.headers["Retry-After"]) * (0.5 + np.random.rand()))
+
+
+async def load(url: str, contents: list[bytes], clients: int, rounds: int, memory: psutil.Process) -> None:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        for k in range(3):
+            await ask(client, contents[k])
+        rest = sorted([(await ask(client, contents[k % len(contents)]))[0] for k in range(20)])
+        print(
+            "| | median | 95 % | statuses | told to wait | memory of the server |\n| --- | --- | --- | --- | --- | --- |"
+        )
+        resident = memory.memory_info().rss / 1e6
+        print(
+            f"| one client | {1000 * rest[10]:.0f} ms | {1000 * rest[18]:.0f} ms | 20 x 200 | 0 | {resident:.0f} MB |"
+        )
+        for number in range(1, rounds + 1):
+            sent = [b"no image" if k % 10 == 9 else contents[k % len(contents)] for k in range(clients)]
+            start = time.perf_counter()
+            answers = await asyncio.gather(*(ask(client, content) for content in sent))
+            took = time.perf_counter() - start
+            times = np.array([seconds for seconds, status, _ in answers if status == 200])
+            statuses = {status: sum(one[1] == status for one in answers) for status in {one[1] for one in answers}}
+            words = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
+            waits = sum(one[2] for one in answers)
+            print(
+                f"| {clients} at once, round {number} ({clients / took:.1f} a second) | {np.median(times):.1f} s | "
+                f"{np.percentile(times, 95):.1f} s | {words} | {waits} | {memory.memory_info().rss / 1e6:.0f} MB |"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=200, help="at once (default 200)")
+    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "bustseg.cli", "serve", "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        found = re.search(r"http://[^/\s]+", server.stdout.readline())
+        assert found, "the server does not start"
+        contents = [picture(seed) for seed in range(8)]
+        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before")
+        asyncio.run(load(found[0], contents, options.clients, options.rounds, psutil.Process(server.pid)))
+        print(f"load {os.getloadavg()[0]:.1f} after")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()
