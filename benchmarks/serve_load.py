@@ -2,9 +2,9 @@
 
     python benchmarks/serve_load.py
 
-Starts the server with the model in the box in a process of its own, and asks it over the loopback: first one client, then
-200 at once, several times, every tenth with a file that is no image. A client that is told to wait (429) does so and asks
-again, and its time counts from its first question.
+Starts the server with the model in the box in a process of its own, and asks it over the loopback: first one client,
+then 200 at once, several times, every tenth with a file that is no image. A client that is told to wait (429) does so
+and asks again, and its time counts from its first question.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import io
 import os
+import random
 import re
 import subprocess
 import sys
@@ -42,7 +43,7 @@ async def ask(client: httpx.AsyncClient, content: bytes) -> tuple[float, int, in
         if answer.status_code != 429:
             return time.perf_counter() - start, answer.status_code, waits
         waits += 1
-        await asyncio.sleep(float(answer.headers["Retry-After"]) * (0.5 + np.random.rand()))
+        await asyncio.sleep(float(answer.headers["Retry-After"]) * random.uniform(0.5, 1.5))
 
 
 async def load(url: str, contents: list[bytes], clients: int, rounds: int, memory: psutil.Process) -> None:
@@ -51,9 +52,8 @@ async def load(url: str, contents: list[bytes], clients: int, rounds: int, memor
         for k in range(3):
             await ask(client, contents[k])
         rest = sorted([(await ask(client, contents[k % len(contents)]))[0] for k in range(20)])
-        print(
-            "| | median | 95 % | statuses | told to wait | memory of the server |\n| --- | --- | --- | --- | --- | --- |"
-        )
+        print("| | median | 95 % | statuses | told to wait | memory of the server |")
+        print("| --- | --- | --- | --- | --- | --- |")
         resident = memory.memory_info().rss / 1e6
         print(
             f"| one client | {1000 * rest[10]:.0f} ms | {1000 * rest[18]:.0f} ms | 20 x 200 | 0 | {resident:.0f} MB |"
