@@ -211,6 +211,8 @@ class Node:
             for id in todo:
                 if self._stop.is_set():
                     return
+                if not self.spool.source(id).is_file():  # answered since the queue was looked at
+                    continue
                 try:
                     self._segment(id)
                     self._made.set()

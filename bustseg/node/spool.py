@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ class Spool:
         with os.scandir(self.folder / "queue") as entries:
             for entry in entries:
                 if entry.name.endswith(".dcm") and not entry.name.startswith("."):
-                    found.append((entry.stat().st_mtime_ns, entry.name.removesuffix(".dcm")))
+                    with suppress(FileNotFoundError):  # answered in this moment, by another thread
+                        found.append((entry.stat().st_mtime_ns, entry.name.removesuffix(".dcm")))
         return [id for _, id in sorted(found)]
 
     def source(self, id: str) -> Path:
@@ -126,9 +128,10 @@ class Spool:
     def results(self, id: str) -> list[Path] | None:
         """Files that were made of an image, None while they are not all there."""
         folder = self.folder / "results" / id
-        if not (folder / "whole.json").is_file():
+        try:
+            return [folder / name for name in json.loads((folder / "whole.json").read_text())["files"]]
+        except FileNotFoundError:
             return None
-        return [folder / name for name in json.loads((folder / "whole.json").read_text())["files"]]
 
     def keep_results(self, id: str, files: Mapping[str, bytes], said: Mapping[str, Any]) -> list[Path]:
         """Keep what was made of an image, and what is to be said of it."""

@@ -226,6 +226,34 @@ def test_the_spool_survives_whatever_is_cut_off(tmp_path: Path) -> None:
     own.close()
 
 
+def test_the_queue_can_be_looked_at_while_it_is_worked_on(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    ended = threading.Event()
+    wrong: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            while not ended.is_set():
+                for id in spool.pending():
+                    spool.results(id)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for k in range(300):
+        id = spool.receive(f"1.2.{k}", b"content")
+        spool.keep_results(id, {"seg.dcm": b"result"}, {})
+        spool.finish(id)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert spool.pending() == []
+    spool.close()
+
+
 @pytest.mark.parametrize("text", ["PACS", "PACS@host", "PACS@host:0", "PACS@host:99999", "@host:1", "A" * 17 + "@h:1"])
 def test_peers_that_cannot_be(text: str) -> None:
     with pytest.raises(UserError, match=r"AE@HOST:PORT|AE title"):
