@@ -65,6 +65,7 @@ REQUIREMENTS = (
     "filelock",
     "platformdirs",
     "rich",
+    "pydantic",
 )
 """Packages that inference imports; the model asks for the versions that were installed when it was saved."""
 

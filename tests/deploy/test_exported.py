@@ -56,7 +56,7 @@ def test_a_whole_folder_is_read(folder: Path) -> None:
     assert model.image_size == (64, 96)
     assert model.path == folder / "model.onnx"
     assert model.metadata["something_for_people"] == {"any": ["thing"]}
-    assert ExportedModel.read(box.FOLDER).mask_rule.threshold == 0.5
+    assert ExportedModel.read(box.FOLDER).mask_rule.threshold == 0.4
 
 
 HOSTILE: dict[str, Any] = {
