@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # test files go to this many processes; a file stays in one, since its tests share trained networks
 WORKERS ?= 2
 
-.PHONY: help setup quickstart test test-fast lint format ui clean
+.PHONY: help setup quickstart test test-fast lint format docs ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,10 @@ lint: $(STAMP) ## check style and types
 format: $(STAMP) ## put the code into the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## build the documentation's site into site/ and serve it
+	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
 ui: $(STAMP) ## open the MLflow UI
 	$(BIN)/bustseg ui
