@@ -100,7 +100,7 @@ SCHEDULER = Kind(
     ("torch.optim.lr_scheduler", "torch.optim.swa_utils", "lightning.pytorch.cli", "monai.optimizers.lr_scheduler"),
 )
 POSTPROCESS = Kind("a PostProcess", ("bustseg.masks.PostProcess",), ("bustseg.masks", "bustseg.postprocess"))
-SOURCE = Kind("a data source", ("bustseg.data.sources.Source",), ("bustseg.data",))
+SOURCE = Kind("a data source", ("bustseg.data.sources.Source", "bustseg.data.sources.Part"), ("bustseg.data",))
 TRANSFORM = Kind(
     "an albumentations transform",
     ("albumentations.BasicTransform", "albumentations.BaseCompose"),

@@ -93,7 +93,7 @@ def test_members_of_different_sizes_need_one_named(bustseg, trained_run) -> None
     assert "--image_size" in err
     code, _, err = bustseg(*members, "--image_size", "0")
     assert code == 2
-    assert "in pixels" in err
+    assert "--image_size is 0 x 0" in err
     code, _, err = bustseg(*members, "--image_size", "80")
     assert code == 0, err
     assert torch.load("both.ckpt", weights_only=True)["bustseg"]["config"]["data"]["image_size"] == 80

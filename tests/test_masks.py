@@ -211,24 +211,29 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     from bustseg import explain_images
     from bustseg.callbacks import explain as explain_callback
     from bustseg.callbacks import panels
+    from bustseg.figures.panels import Picture
 
     found = Drawn({}, {}, {})
 
     def cases_figure(rows: Mapping[str, Sequence[Any]], *rest: Any) -> Any:
-        found.cases.update({case.title.split("\n")[0]: case.prediction for cases in rows.values() for case in cases})
+        shown = [case for cases in rows.values() for case in cases]
+        found.cases.update({case.title.split("\n")[0]: case.picture.prediction for case in shown})
         return kept_cases(rows, *rest)
 
     def details_figure(cases: Sequence[Any], method: str) -> Any:
-        found.explained.update({case.title.split("\n")[0]: case.prediction for case in cases})
+        found.explained.update({case.title.split("\n")[0]: case.picture.prediction for case in cases})
         return kept_details(cases, method)
 
-    def draw_panel(axes: Any, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, title: str) -> None:
-        found.panels[title.split("\n")[0].partition(": ")[2]] = prediction
+    def sheet(rows: Sequence[Sequence[tuple[Picture, str]]], *rest: Any) -> Any:
+        shown = ((title.split("\n")[0].partition(": ")[2], picture) for row in rows for picture, title in row)
+        found.panels.update({name: picture.prediction for name, picture in shown if name})
+        return kept_sheet(rows, *rest)
 
     kept_cases, kept_details = explain_callback.cases_figure, explain_images.details_figure
+    kept_sheet = panels.sheet
     monkeypatch.setattr(explain_callback, "cases_figure", cases_figure)
     monkeypatch.setattr(explain_images, "details_figure", details_figure)
-    monkeypatch.setattr(panels, "draw_panel", draw_panel)
+    monkeypatch.setattr(panels, "sheet", sheet)
     return found
 
 

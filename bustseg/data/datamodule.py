@@ -100,11 +100,16 @@ class _Rows:
         return self.array[self.indices[position]]
 
 
-def _one_thread(worker: int) -> None:
-    """Keep OpenCV to one thread in each loader process: there is one of these per core already."""
+def _one_thread(worker: int = 0) -> None:
+    """Keep OpenCV to one thread in each loader process: there is one of these per core already.
+
+    Called in this process before its loaders fork: a forked child that changed the number itself would wait for
+    threads that were not copied with it.
+    """
     import cv2
 
-    cv2.setNumThreads(1)
+    if cv2.getNumThreads() != 1:
+        cv2.setNumThreads(1)
 
 
 def _as_is(batch: Any) -> Any:
@@ -399,6 +404,8 @@ class BUSIDataModule(LightningDataModule):
         batch_size = self.batch_size if training else self.eval_batch_size
         drop_last = training and self._drops_last(len(sampler))
         workers = self._workers()
+        if workers:
+            _one_thread()
         return DataLoader(
             dataset,
             batch_sampler=EqualBatches(sampler, batch_size, drop_last=drop_last),

@@ -29,9 +29,10 @@ import yaml
 
 from bustseg.callbacks.checkpoints import best_checkpoint
 from bustseg.checkpoint import build_data
+from bustseg.experiment import Experiment
 from bustseg.losses import peak_logit
 from bustseg.task import SegmentationTask
-from bustseg.training import run_verb
+from bustseg.training import run_fit
 from studies.cross_source.data import SIDE, SOURCES
 from studies.cross_source.recipe import Recipe, combined, config
 
@@ -45,12 +46,12 @@ def train(recipe: Recipe, data: Path, out: Path, workers: int) -> None:
     started = time.time()
     work = out / "work" / recipe.name
     settings = config(recipe, data, work, workers)
+    settings["trainer"] |= {"default_root_dir": str(work), "enable_progress_bar": False}
+    settings["trainer"] |= {"logger": False, "benchmark": True}
     (work / "fit.yaml").write_text(yaml.safe_dump(settings))
-    args = ["--config", str(work / "fit.yaml"), "--trainer.default_root_dir", str(work)]
-    args += ["--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--trainer.benchmark", "true"]
-    cli = run_verb("fit", args)
+    run = run_fit(Experiment.read(work / "fit.yaml"))
     fitted = time.time() - started
-    task = cli.model
+    task = run.task
     tables, maps = [], {}
     for source in SOURCES:
         table, found = look(task, recipe, source, data)
@@ -64,7 +65,7 @@ def train(recipe: Recipe, data: Path, out: Path, workers: int) -> None:
         unseen = table.loc[~table["subset"].isin(["train"]), "image"]
         maps = {image: maps[image] for image in unseen}
         np.savez(out / f"{recipe.name}.npz", **maps)
-        checkpoint = best_checkpoint(cli.trainer)
+        checkpoint = best_checkpoint(run.trainer)
         assert checkpoint is not None
         partial = out / f"{recipe.name}.part"
         shutil.copy(checkpoint.best_model_path, partial)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -42,6 +43,15 @@ def test_an_epoch_shows_every_training_image_once(phantoms: Path) -> None:
     assert sorted(first.tolist()) == data.indices["train"].tolist()
     loader.batch_sampler.sampler.set_epoch(1)  # type: ignore[union-attr]
     assert torch.cat([batch["index"] for batch in loader]).tolist() != first.tolist()
+
+
+@pytest.mark.timeout(60)
+def test_loaders_start_after_opencv_has_used_its_threads(phantoms: Path) -> None:
+    cv2.setNumThreads(2)
+    for _ in range(5):
+        cv2.GaussianBlur(np.zeros((1000, 1000), np.float32), (31, 31), 5)
+    data = module(phantoms, augmentation="ultrasound", num_workers=2)
+    assert sum(len(batch["index"]) for batch in data.train_dataloader()) == len(data.indices["train"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
