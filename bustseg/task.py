@@ -285,6 +285,17 @@ class SegmentationTask(LightningModule):
         if self.record is not None:
             checkpoint[RECORD] = self.record
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a loss of other settings keep them: those that are buffers, such as class weights, would be restored."""
+        stored, own = (
+            ((record or {}).get("config", {}).get("model") or {}).get("loss")
+            for record in (checkpoint.get(RECORD), self.record)
+        )
+        if self.record is not None and stored != own:
+            weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("loss.")}
+            mine = {key: value for key, value in self.state_dict().items() if key.startswith("loss.")}
+            checkpoint["state_dict"] = weights | mine
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         # frozen parameters stay out: they have no gradient and would only cost optimiser memory
         optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])

@@ -2,6 +2,7 @@
 
 from bustseg.callbacks.averaging import MovingAverage
 from bustseg.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from bustseg.callbacks.continued import ContinuedFit
 from bustseg.callbacks.curves import TestCurves
 from bustseg.callbacks.explain import ExplainCallback
 from bustseg.callbacks.frozen import FrozenFeatures
@@ -16,6 +17,7 @@ from bustseg.callbacks.subsets import TestPasses
 
 __all__ = [
     "BestCheckpoint",
+    "ContinuedFit",
     "EpochLines",
     "ExplainCallback",
     "FrozenFeatures",

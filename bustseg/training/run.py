@@ -12,7 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
-from bustseg.callbacks import Interrupts
+from bustseg.callbacks import ContinuedFit, Interrupts
 from bustseg.callbacks.checkpoints import best_checkpoint
 from bustseg.checkpoint import read_checkpoint
 from bustseg.data.datamodule import BUSIDataModule
@@ -159,7 +159,13 @@ def prepare(
     # what is recorded still says which pretrained weights the network began with
     parts = (experiment if content is None else experiment.untrained()).instantiate()
     tracker = make_tracker(experiment, verb, parts, content, tags)
-    trainer = make_trainer(experiment, verb, parts, tracker, checkpoint, callbacks)
+    continued: list[ContinuedFit] = []
+    if content is not None and verb == "fit":
+        same_run = isinstance(tracker, Tracker) and tracker.status is not None
+        continued.append(ContinuedFit(content, experiment.config, parts.model, same_run))
+    trainer = make_trainer(experiment, verb, parts, tracker, checkpoint, [*callbacks, *continued])
+    for callback in continued:
+        callback.look_ahead(trainer)
     return Run(experiment, verb, trainer, parts.model, parts.data, checkpoint)
 
 
