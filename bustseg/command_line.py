@@ -143,11 +143,6 @@ def make_parser(function: Command, prog: str) -> argparse.ArgumentParser:
 
 def add_arguments(parser: argparse.ArgumentParser, function: Command, skip: Sequence[str] = ()) -> None:
     """Give a parser (argparse's or jsonargparse's) the arguments of a command, but for those to ``skip``."""
-    # these two are taken out of the arguments before they get here; here only for the help
-    common: dict[str, Any] = {"default": argparse.SUPPRESS}
-    parser.add_argument("--debug", action="store_true", help="show an error's traceback", **common)
-    trust = "a package whose classes a stored model may name (or BUSTSEG_TRUST)"
-    parser.add_argument("--trust", metavar="PACKAGE", help=trust, **common)
     texts = Docstring.of(function).arguments
     groups: dict[str, Any] = {}
     for name, annotation, marker in _parameters(function):
@@ -167,6 +162,11 @@ def add_arguments(parser: argparse.ArgumentParser, function: Command, skip: Sequ
             target.add_argument(name, **keywords)
         else:
             target.add_argument(*(option.names or (f"--{name}",)), dest=name, **keywords)
+    # these two are taken out of the arguments before they get here; here only for the help
+    common: dict[str, Any] = {"default": argparse.SUPPRESS}
+    parser.add_argument("--debug", action="store_true", help="show an error's traceback", **common)
+    trust = "a package whose classes a stored model may name (or BUSTSEG_TRUST)"
+    parser.add_argument("--trust", metavar="PACKAGE", help=trust, **common)
 
 
 def _parameters(function: Command) -> list[tuple[str, Any, Option | Rest | None]]:
@@ -216,7 +216,8 @@ def _path(text: str) -> Path:
 def _help(text: str, default: Any) -> str:
     """The help of an option: its text, and its default where the text does not say it."""
     text = text.replace("%", "%%")
-    if default in (inspect.Parameter.empty, None, False, True, "") or default == [] or "(default" in text:
+    unsaid = (inspect.Parameter.empty, None, False, True)
+    if any(default is value for value in unsaid) or default in ("", []) or "(default" in text:
         return text
     shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
     return f"{text} (default {shown})"

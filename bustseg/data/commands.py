@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,7 +18,38 @@ from bustseg.data.duplicates import THRESHOLD
 from bustseg.data.report import write_report
 from bustseg.data.sources import BUSI, Source
 from bustseg.data.splits import SUBSETS, Leakage, leakage, make_split, merge_groups, read_split, write_split
+from bustseg.errors import UserError
 from bustseg.progress import console
+
+
+def find_source(root: Path | None, name: str) -> tuple[Path, Source]:
+    """Folder and reader of a data set.
+
+    Args:
+        root: the folder; the source's own when not given
+        name: of the reader, as ``data.source`` in a config: a class, or class_path and init_args as JSON
+
+    Raises:
+        UserError: no such reader, or no folder
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--source", type=Source)
+    try:
+        source = parser.instantiate(parser.parse_args(["--source", name])).source
+    except (ArgumentError, ValueError) as error:
+        raise UserError(
+            f"unknown source {name}: use {', '.join(sorted(cls.__name__ for cls in _subclasses(Source)))}, "
+            "or class_path and init_args as in a config"
+        ) from error
+    folder = root or source.default_root()
+    if folder is None:
+        raise UserError("no data folder: name it, or set BUSI_ROOT")
+    return Path(folder).expanduser(), source
+
+
+def _subclasses(cls: type) -> list[type]:
+    direct: list[type] = cls.__subclasses__()
+    return direct + [one for sub in direct for one in _subclasses(sub)]
 
 
 def check_command(

@@ -1,0 +1,96 @@
+"""What a notebook or a program calls: train, score; :class:`bustseg.Predictor` outlines images.
+
+Example:
+    >>> run = bustseg.fit("configs/quickstart.yaml", max_epochs=2)  # doctest: +SKIP
+    >>> bustseg.test(run).metrics["test/dice_lesion"]  # doctest: +SKIP
+    >>> bustseg.Predictor(run.checkpoint)(image).mask  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bustseg.checkpoint import resolve_checkpoint
+from bustseg.errors import UserError
+from bustseg.experiment import Experiment
+from bustseg.training import Run, run_fit, run_test, run_validate
+from bustseg.trust import allow_text
+
+
+def fit(
+    config: str | Path | Mapping[str, Any] | Experiment, changes: Mapping[str, Any] | None = None, /, **short: Any
+) -> Run:
+    """Train a network; what `bustseg fit` does.
+
+    Args:
+        config: a config file, a configuration as a mapping, or an experiment
+        changes: dotted key (``model.optimizer.init_args.lr``) to its value
+        short: the same by a key's ending (``lr=1e-3``), where only one key ends so
+
+    Returns:
+        its ``metrics``, ``run_id``, ``checkpoint`` (the best epoch), ``task`` (the network) and ``data``
+
+    Raises:
+        UserError: an experiment or data that cannot be used
+    """
+    if isinstance(config, Mapping):
+        config = Experiment.of_config(config)
+    elif not isinstance(config, Experiment):
+        config = Experiment.read(config)
+    return run_fit(_changed(config, changes, short))
+
+
+def resume(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Run:
+    """Go on with an interrupted training, in its run; what `bustseg fit --ckpt_path MODEL` does.
+
+    Args:
+        model: a ``last.ckpt``, an MLflow run id, ``latest``, or what :func:`fit` has returned
+        changes, short: as in :func:`fit`; ``max_epochs=20`` trains longer
+    """
+    path = resolve_checkpoint(_name(model, "run_id"), prefer="last")
+    return run_fit(_changed(Experiment.of_checkpoint(path), changes, short), path)
+
+
+def test(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Run:  # noqa: PT028
+    """Score a trained network on the test images; what `bustseg test` does.
+
+    Args:
+        model: a checkpoint, an MLflow run id, ``latest``, or what :func:`fit` has returned
+        changes, short: as in :func:`fit`, to what the network was trained with
+
+    Returns:
+        its ``metrics``, and what it was scored with
+
+    Raises:
+        UserError: a checkpoint, change or data that cannot be used
+    """
+    path = resolve_checkpoint(_name(model, "checkpoint"))
+    return run_test(_changed(Experiment.of_checkpoint(path, "test"), changes, short), path)
+
+
+test.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest reads into the name
+
+
+def validate(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Run:
+    """Score a trained network on the validation images, and recommend a threshold; as :func:`test`."""
+    path = resolve_checkpoint(_name(model, "checkpoint"))
+    return run_validate(_changed(Experiment.of_checkpoint(path, "validate"), changes, short), path)
+
+
+def _changed(experiment: Experiment, changes: Mapping[str, Any] | None, short: Mapping[str, Any]) -> Experiment:
+    if not changes and not short:
+        return experiment
+    allow_text(yaml.safe_dump({**(changes or {}), **short}))  # the caller's own words, see bustseg.trust
+    return experiment.but(changes, **short)
+
+
+def _name(model: str | Path | Run, attribute: str) -> str:
+    """What a checkpoint is found by."""
+    name = getattr(model, attribute) if isinstance(model, Run) else model
+    if name is None:
+        raise UserError("this training has left no checkpoint: it was stopped in its first epoch, or kept none")
+    return str(name)

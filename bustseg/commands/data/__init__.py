@@ -1,0 +1,1 @@
+"""`bustseg data`: make, check and split data."""

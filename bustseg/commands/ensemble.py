@@ -1,0 +1,31 @@
+"""`bustseg ensemble`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from bustseg.command_line import Option
+
+
+def ensemble(
+    model: Annotated[list[str], Option(metavar="MODEL")],
+    *,
+    out: Annotated[Path, Option(metavar="FILE")],
+    overwrite: bool = False,
+    image_size: Annotated[int | None, Option(metavar="PX")] = None,
+) -> int:
+    """Join trained networks into one checkpoint that answers with the mean of their logits.
+
+    Example:
+        bustseg ensemble RUN_ID RUN_ID --out ensemble.ckpt
+
+    Args:
+        model: checkpoint, MLflow run id or runs:/RUN_ID
+        out: checkpoint to write
+        overwrite: replace the file that is there
+        image_size: side of the images that all see (default: the members' own)
+    """
+    from bustseg.ensemble import ensemble_command
+
+    return ensemble_command(model, out, overwrite=overwrite, image_size=image_size)

@@ -1,0 +1,46 @@
+"""`bustseg node`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from bustseg.command_line import Option
+
+
+def node(
+    *,
+    port: int = 11112,
+    ae: Annotated[str, Option(metavar="AE")] = "BUSTSEG",
+    send_to: Annotated[str | None, Option(metavar="AE@HOST:PORT")] = None,
+    host: str = "127.0.0.1",
+    spool: Annotated[Path | None, Option(metavar="DIR")] = None,
+    model: str | None = None,
+    threshold: float | None = None,
+    allow: Annotated[list[str] | None, Option(metavar="AE")] = None,
+    capture: bool = True,
+    max_waiting: int = 10_000,
+    seconds: float | None = None,
+) -> int:
+    """A DICOM node: takes ultrasound images, and sends DICOM SEG and secondary captures on.
+
+    Example:
+        bustseg node --send_to PACS@pacs.example:104
+
+    Args:
+        port: port to listen on (default 11112; 0 takes a free one)
+        ae: its AE title
+        send_to: where results go (default: they stay in the queue)
+        host: address to listen on (default 127.0.0.1; 0.0.0.0 for all)
+        spool: folder of the queue (default: in the user's state folder)
+        model: as for predict (default: the model in the box)
+        threshold: probability above which a pixel is lesion (default: model's)
+        allow: AE titles that may send (default: all)
+        capture: send secondary captures
+        max_waiting: images that may wait
+        seconds: end after so many (default: with Ctrl-C)
+    """
+    from bustseg.node.command import node as run_node
+
+    allowed = tuple(allow or ())
+    return run_node(port, ae, send_to, host, spool, model, threshold, allowed, capture, max_waiting, seconds)

@@ -1,0 +1,33 @@
+"""`bustseg ui`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def ui(*, uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> int:
+    """Open the MLflow UI on the project's store.
+
+    Example:
+        bustseg ui --port 5000
+
+    Args:
+        uri: MLflow store (default: MLFLOW_TRACKING_URI or sqlite:///mlruns/mlflow.db)
+        host: address to listen on
+        port: port
+    """
+    from bustseg.progress import console
+    from bustseg.runs.store import Store, open_store, tracking_uri
+
+    place = tracking_uri(uri)
+    if place.startswith("http"):
+        console.print(f"the MLflow UI of this project is at {Store(place).shown}")
+        return 0
+    store = open_store(place)
+    # without the last part the first page is about chat bots
+    page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
+    console.print(f"MLflow UI: {page} (store {store.shown}; Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+    # not as an argument, which other users of this machine see: the URI may hold a password
+    os.execve(sys.executable, command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": place})
