@@ -33,10 +33,7 @@ class BareEpochs(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.train, self.val = list(data.loader("train", training=True)), list(data.val_dataloader())
-        # deepcopy needs the task without its trainer
-        trainer_of_task, task._trainer = task._trainer, None
-        self.task = copy.deepcopy(task)
-        task._trainer = trainer_of_task
+        self.task = copy.deepcopy(task, {id(trainer): None})  # the copy has no trainer
         self.optimizer = self.task.optimizer(list(self.task.parameters()))
         self.context = trainer.precision_plugin.forward_context
         self.bare_epoch()  # both have a first epoch, in which memory is laid out

@@ -96,9 +96,9 @@ def _depthwise(layer: nn.Conv2d, x: torch.Tensor, padding: _Pair) -> torch.Tenso
 class FastDepthwiseConv2d(nn.Conv2d):
     """A depthwise ``nn.Conv2d`` with fast bf16 gradients on CPUs; elsewhere it is ``nn.Conv2d``."""
 
-    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         y = _depthwise(self, input, (int(self.padding[0]), int(self.padding[1])))
-        return super()._conv_forward(input, weight, bias) if y is None else y
+        return super().forward(input) if y is None else y
 
 
 class FastDepthwiseConv2dSame(Conv2dSame):

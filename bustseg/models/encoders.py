@@ -76,7 +76,7 @@ class TorchvisionEncoder(Encoder):
         with torch.no_grad():
             x = torch.zeros(1, first_convolution(self)[1].in_channels, size, size)
             for name in self._names:
-                x = self.get_submodule(name)(x)
+                x = getattr(self, name)(x)
                 maps[size // x.shape[-1]] = (name, x.shape[1])
         self.train(training)
         strides = [stride for stride in maps if stride > 1]
@@ -88,7 +88,7 @@ class TorchvisionEncoder(Encoder):
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         maps = []
         for name in self._names:
-            x = self._modules[name](x)  # type: ignore[misc]
+            x = getattr(self, name)(x)
             if name in self._kept:
                 maps.append(x)
         return maps

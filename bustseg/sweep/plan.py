@@ -23,6 +23,7 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    distribution_to_json,
 )
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -289,7 +290,7 @@ class Plan:
             and key not in self.distributions
         }
         spaces = {
-            f"space.{key}": json.dumps([type(distribution).__name__, distribution._asdict()], sort_keys=True)
+            f"space.{key}": json.dumps([*json.loads(distribution_to_json(distribution)).values()], sort_keys=True)
             for key, distribution in self.distributions.items()
         }
         return {**known, **spaces, "objective": self.objective, "direction": self.direction}

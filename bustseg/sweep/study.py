@@ -163,6 +163,7 @@ class SharedStudy:
         self.me = {"machine": machine(), "host": socket.gethostname(), **(process(os.getpid()) or {})}
         self.me["supervisor"] = process(supervisor) if supervisor is not None else None
         self.study: optuna.Study
+        self._ids: dict[int, int] = {}
 
     @property
     def exists(self) -> bool:
@@ -195,13 +196,15 @@ class SharedStudy:
             if new or "identity" not in self.study.user_attrs:
                 self.study.set_user_attr("identity", plan.identity())
                 self.study.set_user_attr("token", uuid.uuid4().hex)
-            self._check(resume)
+            self._check_identity()
             self.settle()
+            if not resume:
+                self._check_begun()
             if plan.grid:
                 self._enqueue_grid()
         return new
 
-    def _check(self, resume: bool) -> None:
+    def _check_identity(self) -> None:
         there, here = self.study.user_attrs["identity"], self.plan.identity()
         for key in sorted({*there, *here}):
             if there.get(key) != here.get(key):
@@ -209,9 +212,12 @@ class SharedStudy:
                     f"study {self.plan.study} belongs to another sweep ({key} is {there.get(key)} there, "
                     f"{here.get(key)} here): name another with --study"
                 )
+
+    def _check_begun(self) -> None:
+        """Refuse a study that has stopped, after the trials of dead workers are settled."""
         trials = self.trials()
-        begun = [trial for trial in trials if trial.state != TrialState.WAITING]
-        if not resume and begun and not any(trial.state == TrialState.RUNNING for trial in self._living(trials)):
+        states = {trial.state for trial in trials}
+        if states - {TrialState.WAITING} and TrialState.RUNNING not in states:
             done = sum(trial.state == TrialState.COMPLETE for trial in trials)
             raise SweepError(
                 f"study {self.plan.study} is there already with {done} finished trials: --resume goes on with it, "
@@ -222,25 +228,37 @@ class SharedStudy:
         """All trials, oldest first."""
         return self.study.get_trials(deepcopy=False)
 
-    def _living(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        """The RUNNING trials that have a worker, as far as this machine can tell."""
-        stale = set(self.storage._get_stale_trial_ids(self.study._study_id))
-        return [
-            trial
-            for trial in trials
-            if trial.state == TrialState.RUNNING
-            and (owner := trial.user_attrs.get(OWNER)) is not None
-            and (alive(owner) if owner["machine"] == self.me["machine"] else trial._trial_id not in stale)
-        ]
-
     def settle(self) -> None:
         """End the trials whose worker has died, and put them in line again. The lock must be held."""
-        trials = self.trials()
-        living = {trial.number for trial in self._living(trials)}
-        for trial in trials:
-            if trial.state == TrialState.RUNNING and trial.number not in living:
-                self._bury(trial)
+        for trial in self.trials():
+            if trial.state != TrialState.RUNNING:
+                continue
+            owner = trial.user_attrs.get(OWNER)
+            if owner is None:
+                self._bury(trial)  # its worker died before it could say whose it is
+            elif owner["machine"] == self.me["machine"]:
+                if alive(owner):
+                    # a worker that the machine has put to sleep gives no sign of life
+                    self.storage.record_heartbeat(self._id(trial))
+                else:
+                    self._bury(trial)
+            elif RESULT in trial.user_attrs:
+                self._tell(trial)  # it is done, whatever has become of its worker since
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self.study)
         self._requeue()
+
+    def _id(self, trial: FrozenTrial | Trial) -> int:
+        """The storage's own number of a trial."""
+        if trial.number not in self._ids:
+            study = self.storage.get_study_id_from_name(self.plan.study)
+            self._ids[trial.number] = self.storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+        return self._ids[trial.number]
+
+    def trial(self, trial: FrozenTrial | Trial) -> FrozenTrial:
+        """A trial as it is in the storage now."""
+        return self.storage.get_trial(self._id(trial))
 
     def _bury(self, trial: FrozenTrial) -> None:
         owner = trial.user_attrs.get(OWNER)
@@ -252,10 +270,10 @@ class SharedStudy:
                 self._set(trial, DEATHS, deaths)
                 if deaths > 1:
                     self._set(trial, FAILURE, "its worker died twice, as it does when memory runs out")
-        self._tell(self.storage.get_trial(trial._trial_id))
+        self._tell(self.trial(trial))
 
     def _set(self, trial: FrozenTrial | Trial, key: str, value: Any) -> None:
-        self.storage.set_trial_user_attr(trial._trial_id, key, value)
+        self.storage.set_trial_user_attr(self._id(trial), key, value)
 
     def _tell(self, trial: FrozenTrial) -> None:
         """End a trial as its attributes say."""
@@ -297,7 +315,7 @@ class SharedStudy:
                         warnings.simplefilter("ignore", UserWarning)  # that the heartbeat is not Optuna's own
                         trial = self.study.ask(self.plan.distributions)
                     self._set(trial, OWNER, self.me)
-                    self.storage.record_heartbeat(trial._trial_id)
+                    self.storage.record_heartbeat(self._id(trial))
                     return trial
                 elsewhere = [
                     trial
@@ -318,7 +336,7 @@ class SharedStudy:
             while not stop.wait(HEARTBEAT):
                 # a storage that is away for a moment must not end the training
                 with contextlib.suppress(Exception):
-                    self.storage.record_heartbeat(trial._trial_id)
+                    self.storage.record_heartbeat(self._id(trial))
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -335,8 +353,8 @@ class SharedStudy:
     def finish(self, trial: Trial) -> FrozenTrial:
         """End a trial of this worker as its attributes say; returns it."""
         with self.lock():
-            self._tell(self.storage.get_trial(trial._trial_id))
-        return self.storage.get_trial(trial._trial_id)
+            self._tell(self.trial(trial))
+        return self.trial(trial)
 
     def release(self) -> None:
         """Put back in line what this process was working on."""

@@ -159,7 +159,7 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
     run_id = str(tracker.run_id)
     if details:
         tracker.log_text(details, "error.txt")
-    frozen = study.storage.get_trial(trial._trial_id)
+    frozen = study.trial(trial)
     write_outcome(tracker.experiment, run_id, frozen, _state(frozen), time.perf_counter() - start)
     return study.finish(trial)
 
