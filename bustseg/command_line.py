@@ -9,12 +9,13 @@ without a value nor options of which only one may be given, and its import costs
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from bustseg.errors import UserError
@@ -62,7 +63,13 @@ ShownExperimentOptions = Annotated[list[str], Rest(shown=True)]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser whose errors are one line for the user."""
+    """Parser whose errors are one line for the user.
+
+    Attributes:
+        spellings: every way to write one of its options, and whether the help shows that one
+    """
+
+    spellings: Mapping[str, bool] = MappingProxyType({"-h": True, "--help": True})
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
@@ -121,13 +128,14 @@ def call(function: Command, args: Sequence[str], prog: str) -> int:
         print(_experiment_help(function, prog), end="")
         return 0
     parser = make_parser(function, prog)
+    _check_spelling(parser, args, only_these=rest is None)
     if rest is None:
         return function(**vars(parser.parse_args(list(args))))
     known, others = parser.parse_known_args(list(args))
     return function(**vars(known), **{rest[0]: others})
 
 
-def make_parser(function: Command, prog: str) -> argparse.ArgumentParser:
+def make_parser(function: Command, prog: str) -> _Parser:
     """The parser of a command's own arguments."""
     docstring = Docstring.of(function)
     parser = _Parser(
@@ -137,12 +145,42 @@ def make_parser(function: Command, prog: str) -> argparse.ArgumentParser:
         # or an option of an experiment would be taken for one of these
         allow_abbrev=False,
     )
-    add_arguments(parser, function)
+    parser.spellings = {**parser.spellings, **add_arguments(parser, function)}
     return parser
 
 
-def add_arguments(parser: argparse.ArgumentParser, function: Command, skip: Sequence[str] = ()) -> None:
-    """Give a parser (argparse's or jsonargparse's) the arguments of a command, but for those to ``skip``."""
+def _check_spelling(parser: _Parser, args: Sequence[str], only_these: bool) -> None:
+    """Refuse an option that is cut short or misspelt, with the one that may have been meant.
+
+    Args:
+        parser: of the command's own options
+        args: of the command
+        only_these: whether the command takes no options but its own; else one is refused only when it begins like
+            an own option, since the experiment's parser judges the others
+    """
+    shown = [spelling for spelling, visible in parser.spellings.items() if visible]
+    for arg in args:
+        if arg == "--":
+            return
+        name = arg.partition("=")[0]
+        if not name.startswith("--") or " " in name or name in parser.spellings:
+            continue
+        meant = [spelling for spelling in shown if spelling.startswith(name)]
+        if only_these and not meant:
+            meant = difflib.get_close_matches(name, shown, n=1)
+        if meant:
+            raise UserError(f"no option {name}: did you mean {' or '.join(meant)}? (see `{parser.prog} --help`)")
+        if only_these:
+            raise UserError(f"no option {name} (see `{parser.prog} --help`)")
+
+
+def add_arguments(parser: argparse.ArgumentParser, function: Command, skip: Sequence[str] = ()) -> dict[str, bool]:
+    """Give a parser (argparse's or jsonargparse's) the arguments of a command, but for those to ``skip``.
+
+    Returns:
+        the spellings of those options, and whether the help shows each
+    """
+    spellings: dict[str, bool] = {}
     texts = Docstring.of(function).arguments
     groups: dict[str, Any] = {}
     for name, annotation, marker in _parameters(function):
@@ -161,12 +199,14 @@ def add_arguments(parser: argparse.ArgumentParser, function: Command, skip: Sequ
         if positional:
             target.add_argument(name, **keywords)
         else:
-            target.add_argument(*(option.names or (f"--{name}",)), dest=name, **keywords)
+            action = target.add_argument(*(option.names or (f"--{name}",)), dest=name, **keywords)
+            spellings |= dict.fromkeys(action.option_strings, not option.hidden)
     # these two are taken out of the arguments before they get here; here only for the help
     common: dict[str, Any] = {"default": argparse.SUPPRESS}
     parser.add_argument("--debug", action="store_true", help="show an error's traceback", **common)
     trust = "a package whose classes a stored model may name (or BUSTSEG_TRUST)"
     parser.add_argument("--trust", metavar="PACKAGE", help=trust, **common)
+    return spellings
 
 
 def _parameters(function: Command) -> list[tuple[str, Any, Option | Rest | None]]:

@@ -75,7 +75,12 @@ class _Parser(LightningArgumentParser):
 
 def make_parser(prog: str = "bustseg", description: str = "The configuration of an experiment") -> _Parser:
     """A new parser of every key that an experiment has; the defaults are the paper's protocol."""
-    parser = _Parser(prog=prog, description=description, dump_header=[f"lightning.pytorch=={pl.__version__}"])
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        dump_header=[f"lightning.pytorch=={pl.__version__}"],
+        allow_abbrev=False,  # an option that is cut short is as wrong as a key of a file that is
+    )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="configuration file (YAML); may be repeated")
     parser.add_argument(
         "--seed_everything",

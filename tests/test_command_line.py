@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import pytest
-from conftest import REPOSITORY
+from conftest import CONFIGS, REPOSITORY
 
 from bustseg.cli import VERBS
 from bustseg.command_line import Docstring, ExperimentOptions, Option, call, make_parser
@@ -218,10 +218,38 @@ def test_words_become_the_functions_arguments() -> None:
 
 def test_an_option_of_the_experiment_is_not_taken_for_a_shorter_one() -> None:
     SEEN.clear()
-    call(example, ["a", "--cou", "9"], "bustseg example")
-    assert SEEN[0][-3:] == (3, None, ["--cou", "9"])
+    call(example, ["a", "--counted", "9"], "bustseg example")
+    assert SEEN[0][-3:] == (3, None, ["--counted", "9"])
     with pytest.raises(UserError, match=r"argument --count: invalid int value: 'x' \(see `bustseg example --help`\)"):
         call(example, ["a", "--count", "x"], "bustseg example")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("fit --ckpt x", "no option --ckpt: did you mean --ckpt_path? (see `bustseg fit --help`)"),
+        ("validate --ckpt=x", "no option --ckpt: did you mean --ckpt_path? (see `bustseg validate --help`)"),
+        ("fit --conf x.yaml", "unknown config key `conf`: did you mean `config`?"),
+        ("cv --fold 3", "no option --fold: did you mean --folds? (see `bustseg cv --help`)"),
+        ("sweep --work 3", "no option --work: did you mean --workers? (see `bustseg sweep --help`)"),
+        ("predict x --outt y", "no option --outt: did you mean --out? (see `bustseg predict --help`)"),
+        ("export x --m 1", "no option --m: did you mean --max_difference or --max_dice_drop or --min_area?"),
+        ("predict x --out y --quick", "no option --quick (see `bustseg predict --help`)"),
+        ("data split x --sch paper", "no option --sch: did you mean --scheme? (see `bustseg data split --help`)"),
+    ],
+)
+def test_an_option_that_is_cut_short_gets_a_hint(args: str, message: str, bustseg: Bustseg) -> None:
+    code, _, err = bustseg(*args.split())
+    assert code == 2
+    assert " ".join(err.split()).startswith(f"error: {message}")
+    assert "Traceback" not in err
+
+
+def test_a_key_of_a_config_is_not_cut_short_either(bustseg: Bustseg) -> None:
+    code, _, err = bustseg("fit", "--config", CONFIGS / "quickstart.yaml", "--trainer.max_epoch", 3)
+    assert code == 2
+    assert "unknown config key `trainer.max_epoch`" in err
+    assert "`trainer.max_epochs`" in err
 
 
 def test_a_docstring_is_the_help() -> None:
