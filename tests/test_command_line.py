@@ -139,7 +139,7 @@ WRONG = {
     "one of two": (["predict", "x", "--out", "y", "--resume", "--overwrite"], "not allowed with argument"),
     "no number": (["data", "phantom", "x", "--n", "many"], "argument --n: invalid int value: 'many'"),
     "no choice": (["export", "x", "--out", "y", "--format", "tf"], "argument --format: invalid choice: 'tf'"),
-    "unknown option": (["ui", "--prot", "1"], "unrecognized arguments: --prot 1"),
+    "unknown option": (["ui", "--prot", "1"], "no option --prot: did you mean --port? (see `bustseg ui --help`)"),
 }
 
 
