@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -24,6 +25,33 @@ class _RunCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.dirpath = str(run_dir(trainer) / "checkpoints")
         super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the run's own files.
+
+        The state names files by whole paths. It may come from a stranger's checkpoint, and Lightning deletes what it
+        names once a better epoch comes; or from a project that has moved, whose best score would be forgotten. So only
+        names are taken from it, of files that lie in this run's folder; without its best file nothing is.
+        """
+        folder = Path(str(self.dirpath))
+
+        def own(path: Any) -> str:
+            name = Path(str(path or "")).name
+            return str(folder / name) if name and (folder / name).is_file() else ""
+
+        best = own(state_dict.get("best_model_path"))
+        if not best:
+            return
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        kept = dict(state_dict.get("best_k_models") or {})
+        super().load_state_dict(
+            {
+                **state_dict,
+                **{name: own(state_dict.get(name)) for name in names},
+                "best_k_models": {own(path): score for path, score in kept.items() if own(path)},
+                "dirpath": self.dirpath,
+            }
+        )
 
     def _warn_if_dir_not_empty(self, dirpath: str) -> None:
         """A continued run finds its own checkpoints there; that is no reason to warn."""
