@@ -18,6 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, Namespace
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser
 
+from bustseg.bounds import read_yaml
 from bustseg.callbacks import BestCheckpoint, ExplainCallback, FrozenFeatures, TestPasses
 from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, run_file, without_pretrained
 from bustseg.data.datamodule import BUSIDataModule
@@ -211,7 +212,7 @@ class Experiment:
             TrustError: its configuration names what only the user may allow, see :mod:`bustseg.trust`
             UserError: no such run, or its configuration cannot be used
         """
-        return cls.of_config(yaml.safe_load(run_file(run_id, "config.yaml").read_text()), origin=f"run {run_id}")
+        return cls.of_config(read_yaml(run_file(run_id, "config.yaml"))[1], origin=f"run {run_id}")
 
     def but(self, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Experiment:
         """The same experiment with changes.
@@ -349,11 +350,7 @@ def check_files(options: Sequence[str]) -> None:
     for path in (options[i + 1] for i, option in enumerate(options[:-1]) if option in ("--config", "-c")):
         if not Path(path).is_file():
             raise UserError(f"no config file at {path}")
-        try:
-            text = Path(path).read_text()
-            content = yaml.safe_load(text)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        text, content = read_yaml(Path(path))
         if not isinstance(content, dict):
             raise UserError(f"{path} holds no configuration: see configs/quickstart.yaml for one")
         allow_text(text)

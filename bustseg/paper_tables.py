@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from bustseg.bounds import read_yaml
 from bustseg.errors import UserError
 
 FOLDER = Path("configs") / "tables"
@@ -135,11 +134,14 @@ def read_table(path: Path) -> PaperTable:
     return table
 
 
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+def _content(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise UserError(f"{path} is like itself: name another table, or none")
+    if not path.is_file():
+        raise UserError(f"cannot read {path}: no such file")
+    _, content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is no table: see configs/tables/table1.yaml")
-    return {**_content(path.parent / content["like"]), **content} if "like" in content else content
+    if "like" not in content:
+        return content
+    return {**_content(path.parent / str(content["like"]), (*above, path.resolve())), **content}

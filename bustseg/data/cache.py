@@ -17,6 +17,7 @@ import numpy as np
 import platformdirs
 from filelock import FileLock
 
+from bustseg import bounds
 from bustseg.data.duplicates import THRESHOLD, duplicate_groups
 from bustseg.data.facts import NEARLY_ALL, Facts, unusable
 from bustseg.data.mask_files import HALF
@@ -69,7 +70,9 @@ def data_digest(samples: Sequence[Sample]) -> str:
 
     def file_digest(path: Path) -> bytes:
         try:
-            return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+            bounds.check_regular(path)
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -131,9 +134,10 @@ def decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
 
 def _decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, Facts]:
     image = sample.read_image()
-    mask = sample.read_mask(image.shape[:2]).astype(np.uint8)
-    coverage = resize_image(mask.astype(np.float32), size)
-    return resize_image(image, size), (coverage >= 0.5).astype(np.uint8), Facts.of(image, mask)
+    with bounds.room_for(image.size):
+        mask = sample.read_mask(image.shape[:2]).astype(np.uint8)
+        coverage = resize_image(mask.astype(np.float32), size)
+        return resize_image(image, size), (coverage >= 0.5).astype(np.uint8), Facts.of(image, mask)
 
 
 def load_cache(samples: Sequence[Sample], size: tuple[int, int], root: Path) -> ImageCache:

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bustseg import bounds
 from bustseg.errors import DataError
 
 CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
@@ -46,6 +47,7 @@ class Clip:
             rate, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         finally:
             capture.release()
+        bounds.check_pixels(str(path), height, width)
         if height < 1 or width < 1:
             raise DataError(f"{path} is not a readable video: it has no pictures")
         plausible = 0 < rate <= _HIGHEST_RATE
@@ -72,6 +74,7 @@ class Clip:
 
 
 def _capture(path: Path) -> cv2.VideoCapture:
+    bounds.check_regular(path)
     try:
         capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     except cv2.error as error:

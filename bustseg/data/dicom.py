@@ -15,6 +15,7 @@ import os
 import secrets
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import platformdirs
 
+from bustseg import bounds
 from bustseg.errors import DataError
 
 SUFFIXES = (".dcm", ".dicom")
@@ -131,6 +133,8 @@ def is_dicom(path: Path) -> bool:
 def has_mark(path: Path) -> bool:
     """Whether a file begins as DICOM files do, whatever its name."""
     try:
+        if not path.is_file():  # a pipe would wait for ever
+            return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
@@ -146,25 +150,41 @@ def is_deflated(path: Path) -> bool:
         return False
 
 
-def check_codestreams(path: Path) -> None:
+def check_codestreams(path: Path, frame: int | None = None) -> tuple[int, int]:
     """Refuse compressed frames that are larger than the header says, before a decoder makes room for them.
 
     A JPEG of three megabytes unfolds to gigabytes; decoders allocate what its own head claims and compare afterwards.
 
+    Args:
+        path: the file
+        frame: position of the only one to look at; all of them when not given
+
+    Returns:
+        Rows and columns of each frame, as the header says.
+
     Raises:
+        LimitError: the header itself says too much, see :mod:`bustseg.bounds`
         DataError: one of the frames is larger than Rows x Columns, or has no head that could be read
     """
     pydicom = _pydicom()
-    with _anonymous_errors("a DICOM file"):
-        data = pydicom.dcmread(path, specific_tags=["Rows", "Columns", "NumberOfFrames", "PixelData"])
+    with _anonymous_errors("a DICOM file"), path.open("rb") as file:
+        data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows", "Columns", "NumberOfFrames"])
+        shape, frames = (int(data.Rows), int(data.Columns)), _frames(data)
+        bounds.check_pixels("a DICOM file", *shape, frames=frames)
         syntax = data.file_meta.TransferSyntaxUID
         if not syntax.is_encapsulated or str(syntax) == _RLE:  # run lengths are unfolded to the header's size
-            return
-        allowed = (int(data.Rows), int(data.Columns))
-        for frame in pydicom.encaps.generate_frames(data.PixelData, number_of_frames=_frames(data)):
-            found = codestream_shape(frame)
-            if found is None or found[0] > allowed[0] or found[1] > allowed[1]:
+            return shape
+        file.seek(12, os.SEEK_CUR)  # tag, representation and length of the element
+        streams = (
+            pydicom.encaps.generate_frames(file, number_of_frames=frames)
+            if frame is None
+            else [pydicom.encaps.get_frame(file, frame, number_of_frames=frames)]
+        )
+        for stream in streams:
+            found = codestream_shape(stream)
+            if found is None or found[0] > shape[0] or found[1] > shape[1]:
                 raise DataError("a DICOM file cannot be read: a frame is larger than its header says")
+        return shape
 
 
 def codestream_shape(frame: bytes) -> tuple[int, int] | None:
@@ -258,11 +278,13 @@ def read_header(path: Path) -> Header:
     """
     pydicom = _pydicom()
     with _anonymous_errors("a DICOM file"):
+        _check_file(pydicom, path)
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER))
         declared = _is_declared(pydicom, data)
         shape = (int(data.Rows), int(data.Columns))
         if min(shape) < 1:
             raise DataError("a DICOM file cannot be read: its image has no pixels")
+        bounds.check_pixels("a DICOM file", *shape, frames=_frames(data))
         box, spacing = _region(data, shape)
         person = _text(data, "PatientID")
         if not person and (name := _text(data, "PatientName")):
@@ -376,26 +398,61 @@ def read_frame(path: Path, frame: int = 0) -> np.ndarray:
     """
     pydicom = _pydicom()
     with _anonymous_errors("a DICOM file"):
-        image = pydicom.Dataset()
-        tags = [*_PIXEL_TAGS, *_PALETTE_TAGS]
-        colours = _colours(pydicom, path)
-        kind = colours["photometric_interpretation"]
-        try:
-            pixels = pydicom.pixels.pixel_array(path, ds_out=image, specific_tags=tags, index=frame, **colours)
-        except ValueError:
-            image = pydicom.dcmread(path)
-            if "NumberOfFrames" not in image or _number(image, "NumberOfFrames") is not None:
-                raise
+        _check_file(pydicom, path)
+        height, width = check_codestreams(path, frame)
+        with bounds.room_for(height * width):
+            return _frame(pydicom, path, frame)
+
+
+def _frame(pydicom: Any, path: Path, frame: int) -> np.ndarray:
+    image = pydicom.Dataset()
+    tags = [*_PIXEL_TAGS, *_PALETTE_TAGS]
+    colours = _colours(pydicom, path)
+    kind = colours["photometric_interpretation"]
+    try:
+        if is_deflated(path):  # of these pydicom finds no pixels in the file itself
+            raise ValueError
+        pixels = pydicom.pixels.pixel_array(path, ds_out=image, specific_tags=tags, index=frame, **colours)
+    except ValueError:
+        image = pydicom.dcmread(path)
+        unreadable = "NumberOfFrames" in image and _number(image, "NumberOfFrames") is None
+        if not unreadable and not is_deflated(path):
+            raise
+        if unreadable:
             del image.NumberOfFrames  # pydicom reads it although it is told the number, and cannot
-            pixels = pydicom.pixels.pixel_array(image, index=frame, **colours)
-        if kind == "PALETTE COLOR":
-            pixels = pydicom.pixels.apply_color_lut(pixels, image)
-            return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
-        if pixels.ndim == 3:
-            bits = int(image.BitsStored)
-            return pixels.astype(np.uint8) if bits <= 8 else (pixels >> (bits - 8)).astype(np.uint8)
-        grey = _to_eight_bits(pydicom, pixels, image)
-        return 255 - grey if kind == "MONOCHROME1" else grey
+        pixels = pydicom.pixels.pixel_array(image, index=frame, **colours)
+    if kind == "PALETTE COLOR":
+        pixels = pydicom.pixels.apply_color_lut(pixels, image)
+        return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 3:
+        bits = int(image.BitsStored)
+        return pixels.astype(np.uint8) if bits <= 8 else (pixels >> (bits - 8)).astype(np.uint8)
+    grey = _to_eight_bits(pydicom, pixels, image)
+    return 255 - grey if kind == "MONOCHROME1" else grey
+
+
+def _check_file(pydicom: Any, path: Path) -> None:
+    """Refuse what is no file, and a deflated data set that unfolds beyond what a scan has.
+
+    Raises:
+        DataError: so it is
+    """
+    bounds.check_regular(path, "a DICOM input")
+    if not is_deflated(path):
+        return
+    with path.open("rb") as file:
+        pydicom.filereader.read_preamble(file, False)
+        pydicom.filereader._read_file_meta_info(file)
+        unfold, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while packed := file.read(1 << 16):
+            while packed:
+                size += len(unfold.decompress(packed, 1 << 24))
+                packed = unfold.unconsumed_tail
+                if size > bounds.MAX_DEFLATED_BYTES:
+                    raise bounds.LimitError(
+                        f"a DICOM file unfolds to more than {bounds.MAX_DEFLATED_BYTES:,} bytes, at most so many are "
+                        "read: store it without deflation"
+                    )
 
 
 def _colours(pydicom: Any, path: Path) -> dict[str, Any]:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
+from bustseg import bounds
+from bustseg.bounds import LimitError
 from bustseg.data import dicom
 from bustseg.errors import DataError
 
@@ -23,6 +38,21 @@ _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False)
 _FULL_SCALES = {1.0, *(2.0**bits - 1 for bits in range(8, 33))}
 _LEAST_WHITE = 2**14
 """A 16-bit image without any level as bright as this (a quarter of white) holds fewer bits than it seems to."""
+_PLUGINS = (
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+_FORMATS = tuple(name for name in ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM") if name in Image.OPEN)
+"""Formats that are tried, whatever the file's name; Pillow knows others that start a program, such as Ghostscript."""
+
+# Pillow warns of what is refused here
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 _DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -55,32 +85,92 @@ def read_picture(path: Path, frame: int = 0) -> Picture:
         frame: position in a file that holds several images
 
     Raises:
+        LimitError: more pixels than are decoded, see :mod:`bustseg.bounds`
         DataError: the file is missing, truncated or not an image
     """
+    with _opened(path) as file:
+        if frame:
+            file.seek(frame)
+        # of this page: those before it may be smaller
+        bounds.check_pixels(str(path), file.height, file.width)
+        _check_scans(file, path)
+        with bounds.room_for(file.height * file.width):
+            return _decoded(file, path, frame)
+
+
+def _decoded(file: Image.Image, path: Path, frame: int) -> Picture:
+    deep, top = _is_deep_colour(file), _stated_white(file)
+    file.load()
+    image = ImageOps.exif_transpose(file)
+    alpha = None
+    if image.has_transparency_data and not image.mode.startswith("I"):
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    if deep:
+        return Picture(_deep_colour(path, frame, file.getexif().get(_ORIENTATION, 1)), alpha)
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        pixels = np.asarray(image)
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
+        picture = Picture(pixels, alpha, top)
+        # Pillow turns images whose white is 0 only where they have 8 bits or fewer
+        return replace(picture, pixels=_inverted(picture)) if _tag(file, _PHOTOMETRIC) == [0] else picture
+    return Picture(np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L")), alpha)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file, open for as long as it is used.
+
+    Raises:
+        LimitError: it has far too many pixels
+        DataError: it is missing, no file, or cannot be read; also where that shows while it is used
+    """
+    bounds.check_regular(path)
+    Image.MAX_IMAGE_PIXELS = bounds.max_pixels()  # Pillow's own guard, which looks before anything is made
     try:
-        with Image.open(path) as file:
-            if frame:
-                file.seek(frame)
-            deep = _is_deep_colour(file)
-            top = _stated_white(file)
-            file.load()
-            image = ImageOps.exif_transpose(file)
-            alpha = None
-            if image.has_transparency_data and not image.mode.startswith("I"):
-                alpha = np.asarray(image.convert("RGBA"))[..., 3]
-            if deep:
-                return Picture(_deep_colour(path, frame, file.getexif().get(_ORIENTATION, 1)), alpha)
-            if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-                pixels = np.asarray(image)
-                pixels = pixels.astype(pixels.dtype.newbyteorder("="))
-                picture = Picture(pixels, alpha, top)
-                # Pillow turns images whose white is 0 only where they have 8 bits or fewer
-                return replace(picture, pixels=_inverted(picture)) if _tag(file, _PHOTOMETRIC) == [0] else picture
-            return Picture(np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L")), alpha)
+        with Image.open(path, formats=_FORMATS) as file:
+            yield file
     except FileNotFoundError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except Image.DecompressionBombError as error:
+        raise LimitError(
+            f"{path} has more than {bounds.max_pixels() / 1e6:g} million pixels, at most so many are decoded: make it "
+            f"smaller, or allow more with {bounds.MEGAPIXELS}"
+        ) from error
     except _DECODER_ERRORS as error:
         raise DataError(f"{path} is not a readable image (corrupt or truncated): replace or remove it") from error
+
+
+def _check_scans(file: Image.Image, path: Path) -> None:
+    """Refuse a progressive JPEG of so many passes that decoding it takes hours.
+
+    Raises:
+        LimitError: so it is
+    """
+    if file.format not in ("JPEG", "MPO") or not (file.info.get("progressive") or file.info.get("progression")):
+        return
+    # bytes of the pictures themselves never look like the mark of a pass
+    scans = path.read_bytes().count(b"\xff\xda")
+    if scans > bounds.MAX_SCANS:
+        raise LimitError(f"{path} has {scans} passes and at most {bounds.MAX_SCANS} are decoded: save it anew")
+
+
+def count_pages(path: Path) -> int:
+    """Images in a file: pages of a TIFF, else 1.
+
+    Raises:
+        LimitError: more than any scan has
+        DataError: the file cannot be read
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return 1
+    with _opened(path) as file:
+        for number in range(1, bounds.MAX_FRAMES + 1):
+            try:
+                file.seek(number)
+            except EOFError:
+                return number
+        bounds.check_frames(str(path), bounds.MAX_FRAMES + 1)
+    return 1
 
 
 def _tag(file: Image.Image, number: int) -> list[float]:
@@ -200,9 +290,9 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 def image_mode(path: Path) -> str | None:
     """Colour mode of an image file as Pillow names it; None for what Pillow does not read."""
     try:
-        with Image.open(path) as file:
+        with _opened(path) as file:
             return file.mode
-    except _DECODER_ERRORS:
+    except DataError:
         return None
 
 
@@ -212,10 +302,5 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is missing or not an image
     """
-    try:
-        with Image.open(path) as file:
-            return file.height, file.width
-    except FileNotFoundError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except _DECODER_ERRORS as error:
-        raise DataError(f"{path} is not a readable image (corrupt or truncated): replace or remove it") from error
+    with _opened(path) as file:
+        return file.height, file.width

@@ -15,11 +15,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from bustseg.bounds import LimitError, check_regular
 from bustseg.data import dicom
 from bustseg.data.files import IMAGE_SUFFIXES, MASK_STEM, natural_key
-from bustseg.data.images import read_native
+from bustseg.data.images import count_pages, read_native
 from bustseg.errors import DataError, UserError
 
 TABLE = "predictions.csv"
@@ -150,6 +150,7 @@ class Inputs:
     def _locate(text: str) -> tuple[Path, tuple[str, ...]]:
         """A glob's fixed folder and its other parts; no parts for a file or folder."""
         path = Path(os.path.abspath(Path(text).expanduser()))
+        check_regular(path)
         if path.exists():
             return path, ()
         parts = path.parts
@@ -235,7 +236,13 @@ class Inputs:
             return
         inner = path.relative_to(self._root)
         name = (inner.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else inner).as_posix()
-        frames = _pages(path)
+        try:
+            frames = count_pages(path)
+        except LimitError as error:
+            yield Item(str(path), name, path, error=str(error))
+            return
+        except DataError:  # reading it will tell
+            frames = 1
         for frame in range(frames):
             if frames == 1:
                 yield Item(str(path), name, path)
@@ -294,17 +301,6 @@ def _same_content(one: Path, other: Path) -> bool:
         return one == other or filecmp.cmp(one, other, shallow=False)
     except OSError:
         return False
-
-
-def _pages(path: Path) -> int:
-    """Images in a file: pages of a TIFF, else 1 (also for what is broken, which reading will tell)."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return 1
-    try:
-        with Image.open(path) as file:
-            return max(1, int(getattr(file, "n_frames", 1)))
-    except Exception:  # Pillow's readers raise many kinds
-        return 1
 
 
 def all_frames(item: Item) -> list[tuple[str, tuple[str, str]]]:

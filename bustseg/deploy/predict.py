@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 
 from bustseg import __version__
+from bustseg.bounds import LARGE, room_for
 from bustseg.box import boxed_model
 from bustseg.colours import PREDICTION, rgb
 from bustseg.data.inputs import Inputs, Item, all_frames
@@ -89,7 +90,8 @@ class Options:
 @dataclass
 class _Decoded:
     item: Item
-    picture: np.ndarray | None = None  # the part that the network sees
+    picture: np.ndarray | None = None  # the part that the network sees; None for a large one, and for one with an error
+    inner: tuple[int, int] = (0, 0)  # size of that part
     shape: tuple[int, int] = (0, 0)  # of the whole picture
     prepared: np.ndarray | None = None
     logits: Any = None
@@ -311,15 +313,19 @@ def _decode(item: Item, predictor: Predictor) -> _Decoded:
     made = _Decoded(item)
     try:
         picture = item.read()
-        made.shape = (picture.shape[0], picture.shape[1])
-        picture = item.cut(picture)
-        made.picture, made.prepared = picture, predictor.prepare(picture)
+        with room_for(picture.shape[0] * picture.shape[1]):
+            made.shape = (picture.shape[0], picture.shape[1])
+            picture = item.cut(picture)
+            made.prepared = predictor.prepare(picture)
+        # a large one is read again when it is written: a dozen wait in memory for their turn
+        made.inner = (picture.shape[0], picture.shape[1])
+        made.picture = picture if picture.size < LARGE else None
     except DataError as error:
         made.error = str(error)
     except MemoryError:
         made.error = "the image does not fit into memory"
     except Exception as error:  # a decoder's own failure must not stop the rest
-        made.picture, made.error = None, f"cannot be read ({type(error).__name__})"
+        made.picture, made.prepared, made.error = None, None, f"cannot be read ({type(error).__name__})"
     made.seconds = time.perf_counter() - start
     return made
 
@@ -359,13 +365,16 @@ class _Writer:
     def __call__(self, one: _Decoded) -> tuple[Item, dict[str, Any]]:
         item = one.item
         row: dict[str, Any] = {"image": item.key[0], "frame": item.key[1]}
-        if one.error or one.picture is None:
+        if one.error or one.prepared is None:
             return item, row | {"error": " ".join(one.error.split()) or "cannot be read"}
-        start = time.perf_counter()
-        found = self.predictor.finish(one.logits, one.picture.shape[:2], prepared=one.prepared)
-        one.seconds += time.perf_counter() - start
         try:
-            return item, row | self._write(one, found)
+            with room_for(one.inner[0] * one.inner[1]):
+                start = time.perf_counter()
+                found = self.predictor.finish(one.logits, one.inner, prepared=one.prepared)
+                one.seconds += time.perf_counter() - start
+                return item, row | self._write(one, found)
+        except DataError as error:  # a large one that was changed in between
+            return item, row | {"error": " ".join(str(error).split())}
         except OSError as error:
             if error.errno not in _OF_THE_IMAGE:
                 raise
@@ -377,10 +386,10 @@ class _Writer:
         reasons = list(found.look_at_this)
         if item.header is not None and not item.header.declared:
             reasons.append("the file does not say that it is ultrasound")
-        assert one.picture is not None
         if self.options.overlays:
             if item.may_be_shown:
-                write_whole(output.file("overlays", name), png(overlay(one.picture, found.mask)))
+                picture = item.cut(item.read()) if one.picture is None else one.picture
+                write_whole(output.file("overlays", name), png(overlay(picture, found.mask)))
             else:
                 reasons.append("no overlay: text in the picture may name the patient")
         if self.options.probabilities:

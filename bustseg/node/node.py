@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bustseg import bounds
 from bustseg.data import dicom
 from bustseg.data.inputs import Inputs, Item
 from bustseg.deploy import dicom_seg
@@ -52,7 +53,6 @@ _SYNTAXES = (
 )
 # DICOM PS3.4, table B.2-1
 SUCCESS, OUT_OF_RESOURCES, WRONG_CLASS, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
-_MOST_PIXELS, _MOST_FRAMES = 40_000_000, 10_000  # no scanner's image has more
 _BATCH = 8
 _LONGEST_PAUSE = 60.0
 _TITLE = re.compile(r"^[\x21-\x7e]([\x20-\x7e]{0,14}[\x21-\x7e])?$")
@@ -198,7 +198,8 @@ class Node:
             if str(data.SOPInstanceUID) != str(event.request.AffectedSOPInstanceUID) or not data.StudyInstanceUID:
                 return NOT_UNDERSTOOD
             pixels, frames = int(data.Rows) * int(data.Columns), int(data.get("NumberOfFrames") or 1)
-            return None if 0 < pixels <= _MOST_PIXELS and 0 < frames <= _MOST_FRAMES else NOT_UNDERSTOOD
+            fits = 0 < pixels <= bounds.max_pixels() and 0 < frames <= bounds.MAX_FRAMES
+            return None if fits else NOT_UNDERSTOOD
         except Exception:  # whatever a damaged data set does to its reader
             return NOT_UNDERSTOOD
 

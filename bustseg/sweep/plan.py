@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, get_loader
 from optuna.distributions import (
     BaseDistribution,
@@ -28,6 +27,7 @@ from optuna.distributions import (
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
+from bustseg.bounds import read_yaml
 from bustseg.errors import SweepError, UserError
 from bustseg.experiment import Experiment, put
 from bustseg.tracking import flatten
@@ -345,11 +345,9 @@ def read_plan(path: Path, options: Sequence[str], study: str | None = None, stor
 def _read(path: Path) -> SweepFile:
     if not path.is_file():
         raise SweepError(f"no sweep file at {path}")
-    try:
-        # jsonargparse's YAML, which takes 1e-5 for a number as fit configs do
-        content = get_loader("yaml")(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SweepError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    text, _ = read_yaml(path)
+    # jsonargparse's YAML, which takes 1e-5 for a number as fit configs do
+    content = get_loader("yaml")(text)
     if not isinstance(content, dict):
         raise SweepError(f"{path} holds no sweep: see configs/sweeps/paper_grid.yaml for one")
     known = list(SweepFile.__dataclass_fields__)

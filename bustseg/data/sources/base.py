@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bustseg import bounds
 from bustseg.data.images import read_native, to_grey
 from bustseg.data.mask_files import HALF, MaskFile, read_mask
 from bustseg.errors import DataError
@@ -264,7 +265,9 @@ def read_table(csv: Path, what: str) -> pd.DataFrame:
     import pandas as pd
 
     try:
+        bounds.check_size(csv, bounds.MAX_TABLE_BYTES, "a table")
         if csv.suffix.lower() == ".xlsx":
+            bounds.check_archive(csv, bounds.MAX_TABLE_BYTES, "a table")
             frame = pd.read_excel(csv, dtype=str, keep_default_na=False)
             frame.columns = pd.Index([str(column).strip().lower() for column in frame.columns])
             return frame

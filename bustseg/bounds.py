@@ -1,0 +1,224 @@
+"""How much of a machine one input may take. What asks for more is refused in one line that names the limit.
+
+A file of a few kilobytes may unfold to gigabytes: an image of one colour, a compressed archive, a YAML whose anchors
+name each other. The limits lie far above what ultrasound needs, and each says how it is raised.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bustseg.errors import DataError, UserError
+
+MEGAPIXELS = "BUSTSEG_MAX_MEGAPIXELS"
+"""Environment variable with the largest image that is decoded, in millions of pixels."""
+
+DEFAULT_MEGAPIXELS = 24.0
+"""Three times a 4K screen; an ultrasound image has one or two."""
+
+MAX_FRAMES = 20_000
+"""Images in one file: more than ten minutes of a scan."""
+
+MAX_SCANS = 200
+"""Passes of a progressive JPEG; ten are usual, and each costs as much time as the whole image."""
+
+MAX_DEFLATED_BYTES = 2**29
+"""Bytes of a deflated DICOM file, unfolded."""
+
+MAX_DEPTH, MAX_VALUES = 100, 20_000
+"""Nesting and number of values of a configuration; the largest preset has 300 values, 7 deep."""
+
+MAX_CONFIG_BYTES = 2**18
+"""Bytes of a configuration file; the largest preset has three thousand."""
+
+MAX_TABLE_BYTES = 512 * 2**20
+"""Bytes of a table, unpacked."""
+
+LARGE = 8_000_000
+"""Pixels from which images are decoded one at a time, whatever the number of threads."""
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_one_at_a_time = threading.RLock()
+
+
+class LimitError(DataError):
+    """Input that would take more memory or time than one file may."""
+
+
+def max_pixels() -> int:
+    """Pixels of the largest image that is decoded: :data:`DEFAULT_MEGAPIXELS`, or what the user allows.
+
+    Raises:
+        UserError: :data:`MEGAPIXELS` is no positive number
+    """
+    text = os.environ.get(MEGAPIXELS)
+    try:
+        millions = DEFAULT_MEGAPIXELS if text is None else float(text)
+        if 0 < millions < 1e6:
+            return int(millions * 1_000_000)
+    except ValueError:
+        pass
+    raise UserError(f"{MEGAPIXELS} is {text!r:.40}: give a number of millions of pixels, such as 100")
+
+
+def check_pixels(what: str, height: int, width: int, frames: int = 1) -> None:
+    """Refuse an image that is too large to be decoded, by what its header says.
+
+    Args:
+        what: name of the file, for the message
+        height, width: in pixels
+        frames: images of this size in the file
+
+    Raises:
+        LimitError: it has too many pixels, or the file too many images
+    """
+    limit = max_pixels()
+    if height * width > limit:
+        raise LimitError(
+            f"{what} has {width}x{height} pixels and at most {limit / 1e6:g} million are decoded: make it smaller, or "
+            f"allow more with {MEGAPIXELS}"
+        )
+    check_frames(what, frames)
+
+
+def check_frames(what: str, frames: int) -> None:
+    """Refuse a file of more images than any scan has.
+
+    Raises:
+        LimitError: so it is
+    """
+    if frames > MAX_FRAMES:
+        raise LimitError(f"{what} claims {frames} images and at most {MAX_FRAMES} are read of one file: split it")
+
+
+@contextmanager
+def room_for(pixels: int) -> Iterator[None]:
+    """Work on an image, after another thread's where both are large: eight at once need eight times the memory."""
+    if pixels < LARGE:
+        yield
+        return
+    with _one_at_a_time:
+        yield
+
+
+def check_regular(path: Path, what: str = "") -> None:
+    """Refuse pipes, devices and sockets, which may never end. What is missing is left to whoever opens it.
+
+    Args:
+        path: the file; links are followed
+        what: name in the message; the path itself when not given
+
+    Raises:
+        DataError: it is there, and neither a file nor a folder
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise DataError(f"{what or path} is {kind} and no file: store what it gives in a file first")
+
+
+def check_size(path: Path, limit: int, what: str) -> None:
+    """Refuse a file of more than ``limit`` bytes, and what is no file.
+
+    Raises:
+        LimitError, DataError: so it is
+    """
+    check_regular(path)
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        return
+    if size > limit:
+        raise LimitError(f"{path} has {size:,} bytes, and {what} at most {limit:,}: is it the right file?")
+
+
+def check_archive(path: Path, limit: int, what: str) -> None:
+    """Refuse a ZIP archive, such as an .xlsx table, that unfolds to more than ``limit`` bytes.
+
+    Raises:
+        LimitError: so it is
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(item.file_size for item in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return  # whoever reads it says what is wrong
+    if size > limit:
+        raise LimitError(f"{path} unfolds to {size:,} bytes, and {what} to at most {limit:,}: is it the right file?")
+
+
+def read_yaml(path: Path) -> tuple[str, Any]:
+    """Text of a YAML file and what it holds, unless it grows beyond all use.
+
+    Raises:
+        LimitError: too large, nested too deeply, or growing when its aliases are written out (``&a [*b, *b, ...]``)
+        DataError: it cannot be read, or is not YAML
+    """
+    check_size(path, MAX_CONFIG_BYTES, "a configuration")
+    try:
+        text = path.read_text(encoding="utf-8")
+        # before anything is made of it: PyYAML works on nested brackets for ever longer, and writes merged keys out
+        _check_nesting(text, path)
+        check_values(yaml.compose(text, Loader=_Loader), path)
+        return text, yaml.load(text, Loader=_Loader)  # the safe one
+    except (OSError, yaml.YAMLError, ValueError, OverflowError) as error:
+        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
+
+
+def _check_nesting(text: str, path: Path) -> None:
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise LimitError(f"{path} is nested more than {MAX_DEPTH} levels deep: write it flatter")
+        if count > 2 * MAX_VALUES:
+            raise LimitError(f"{path} has more than {MAX_VALUES:,} values, and no configuration needs so many")
+
+
+def check_values(content: Any, origin: str | Path) -> None:
+    """Refuse a configuration that grows beyond all use when what is shared in it is written out each time.
+
+    Args:
+        content: mappings, lists and plain values, or PyYAML's nodes of them, which may be shared or hold themselves
+        origin: file that it came from, for the message
+
+    Raises:
+        LimitError: it has too many values, or is nested too deeply
+    """
+    pending = [iter((content,))]
+    count = 0
+    while pending:
+        for value in pending[-1]:
+            count += 1
+            if (inner := _inner(value)) is not None:
+                pending.append(inner)
+                break
+        else:
+            pending.pop()
+        if count > MAX_VALUES or len(pending) > MAX_DEPTH:
+            raise LimitError(
+                f"{origin} has more than {MAX_VALUES:,} values or {MAX_DEPTH} levels when its aliases are written out, "
+                "and no configuration needs so many: write fewer"
+            )
+
+
+def _inner(value: Any) -> Iterator[Any] | None:
+    """What a value holds; None for a plain one."""
+    if isinstance(value, yaml.CollectionNode):
+        value = value.value
+    if isinstance(value, Mapping):
+        return (item for pair in value.items() for item in pair)
+    return iter(value) if isinstance(value, list | tuple | set | frozenset) else None
