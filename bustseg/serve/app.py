@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from bustseg import __version__
+from bustseg.bounds import LimitError
 from bustseg.deploy.predict import NOTICE
 from bustseg.errors import DataError, UserError
 from bustseg.serve.answers import (
@@ -39,7 +40,7 @@ from bustseg.serve.metrics import Measured
 from bustseg.serve.service import Service
 from bustseg.serve.settings import Settings
 from bustseg.serve.shapes import from_run_lengths
-from bustseg.serve.uploads import TooLarge, Upload
+from bustseg.serve.uploads import Upload
 
 if TYPE_CHECKING:
     from bustseg.deploy.predictor import Predictor
@@ -84,7 +85,7 @@ def _told() -> Iterator[None]:
     """Errors of bustseg as HTTP statuses."""
     try:
         yield
-    except TooLarge as error:
+    except LimitError as error:
         raise HTTPException(413, str(error)) from None
     except UserError as error:  # DataError is one
         raise HTTPException(422, str(error)) from None
@@ -231,7 +232,7 @@ def create_app(predictor: Predictor, settings: Settings | None = None, name: str
                     _, items = await service.run(opened.__enter__)
                 except DataError as error:
                     results.append({**head, "error": str(error)})
-                    statuses.append(413 if isinstance(error, TooLarge) else 422)
+                    statuses.append(413 if isinstance(error, LimitError) else 422)
                     continue
                 try:
                     several = len(items) > 1

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bustseg.bounds import max_pixels
 from bustseg.errors import UserError
 
 
@@ -22,7 +23,7 @@ class Settings:
         corrections: folder that corrections are saved in; None where saving is switched off
         max_bytes: size of one request's body
         max_files: files of one request
-        max_pixels: height times width of one image
+        max_pixels: height times width of one image; what :mod:`bustseg.bounds` allows for any input
         max_frames: images of one file (pages, frames)
         max_requests: requests for predictions at the same time; one more is answered with 429
         batch_size: images that pass the network at once
@@ -40,7 +41,7 @@ class Settings:
     corrections: Path | None = None
     max_bytes: int = 256 * 1024**2
     max_files: int = 256
-    max_pixels: int = 40_000_000
+    max_pixels: int = field(default_factory=max_pixels)
     max_frames: int = 2000
     max_requests: int = 64
     batch_size: int = 8

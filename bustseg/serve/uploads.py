@@ -21,6 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from bustseg.bounds import LimitError
 from bustseg.data import dicom
 from bustseg.data.clips import Clip
 from bustseg.data.images import image_size, to_grey
@@ -46,8 +47,8 @@ ID = r"^[0-9a-f]{32}$"
 """What names an upload."""
 
 
-class TooLarge(DataError):
-    """An image or file beyond a limit."""
+class TooLarge(LimitError):
+    """An image or file beyond a limit of the server's own."""
 
 
 def kind(head: bytes) -> str | None:
@@ -94,7 +95,7 @@ def _check_pages(path: Path, settings: Settings) -> None:
     if path.suffix != ".tif":
         return
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=["TIFF"]) as file:
             file.seek(settings.max_frames)
     except EOFError:
         return
@@ -134,7 +135,8 @@ def read_item(item: Item, settings: Settings) -> np.ndarray:
     try:
         picture = item.read()
     except DataError as error:
-        raise DataError(str(error).replace(f"{item.path} ", "the file ").replace(str(item.path), "the file")) from None
+        told = str(error).replace(f"{item.path} ", "the file ").replace(str(item.path), "the file")
+        raise (TooLarge if isinstance(error, LimitError) else DataError)(told) from None
     except MemoryError:
         raise TooLarge("the image does not fit into memory") from None
     except Exception as error:  # a decoder's own failure
@@ -176,8 +178,6 @@ class Uploads:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix="bustseg-serve-"))
-        # a later page of a TIFF has a size of its own; Pillow refuses what is more than twice its limit
-        Image.MAX_IMAGE_PIXELS = settings.max_pixels // 2
         self._known: dict[str, Upload] = {}
         self._lock = threading.Lock()
 
