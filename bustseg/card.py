@@ -76,7 +76,7 @@ def model_card(run: Run, validation: Mapping[str, float]) -> str:
         "## Training",
         _table(("setting", "value"), _recipe(tags, params, metrics)),
         "## Figures",
-        "A score means nothing without its convention, which says what becomes of an image whose mask is empty: "
+        "A score is comparable only with its convention, which says what becomes of an image whose mask is empty: "
         + "; ".join(f"`{key}`: it {text}" for key, text in EMPTY_MASK.items())
         + ". An image with a lesion and an empty prediction counts 0 in all of them.",
         _figures("Test", _of_stage(metrics, "test/"))

@@ -129,8 +129,11 @@ def load_runs(runs: Sequence[str], experiment: str | None = None) -> list[RunTab
     if experiment is not None:
         tables += _experiment_tables(experiment, {table.run_id for table in tables})
     if len(tables) < 2:
-        found = f"{len(tables)} tested run" + f" in the experiment {experiment}" * (experiment is not None)
-        raise UserError(f"a comparison needs at least two runs, not {found}: `bustseg test --ckpt_path RUN` tests one")
+        found = f"{len(tables)}" + f" in the experiment {experiment}" * (experiment is not None)
+        raise UserError(
+            f"a comparison needs at least two runs, not {found}: only tested runs count, test one with "
+            "`bustseg test --ckpt_path RUN`"
+        )
     for run_id in {table.run_id for table in tables if table.run_id}:
         if sum(table.run_id == run_id for table in tables) > 1:
             raise UserError(f"run {run_id} is named twice")

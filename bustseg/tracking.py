@@ -136,7 +136,7 @@ class Tracker(MLFlowLogger):
         self.experiment.log_batch(self.run_id, tags=changed)
 
     def _show_as_training(self) -> None:
-        """Let the UI show the experiment as model training; by itself it may take it for a chat bot's."""
+        """Let the UI show the experiment as model training; by itself it may open its view for language models."""
         kind = "mlflow.experimentKind"
         experiment = self.experiment.get_experiment(self.experiment_id)
         if kind not in experiment.tags:

@@ -34,6 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_site_has_the_public_names(site: Path) -> None:
     page = (site / "reference" / "api" / "index.html").read_text()
     assert 'id="bustseg.deploy.predictor.Predictor"' in page
+    assert 'id="bustseg.api.fit"' in page
     assert 'id="bustseg.models.FusionUNet"' in (site / "reference" / "api" / "models.html").read_text()
     assert not re.search(r":(?:class|func|mod):", page)  # Sphinx's roles are for Sphinx
 
