@@ -15,7 +15,19 @@ if TYPE_CHECKING:
     from bustseg.deploy.predictor import Predictor
     from bustseg.experiment import Experiment
 
+import os
+
 __version__ = "0.1.0"
+
+# No library reports home from here: MLflow and NNCF send what is used, albumentations asks for newer versions when it
+# is imported, and the hub is told of each library that fetches weights. setdefault leaves a user's own choice.
+for _name, _value in (
+    ("MLFLOW_DISABLE_TELEMETRY", "true"),
+    ("NO_ALBUMENTATIONS_UPDATE", "1"),
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("NNCF_CI", "1"),
+):
+    os.environ.setdefault(_name, _value)
 
 __all__ = ["Experiment", "Predictor", "__version__", "fit", "resume", "test", "validate"]
 

@@ -34,7 +34,6 @@ REQUEST_SECONDS = 10
 # request is made once. setdefault leaves a user's choice.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 for _noisy in (
     "alembic",
