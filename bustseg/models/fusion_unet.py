@@ -30,8 +30,8 @@ class FusionUNet(nn.Module):
     blocks with attention. Images of any size are taken: they are padded to a multiple of 32 by repeating the last row
     and column, and the logits are cropped.
 
-    With the defaults this is the network of Anari et al. 2025, with its exact parameter count (23,794,557; with
-    ``cbam`` 23,881,989, with ``nonlocal`` 24,493,277). What its counts cannot tell is chosen here: x2 upsampling after each
+    With the defaults this is the network of Anari et al. 2025, of exactly as many parameters (23,794,557; with ``cbam``
+    23,881,989, with ``nonlocal`` 24,493,277). What its counts cannot tell is chosen here: x2 upsampling after each
     block's attention, bilinear; element-wise dropout on the fused bottleneck; a frozen encoder keeps its BatchNorm
     statistics.
 
