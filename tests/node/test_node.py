@@ -285,7 +285,7 @@ class Running:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=150)  # a peer that has gone is waited for: twice 30 s and a thread's 60 s
 
 
 @pytest.mark.slow

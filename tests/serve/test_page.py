@@ -343,7 +343,8 @@ def test_loops_have_a_slider_and_a_dicom_seg_takes_corrections(
     (tmp_path / "seg.dcm").write_bytes(written)
     seg = highdicom.seg.segread(tmp_path / "seg.dcm")
     masks = seg.pixel_array.reshape(-1, *frames.shape[1:])
-    assert len(masks) == 2, "frames without a lesion are not stored"
+    assert len(masks) == 3, "a frame without a lesion is stored too, so that readers find every frame"
+    assert masks[2].sum() == 0
     assert masks[0].sum() == 48 * 48
     assert masks[1].sum() == edited
     assert masks[1, dicoms.BANNER + 60, dicoms.LEFT + 100] == 1
