@@ -7,6 +7,7 @@ brings nothing.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from bustseg.api import fit, resume, test, validate
     from bustseg.deploy.predictor import Predictor
     from bustseg.experiment import Experiment
-
-import os
 
 __version__ = "0.1.0"
 

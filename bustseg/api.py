@@ -68,8 +68,7 @@ def test(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, *
     Raises:
         UserError: a checkpoint, change or data that cannot be used
     """
-    path = resolve_checkpoint(_name(model, "checkpoint"))
-    return run_test(_changed(Experiment.of_checkpoint(path, "test"), changes, short), path)
+    return run_test(*_scored("test", model, changes, short))
 
 
 test.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest reads into the name
@@ -77,8 +76,15 @@ test.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest 
 
 def validate(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Run:
     """Score a trained network on the validation images, and recommend a threshold; as :func:`test`."""
+    return run_validate(*_scored("validate", model, changes, short))
+
+
+def _scored(
+    verb: str, model: str | Path | Run, changes: Mapping[str, Any] | None, short: Mapping[str, Any]
+) -> tuple[Experiment, Path]:
+    """The experiment that scores a network, and its checkpoint's file."""
     path = resolve_checkpoint(_name(model, "checkpoint"))
-    return run_validate(_changed(Experiment.of_checkpoint(path, "validate"), changes, short), path)
+    return _changed(Experiment.of_checkpoint(path, verb), changes, short), path
 
 
 def _changed(experiment: Experiment, changes: Mapping[str, Any] | None, short: Mapping[str, Any]) -> Experiment:

@@ -39,4 +39,15 @@ def live(
     """
     from bustseg.live.command import live as run_live
 
-    return run_live(device, model, host, port, smooth, threshold, repeat, page, pace, seconds)
+    return run_live(
+        device=device,
+        model=model,
+        host=host,
+        port=port,
+        smooth=smooth,
+        threshold=threshold,
+        repeat=repeat,
+        page=page,
+        pace=pace,
+        seconds=seconds,
+    )

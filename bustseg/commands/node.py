@@ -42,5 +42,16 @@ def node(
     """
     from bustseg.node.command import node as run_node
 
-    allowed = tuple(allow or ())
-    return run_node(port, ae, send_to, host, spool, model, threshold, allowed, capture, max_waiting, seconds)
+    return run_node(
+        port=port,
+        ae=ae,
+        send_to=send_to,
+        host=host,
+        spool=spool,
+        model=model,
+        threshold=threshold,
+        allow=tuple(allow or ()),
+        capture=capture,
+        max_waiting=max_waiting,
+        seconds=seconds,
+    )

@@ -39,12 +39,12 @@ def serve(
     from bustseg.serve.command import serve as run_server
 
     return run_server(
-        model,
-        host,
-        port,
-        corrections,
-        threshold,
-        tuple(allowed_hosts or ()),
+        model=model,
+        host=host,
+        port=port,
+        corrections=corrections,
+        threshold=threshold,
+        allowed_hosts=tuple(allowed_hosts or ()),
         max_bytes=max_mb * 1024**2,
         max_requests=max_requests,
         batch_size=batch_size,

@@ -398,25 +398,25 @@ def read_frame(path: Path, frame: int = 0) -> np.ndarray:
     """
     pydicom = _pydicom()
     with _anonymous_errors("a DICOM file"):
-        _check_file(pydicom, path)
+        deflated = _check_file(pydicom, path)
         height, width = check_codestreams(path, frame)
         with bounds.room_for(height * width):
-            return _frame(pydicom, path, frame)
+            return _frame(pydicom, path, frame, deflated)
 
 
-def _frame(pydicom: Any, path: Path, frame: int) -> np.ndarray:
+def _frame(pydicom: Any, path: Path, frame: int, deflated: bool) -> np.ndarray:
     image = pydicom.Dataset()
     tags = [*_PIXEL_TAGS, *_PALETTE_TAGS]
     colours = _colours(pydicom, path)
     kind = colours["photometric_interpretation"]
     try:
-        if is_deflated(path):  # of these pydicom finds no pixels in the file itself
+        if deflated:  # pydicom finds no pixels in such a file itself
             raise ValueError
         pixels = pydicom.pixels.pixel_array(path, ds_out=image, specific_tags=tags, index=frame, **colours)
     except ValueError:
         image = pydicom.dcmread(path)
         unreadable = "NumberOfFrames" in image and _number(image, "NumberOfFrames") is None
-        if not unreadable and not is_deflated(path):
+        if not unreadable and not deflated:
             raise
         if unreadable:
             del image.NumberOfFrames  # pydicom reads it although it is told the number, and cannot
@@ -431,15 +431,18 @@ def _frame(pydicom: Any, path: Path, frame: int) -> np.ndarray:
     return 255 - grey if kind == "MONOCHROME1" else grey
 
 
-def _check_file(pydicom: Any, path: Path) -> None:
+def _check_file(pydicom: Any, path: Path) -> bool:
     """Refuse what is no file, and a deflated data set that unfolds beyond what a scan has.
+
+    Returns:
+        Whether the data set is deflated.
 
     Raises:
         DataError: so it is
     """
     bounds.check_regular(path, "a DICOM input")
     if not is_deflated(path):
-        return
+        return False
     with path.open("rb") as file:
         pydicom.filereader.read_preamble(file, False)
         pydicom.filereader._read_file_meta_info(file)
@@ -453,6 +456,7 @@ def _check_file(pydicom: Any, path: Path) -> None:
                         f"a DICOM file unfolds to more than {bounds.MAX_DEFLATED_BYTES:,} bytes, at most so many are "
                         "read: store it without deflation"
                     )
+    return True
 
 
 def _colours(pydicom: Any, path: Path) -> dict[str, Any]:

@@ -50,6 +50,16 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a threshold that is no probability; None stands for the model's own.
+
+    Raises:
+        UserError: so it is
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"the threshold is {threshold}: it must lie between 0 and 1")
+
+
 @dataclass(frozen=True)
 class Options:
     """What ``bustseg predict`` takes beside input, model and folder.
@@ -75,8 +85,7 @@ class Options:
     recursive: bool = True
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UserError(f"the threshold is {self.threshold}: it must lie between 0 and 1")
+        check_threshold(self.threshold)
         for name, value in (("batch_size", self.batch_size), ("workers", self.workers)):
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value}: give at least 1")

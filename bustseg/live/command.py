@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bustseg.box import boxed_model
-from bustseg.deploy.predict import NOTICE
+from bustseg.deploy.predict import NOTICE, check_threshold
 from bustseg.errors import UserError
 from bustseg.progress import console
 from bustseg.serve.command import TOKEN, address_of, listen
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 
 
 def live(
-    device: str = "0",
-    model: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8081,
-    smooth: float = 0.0,
-    threshold: float | None = None,
-    repeat: bool = False,
-    page: bool = True,
-    pace: bool = True,
-    seconds: float | None = None,
+    *,
+    device: str,
+    model: str | None,
+    host: str,
+    port: int,
+    smooth: float,
+    threshold: float | None,
+    repeat: bool,
+    page: bool,
+    pace: bool,
+    seconds: float | None,
 ) -> int:
     """Show a camera or a video with its outline until Ctrl-C or the end.
 
@@ -54,8 +55,7 @@ def live(
     """
     if not 0 <= smooth <= 60:
         raise UserError(f"--smooth is {smooth}: give seconds from 0 to 60")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"the threshold is {threshold}: it must lie between 0 and 1")
+    check_threshold(threshold)
     token = os.environ.get(TOKEN) or (None if is_loopback(host) else secrets.token_urlsafe(24))
     settings = Settings(host, port, token)
     from bustseg.live.stream import Frames, Live, predictors_of

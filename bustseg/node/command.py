@@ -5,24 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from bustseg.box import boxed_model
-from bustseg.deploy.predict import NOTICE
+from bustseg.deploy.predict import NOTICE, check_threshold
 from bustseg.errors import UserError
 from bustseg.progress import console
 from bustseg.serve.settings import is_loopback
 
 
 def node(
-    port: int = 11112,
-    ae: str = "BUSTSEG",
-    send_to: str | None = None,
-    host: str = "127.0.0.1",
-    spool: Path | None = None,
-    model: str | None = None,
-    threshold: float | None = None,
-    allow: tuple[str, ...] = (),
-    capture: bool = True,
-    max_waiting: int = 10_000,
-    seconds: float | None = None,
+    *,
+    port: int,
+    ae: str,
+    send_to: str | None,
+    host: str,
+    spool: Path | None,
+    model: str | None,
+    threshold: float | None,
+    allow: tuple[str, ...],
+    capture: bool,
+    max_waiting: int,
+    seconds: float | None,
 ) -> int:
     """Take ultrasound images over DICOM, and send DICOM SEG and secondary captures on, until Ctrl-C.
 
@@ -53,8 +54,7 @@ def node(
         check_title(title)
     if not 0 <= port <= 65535:
         raise UserError(f"--port is {port}: give a number from 0 to 65535")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"the threshold is {threshold}: it must lie between 0 and 1")
+    check_threshold(threshold)
     if max_waiting < 1:
         raise UserError(f"--max_waiting is {max_waiting}: give at least 1")
     folder = spool.expanduser() if spool else default_spool()
@@ -63,7 +63,7 @@ def node(
         from bustseg.deploy.predictor import Predictor
 
         predictor = Predictor(model if model is not None else str(boxed_model()), threshold=threshold)
-        made = Node(predictor, queue, ae, host, port, peer, tuple(allow), capture)
+        made = Node(predictor, queue, ae, host, port, peer, allow, capture)
     except BaseException:
         queue.close()
         raise

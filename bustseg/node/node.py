@@ -197,9 +197,9 @@ class Node:
                 return WRONG_CLASS
             if str(data.SOPInstanceUID) != str(event.request.AffectedSOPInstanceUID) or not data.StudyInstanceUID:
                 return NOT_UNDERSTOOD
-            pixels, frames = int(data.Rows) * int(data.Columns), int(data.get("NumberOfFrames") or 1)
-            fits = 0 < pixels <= bounds.max_pixels() and 0 < frames <= bounds.MAX_FRAMES
-            return None if fits else NOT_UNDERSTOOD
+            rows, columns, frames = int(data.Rows), int(data.Columns), int(data.get("NumberOfFrames") or 1)
+            bounds.check_pixels("an image", rows, columns, frames)
+            return None if rows * columns > 0 and frames > 0 else NOT_UNDERSTOOD
         except Exception:  # whatever a damaged data set does to its reader
             return NOT_UNDERSTOOD
 

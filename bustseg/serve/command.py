@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bustseg.box import boxed_model
-from bustseg.deploy.predict import NOTICE
+from bustseg.deploy.predict import NOTICE, check_threshold
 from bustseg.errors import UserError
 from bustseg.progress import console
 from bustseg.serve.settings import Settings, is_loopback
@@ -19,12 +19,13 @@ TOKEN = "BUSTSEG_TOKEN"
 
 
 def serve(
-    model: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    corrections: Path | None = None,
-    threshold: float | None = None,
-    allowed_hosts: tuple[str, ...] = (),
+    *,
+    model: str | None,
+    host: str,
+    port: int,
+    corrections: Path | None,
+    threshold: float | None,
+    allowed_hosts: tuple[str, ...],
     **limits: Any,
 ) -> int:
     """Serve a page and an HTTP interface until Ctrl-C.
@@ -44,11 +45,10 @@ def serve(
     Raises:
         UserError: a setting, the model or the address cannot be used, or the extra is not installed
     """
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"the threshold is {threshold}: it must lie between 0 and 1")
+    check_threshold(threshold)
     token = os.environ.get(TOKEN) or (None if is_loopback(host) else secrets.token_urlsafe(24))
     folder = corrections.expanduser() if corrections else None
-    settings = Settings(host, port, token, tuple(allowed_hosts), folder, **limits)
+    settings = Settings(host, port, token, allowed_hosts, folder, **limits)
     try:
         import uvicorn
 
