@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from rich.table import Table
 
 from bustseg.callbacks.explain import heat_scores, make_case
 from bustseg.checkpoint import load_task, read_checkpoint, resolve_checkpoint
-from bustseg.data.cache import decode
-from bustseg.data.files import IMAGE_SUFFIXES, MASK_STEM, natural_key
-from bustseg.data.sources import LABELS, Sample
-from bustseg.errors import UserError
+from bustseg.data.cache import resize_image
+from bustseg.data.inputs import EXPLAINED, Inputs, LooseSamples, Names
+from bustseg.data.sources import Sample
+from bustseg.deploy.output import is_full, png, write_whole
+from bustseg.errors import DataError, UserError
 from bustseg.explain import (
     attention_maps,
     default_layer,
@@ -33,35 +34,10 @@ from bustseg.figures.style import save
 from bustseg.masks import resampled
 from bustseg.metrics import overlap_scores
 from bustseg.preflight import try_size
-from bustseg.progress import console, track
+from bustseg.progress import console, error_console, track
 from bustseg.task import RECORD, SegmentationTask
 
-
-def find_images(inputs: Iterable[Path]) -> list[Sample]:
-    """Image files, and those in folders and their subfolders, with the masks that lie beside them as in BUSI.
-
-    Raises:
-        UserError: an input does not exist, or a folder holds no image
-    """
-    found: dict[Path, Sample] = {}
-    for given in inputs:
-        if not given.exists():
-            raise UserError(f"no image or folder at {given}")
-        paths = [given]
-        if given.is_dir():
-            files = sorted(given.rglob("*"), key=lambda path: natural_key(str(path)))
-            paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not MASK_STEM.match(path.stem)]
-            if not paths:
-                raise UserError(f"{given} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        for path in paths:
-            masks = [
-                mask
-                for mask in path.parent.glob("*.png")
-                if (match := MASK_STEM.match(mask.stem)) and match["image"] == path.stem
-            ]
-            label = path.parent.name if path.parent.name in LABELS else "unknown"
-            found[path] = Sample(path.stem, path, tuple(sorted(masks)), label, source="files")
-    return list(found.values())
+_SHOWN_ERRORS = 5
 
 
 def explain_images(
@@ -74,13 +50,13 @@ def explain_images(
     tolerance: float = 0,
     only_list: bool = False,
 ) -> int:
-    """Explain a trained network's predictions of image files.
+    """Explain a trained network's predictions of image files, found as ``bustseg predict`` finds them.
 
     Writes for each image ``NAME_heat.png`` (16 bit grey, the layer's heat at the image's own size, 65535 its maximum)
     and ``NAME_panel.png`` (also as SVG), and for all of them ``explain.csv``.
 
     Args:
-        inputs: image files and folders
+        inputs: image files, folders and globs
         model: a checkpoint, an MLflow run id, ``runs:/RUN_ID`` or ``latest``
         out: folder to write to
         method: of :func:`bustseg.explain.methods`
@@ -90,7 +66,7 @@ def explain_images(
         only_list: print the layers that can be explained and stop
 
     Returns:
-        exit code 0
+        exit code: 0, 1 when an image or its mask could not be read, 2 when no image could
 
     Raises:
         UserError: an input, the model, the method, the layer or the size cannot be used
@@ -109,23 +85,66 @@ def explain_images(
     find_method(method)
     if layer is not None:
         find_layer(task, layer)
-    samples = find_images(inputs)
+    found = Inputs([str(given) for given in inputs], out)
     layers = list(dict.fromkeys([layer or default_layer(task, probe), *encoder_stages(task, probe)]))
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for name, sample in track(_unique_names(samples), "explaining", total=len(samples)):
-        case, row = _explain_one(task, sample, shape, layers, method, tolerance)
-        heat = np.round(case.heat[layers[0]] * 65535).astype(np.uint16)
-        cv2.imwrite(str(out / f"{name}_heat.png"), heat)
-        save(details_figure([case], method), out / f"{name}_panel.png")
-        rows.append({"name": name, **row})
-    with (out / "explain.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+    items = list({item.key: item for item in track(found, "looking for images")}.values())
+    names, as_sample, rows, hidden = Names(), LooseSamples(), [], 0
+    with (out / EXPLAINED).open("w", newline="") as file:
+        # row by row, so that what is done stays, whatever becomes of the rest
+        writer = csv.DictWriter(file, _columns(layers))
         writer.writeheader()
-        writer.writerows(rows)
+        for item in track(items, "explaining", total=len(items)):
+            sample = as_sample(item)
+            name = names.take(sample.id, item.key)
+            row: dict[str, Any] = {"name": name, "image": item.image, "label": sample.label}
+            try:
+                item.check()
+                case, scores = _explain_one(task, sample, shape, layers, method, tolerance)
+                row |= scores
+                heat = np.round(case.heat[layers[0]] * 65535).astype(np.uint16)
+                write_whole(out / f"{name}_heat.png", png(heat))
+                if item.may_be_shown:
+                    save(details_figure([case], method), out / f"{name}_panel.png")
+                else:
+                    hidden += 1
+            except DataError as error:
+                row["error"] = str(error)
+            except OSError as error:  # such as a name that the file system does not take
+                if is_full(error):
+                    raise
+                row["error"] = f"its files cannot be written: {error.strerror}"
+            rows.append(row)
+            writer.writerow(row)
+            file.flush()
     _print_means(rows, layers)
-    console.print(f"panels, heat maps (16 bit PNG) and explain.csv of {len(rows)} images in {out}", highlight=False)
-    return 0
+    return _tell(rows, out, hidden, found.told())
+
+
+def _columns(layers: Sequence[str]) -> list[str]:
+    nothing = np.zeros((1, 1))
+    sizes = ("height", "width", "lesion_predicted_px", "lesion_px", "dice")
+    return ["name", "image", "label", *sizes, *heat_scores(dict.fromkeys(layers, nothing), nothing, 0), "error"]
+
+
+def _tell(rows: Sequence[dict[str, Any]], out: Path, hidden: int, passed_over: str) -> int:
+    """Say what was done; returns the exit code."""
+    failed = [row for row in rows if row.get("error")]
+    done = sum("height" in row for row in rows)
+    lines = [f"panels, heat maps (16 bit PNG) and {EXPLAINED} of {done} images in {out}"]
+    if hidden:
+        lines.append(f"{hidden} panels are left out: text in the picture may name the patient")
+    if passed_over:
+        lines.append(passed_over)
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+    if not failed:
+        return 0
+    for row in failed[:_SHOWN_ERRORS]:
+        error_console.print(f"{row['name']}: {row['error']}", highlight=False, markup=False)
+    more = f" ({_SHOWN_ERRORS} shown)" if len(failed) > _SHOWN_ERRORS else ""
+    error_console.print(f"[bold red]error:[/] {len(failed)} images have an error in {EXPLAINED}{more}", highlight=False)
+    return 1 if done else 2
 
 
 def _shape(size: Any) -> tuple[int, int]:
@@ -137,14 +156,6 @@ def _shape(size: Any) -> tuple[int, int]:
     return values[0], values[-1]
 
 
-def _unique_names(samples: Sequence[Sample]) -> Iterable[tuple[str, Sample]]:
-    """Names of output files: the image's own, numbered from the second of the same name on."""
-    seen: dict[str, int] = {}
-    for sample in samples:
-        seen[sample.id] = seen.get(sample.id, 0) + 1
-        yield sample.id + (f"-{seen[sample.id]}" if seen[sample.id] > 1 else ""), sample
-
-
 def _explain_one(
     task: SegmentationTask,
     sample: Sample,
@@ -154,10 +165,13 @@ def _explain_one(
     tolerance: float,
 ) -> tuple[Case, dict[str, Any]]:
     """Everything at the image's own size, the mask as prediction makes it; the network's maps are interpolated."""
-    small, _ = decode(sample, shape)
     image = sample.read_image()
-    truth = sample.read_mask((image.shape[0], image.shape[1])).astype(np.uint8)
-    batch = small[None, None]
+    error, drawn = "", bool(sample.masks)
+    try:
+        truth = sample.read_mask((image.shape[0], image.shape[1])).astype(np.uint8)
+    except DataError as fault:  # the network's view needs no mask
+        truth, error, drawn = np.zeros_like(image), str(fault), False
+    batch = resize_image(image, shape)[None, None]
     found = heat_maps(task, batch, layers, method)
 
     def enlarge(values: np.ndarray) -> np.ndarray:
@@ -167,13 +181,12 @@ def _explain_one(
     heat = {name: np.clip(enlarge(maps[0]), 0, 1) for name, maps in found.heat.items()}
     attention = {name: maps[0] for name, maps in attention_maps(task, batch).items()}
     row: dict[str, Any] = {
-        "image": sample.image,
-        "label": sample.label,
         "height": image.shape[0],
         "width": image.shape[1],
         "lesion_predicted_px": int(prediction.sum()),
         "lesion_px": "",
         "dice": "",
+        "error": error,
     }
     known = heat_scores(heat, truth, tolerance)
     scores: dict[str, Any] = known
@@ -185,7 +198,7 @@ def _explain_one(
         row |= {"lesion_px": int(truth.sum()), "dice": round(dice, 4)}
         words = f"Dice {dice:.2f}"
     else:
-        row["lesion_px"] = 0 if sample.masks else ""
+        row["lesion_px"] = 0 if drawn else ""
         scores = dict.fromkeys(scores, "")
     title = f"{sample.id}\n{sample.label + ', ' if sample.label != 'unknown' else ''}{words}"
     case = make_case(Picture(image, truth, prediction, sample.spacing), title, heat, known)
@@ -206,7 +219,7 @@ def _print_layers(task: SegmentationTask, probe: torch.Tensor) -> None:
 
 
 def _print_means(rows: Sequence[dict[str, Any]], layers: Sequence[str]) -> None:
-    known = [row for row in rows if row["lesion_px"]]
+    known = [row for row in rows if row.get("lesion_px")]
     if not known:
         return
     table = Table(title=f"means over {len(known)} images with a known lesion", title_justify="left", box=None)

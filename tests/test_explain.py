@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from conftest import TINY
+from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -29,6 +32,9 @@ from bustseg.explain import (
 )
 from bustseg.models import CBAM, FusionUNet
 from bustseg.task import SegmentationTask
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+import dicoms
 
 Bustseg = Callable[..., tuple[int, str, str]]
 
@@ -365,6 +371,69 @@ def trained(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, cache_fold
     return next(folder.rglob("best.ckpt"))
 
 
+def test_one_bad_image_costs_no_other(trained: Path, phantoms: Path, bustseg: Bustseg) -> None:
+    folder = Path("malignant")
+    shutil.copytree(phantoms / "malignant", folder)
+    names = sorted(path.stem for path in folder.glob("*.png") if "_mask" not in path.name)
+    truncated, unmasked = names[0], names[1]
+    content = (folder / f"{truncated}.png").read_bytes()
+    (folder / f"{truncated}.png").write_bytes(content[: len(content) // 2])
+    cv2.imwrite(str(folder / f"{unmasked}_mask.png"), np.zeros((5, 5), np.uint8))
+    # names that meet, one of them as the other would be numbered
+    for copy in ("again/" + names[2], names[2] + "-2"):
+        Path(folder / f"{copy}.png").parent.mkdir(exist_ok=True)
+        shutil.copy(folder / f"{names[2]}.png", folder / f"{copy}.png")
+    code, out, err = bustseg("explain", folder, "--model", trained, "--out", "out")
+    assert code == 1
+    rows = {row["name"]: row for row in csv.DictReader(Path("out/explain.csv").read_text().splitlines())}
+    assert set(rows) == {*names, f"{names[2]}-2", f"{names[2]}-3"}
+    assert len({row["image"] for row in rows.values()}) == len(rows)
+    assert "is not a readable image" in rows[truncated]["error"]
+    assert rows[truncated]["height"] == ""
+    assert not Path(f"out/{truncated}_panel.png").exists()
+    # without its mask an image is explained all the same
+    assert "5x5 but its image is 128x96" in rows[unmasked]["error"]
+    assert int(rows[unmasked]["height"]) == 96
+    assert rows[unmasked]["dice"] == rows[unmasked]["lesion_px"] == ""
+    for name in set(rows) - {truncated}:
+        assert Path(f"out/{name}_panel.png").stat().st_size > 5_000
+        assert cv2.imread(f"out/{name}_heat.png", cv2.IMREAD_UNCHANGED).shape == (96, 128)
+    assert "2 images have an error in explain.csv" in err
+    assert f"means over {len(rows) - 4} images" in out, "of those without a mask or an error"
+    # the same folder again: what was written is no input
+    code, out, err = bustseg("explain", Path.cwd(), "--model", trained, "--out", "again")
+    assert len(Path("again/explain.csv").read_text().splitlines()) == len(rows) + 1
+
+    lonely = Path("lonely")
+    lonely.mkdir()
+    shutil.copy(folder / f"{truncated}.png", lonely)
+    assert bustseg("explain", lonely, "--model", trained, "--out", "none")[0] == 2
+    assert len(Path("none/explain.csv").read_text().splitlines()) == 2
+
+
+def test_pages_and_dicom_are_explained_without_a_patients_name(
+    trained: Path, phantoms: Path, bustseg: Bustseg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUSTSEG_SALT", "of this test")
+    pictures = [Image.open(path) for path in sorted((phantoms / "malignant").glob("malignant (?).png"))[:2]]
+    Path("in").mkdir()
+    pictures[0].save("in/pages.tif", save_all=True, append_images=pictures[1:])
+    grey = np.asarray(pictures[0].convert("L"))
+    shown = dicoms.dataset(grey)
+    shown.BurnedInAnnotation = "NO"
+    dicoms.write(shown, Path("in") / f"{dicoms.ID}_shown.dcm")
+    dicoms.write(dicoms.dataset(255 - grey), Path("in") / f"{dicoms.ID}_unsure.dcm")
+    code, out, err = bustseg("explain", "in", "--model", trained, "--out", "out")
+    assert code == 0, err
+    rows = list(csv.DictReader(Path("out/explain.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows[:2]] == ["pages_frame0", "pages_frame1"]
+    assert all(row["name"] == row["image"] and row["name"].startswith("dicom ") for row in rows[2:])
+    assert "1 panels are left out" in out
+    assert len(list(Path("out").glob("*_panel.png"))) == len(list(Path("out").glob("*_panel.svg"))) == 3
+    written = "".join(path.name for path in Path("out").iterdir()) + Path("out/explain.csv").read_text() + out + err
+    assert not [secret for secret in dicoms.SECRETS if secret in written]
+
+
 def test_explain_writes_maps_panels_and_numbers(trained: Path, phantoms: Path, bustseg: Bustseg) -> None:
     single = next((phantoms / "malignant").glob("malignant (1).png"))
     loose = Path("loose.jpg")
@@ -414,7 +483,7 @@ def test_explain_lists_layers_and_tells_bad_input_in_one_line(trained: Path, pha
         (phantoms, "--out", "o", "--size", "3"): "size 3 cannot be used",
         (phantoms,): "--out",
         ("--out", "o"): "name images or folders",
-        (Path.cwd(), "--out", "o"): "holds no images",
+        (Path.cwd(), "--out", "o"): "holds or matches no image",
     }
     for args, expected in bad.items():
         code, _, err = bustseg("explain", *args, "--model", trained)

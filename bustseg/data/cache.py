@@ -67,20 +67,11 @@ def data_digest(samples: Sequence[Sample]) -> str:
     Raises:
         DataError: a file cannot be read
     """
-
-    def file_digest(path: Path) -> bytes:
-        try:
-            bounds.check_regular(path)
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
     total = hashlib.sha256()
     # a file of many frames is read once
     paths = list(dict.fromkeys(path for sample in samples for path in (sample.image, *sample.masks)))
     with ThreadPoolExecutor() as pool:
-        digests = dict(zip(paths, pool.map(file_digest, paths), strict=True))
+        digests = dict(zip(paths, pool.map(_file_digest, paths), strict=True))
     for sample in samples:
         total.update(f"{sample.source}/{sample.id}/{sample.label}/{len(sample.masks)}".encode())
         reading = (sample.frame, sample.box, sample.lesion_above)
@@ -89,6 +80,15 @@ def data_digest(samples: Sequence[Sample]) -> str:
         for path in (sample.image, *sample.masks):
             total.update(digests[path])
     return total.hexdigest()[:16]
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        bounds.check_regular(path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

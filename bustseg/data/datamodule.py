@@ -287,6 +287,7 @@ class BUSIDataModule(LightningDataModule):
         self.samples: list[Sample] = []
         self.split: pd.DataFrame | None = None
         self.cache: ImageCache | None = None
+        self._prepared: tuple[list[Sample], ImageCache] | None = None
         self.indices: dict[str, np.ndarray] = {}
 
     @property
@@ -328,9 +329,15 @@ class BUSIDataModule(LightningDataModule):
         if self.cache is not None:
             return
         self.source.prepare(self.data_root)
-        samples = self.source.read(self.data_root)
-        cache = load_cache(samples, self.image_size, cache_root(self.data_root))
+        samples, cache = self._read()
         self._groups(samples, cache.digest)
+
+    def _read(self) -> tuple[list[Sample], ImageCache]:
+        """Samples and their decoded images; what `prepare_data` has read is not read again by `setup`."""
+        if self._prepared is None:
+            samples = self.source.read(self.data_root)
+            self._prepared = samples, load_cache(samples, self.image_size, cache_root(self.data_root))
+        return self._prepared
 
     def _groups(self, samples: Sequence[Sample], digest: str) -> Mapping[str, str] | None:
         if not needs_groups(self.split_scheme, self.kfold_of):
@@ -345,8 +352,7 @@ class BUSIDataModule(LightningDataModule):
         """
         if self.cache is not None:
             return
-        self.samples = self.source.read(self.data_root)
-        cache = load_cache(self.samples, self.image_size, cache_root(self.data_root))
+        self.samples, cache = self._read()
         self.split = make_split(
             self.samples,
             self.split_scheme,
@@ -362,6 +368,7 @@ class BUSIDataModule(LightningDataModule):
             ids = self.split.loc[self.split["subset"] == subset, "image"]
             self.indices[subset] = np.sort(np.array([position[i] for i in ids], dtype=np.int64))
         self.cache = cache
+        self._prepared = None
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and mask of ``samples[index]`` as in a batch: ``uint8`` (H, W), the mask 0 or 1."""

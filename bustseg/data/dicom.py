@@ -27,6 +27,7 @@ import numpy as np
 import platformdirs
 
 from bustseg import bounds
+from bustseg.data.files import IMAGE_SUFFIXES
 from bustseg.errors import DataError
 
 SUFFIXES = (".dcm", ".dicom")
@@ -120,18 +121,13 @@ class NotUltrasound(DataError):
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM: by its suffix, or without a suffix by the mark in its head."""
+    """Whether a file is DICOM: by its suffix, or by the mark in its head unless its suffix is a picture's."""
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
-        return True
-    # names such as 1.2.840.113619 have no suffix either
-    if suffix and not suffix[1:].isdigit():
-        return False
-    return has_mark(path)
+    return suffix in SUFFIXES or (suffix not in IMAGE_SUFFIXES and has_mark(path))
 
 
 def has_mark(path: Path) -> bool:
-    """Whether a file begins as DICOM files do, whatever its name."""
+    """Whether a file begins as DICOM files do, whatever its name; names such as 1.2.840.113619 have no suffix."""
     try:
         if not path.is_file():  # a pipe would wait for ever
             return False

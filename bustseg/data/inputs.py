@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,16 +19,19 @@ import numpy as np
 
 from bustseg.bounds import LimitError, check_regular
 from bustseg.data import dicom
-from bustseg.data.files import IMAGE_SUFFIXES, MASK_STEM, natural_key
+from bustseg.data.files import IMAGE_SUFFIXES, MASK_STEM, NO_IMAGE, PassedOver, images_in, list_folder, walk
 from bustseg.data.images import count_pages, read_native
+from bustseg.data.sources import LABELS, Sample
 from bustseg.errors import DataError, UserError
 
-TABLE = "predictions.csv"
-"""Table that marks a folder of predictions, whose masks and overlays are no input."""
+TABLE, EXPLAINED = "predictions.csv", "explain.csv"
+OUTPUTS = {TABLE: "image,frame,mask,", EXPLAINED: "name,image,"}
+"""Tables that mark a folder as bustseg's own output, whose pictures are no input, and what each begins with."""
 
-TABLE_START = "image,frame,mask,"
-"""What the table begins with."""
+MASK, AGAIN = "mask beside its image", "reached again by a link"
+"""Kinds of files that are passed over."""
 
+_FRAME = re.compile(r"_frame\d+$")
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -80,14 +84,22 @@ class Item:
         top, left, height, width = self.box
         return picture[top : top + height, left : left + width]
 
+    def check(self) -> None:
+        """Nothing, or the error that is known before the picture is decoded.
+
+        Raises:
+            DataError: the file cannot be read
+        """
+        if self.error:
+            raise DataError(self.error)
+
     def read(self) -> np.ndarray:
         """The whole picture as ``uint8``, (H, W) or for colour (H, W, 3).
 
         Raises:
             DataError: it cannot be read
         """
-        if self.error:
-            raise DataError(self.error)
+        self.check()
         if self.header is not None:
             return dicom.read_frame(self.path, self.frame or 0)
         return read_native(self.path, self.frame or 0)
@@ -116,30 +128,30 @@ class Inputs:
 
     Args:
         given: what the user named
-        out: folder of the output, which is never read
+        out: folder of the output, which is never read; None where nothing is written
         recursive: look into folders of folders
 
     Attributes:
-        passed_over: files so far that are masks beside their image (BUSI), or no image
+        passed: what was passed over so far: masks beside their image, hidden files, what is no image
         not_ultrasound: how many DICOM files so far were passed over because they are of another kind, by kind
 
     Raises:
         UserError: one of them does not exist or holds no image
     """
 
-    def __init__(self, given: Sequence[str], out: Path, recursive: bool = True) -> None:
-        self.out, self.recursive = out.resolve(), recursive
-        self.passed_over = 0
+    def __init__(self, given: Sequence[str], out: Path | None = None, recursive: bool = True) -> None:
+        self.out, self.recursive = None if out is None else out.resolve(), recursive
+        self.passed = PassedOver()
         self._given = [self._locate(text) for text in given]
         if not self._given:
             raise UserError("no input: name image files, folders or quoted globs")
         for text, (base, parts) in zip(given, self._given, strict=True):
             if base.resolve() == self.out and not base.is_file():
                 raise UserError(f"{text} is the folder of the output too: name another with --out")
-            if next(self._files(base, parts), None) is None:
+            if next(self._files(base, parts, passed := PassedOver()), None) is None:
                 known = " ".join(suffix.removeprefix(".") for suffix in (*IMAGE_SUFFIXES, *dicom.SUFFIXES))
-                raise UserError(f"{text} holds or matches no image ({known})")
-        self.passed_over = 0
+                over = f"; {passed.told()}" if passed.total() else ""
+                raise UserError(f"{text} holds or matches no image ({known}){over}")
         self.not_ultrasound: Counter[str] = Counter()
         self._dicom: dict[str, list[Path]] = {}
         # names stay apart because they are relative to what all inputs have in common
@@ -162,68 +174,77 @@ class Inputs:
             raise UserError(f"{text} matches nothing: there is no folder {base}")
         return base, parts[wild:]
 
-    def paths(self) -> Iterator[Path]:
-        """Image files, each folder's in natural order; what could not be listed comes as the folder's path."""
-        for base, parts in self._given:
-            yield from self._files(base, parts)
+    def paths(self, passed: PassedOver | None = None) -> Iterator[Path]:
+        """Image files, each folder's in natural order; what could not be listed comes as the folder's path.
 
-    def _files(self, base: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+        Args:
+            passed: counts what is passed over
+        """
+        passed = passed if passed is not None else PassedOver()
+        for base, parts in self._given:
+            # a folder that links lead to by several paths has each of its files once
+            seen: set[int] = set()
+            folder, identity = Path(), (0, 0)
+            for path in self._files(base, parts, passed):
+                if path.parent != folder:  # they come folder by folder
+                    folder, identity = path.parent, _identity(path.parent)
+                entry = hash((identity, path.name))
+                if entry in seen:
+                    passed.add(AGAIN)
+                else:
+                    seen.add(entry)
+                    yield path
+
+    def _files(self, base: Path, parts: tuple[str, ...], passed: PassedOver) -> Iterator[Path]:
         if not parts:
-            yield from self._walk(base) if base.is_dir() else self._wanted([base], explicit=True)
+            if base.is_dir():
+                for listing in walk(base, passed, self.recursive, self._is_output):
+                    yield from self._wanted(listing.files, passed) if listing.readable else [listing.folder]
+            else:
+                yield from self._wanted([base], passed, explicit=True)
             return
         head, *rest = parts
         remaining = tuple(rest)
-        try:
-            entries = self._listed(base, hidden=head.startswith("."))
-        except OSError:
-            yield base
-            return
         if head == "**":
-            yield from self._files(base, remaining)
-            for entry in entries:
-                if entry.is_dir() and not entry.is_symlink():
-                    yield from self._files(entry, parts)
+            if not remaining:
+                yield from self._files(base, (), passed)
+                return
+            # what does not match a pattern is not passed over, as it was not asked for
+            for listing in walk(base, leave_out=self._is_output):
+                yield from self._files(listing.folder, remaining, passed)
             return
-        for entry in entries:
-            if fnmatchcase(entry.name, head):
-                if not remaining and entry.is_file():
-                    yield from self._wanted([entry])
-                elif entry.is_dir():
-                    yield from self._files(entry, remaining)
+        listing = list_folder(base, hidden=head.startswith("."))
+        if not listing.readable:
+            yield base
+        for file in listing.files if not remaining else ():
+            if fnmatchcase(file.name, head):
+                yield from self._wanted([file], passed)
+        for folder in listing.folders:
+            if fnmatchcase(folder.name, head) and not self._is_output(folder):
+                yield from self._files(folder, remaining, passed)
 
-    def _walk(self, folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-        real = folder.resolve()
-        if real in above or real == self.out or _is_output(folder):
-            return
-        try:
-            entries = self._listed(folder)
-        except OSError:
-            yield folder
-            return
-        yield from self._wanted(entry for entry in entries if entry.is_file())
-        if self.recursive:
-            for entry in entries:
-                if entry.is_dir():
-                    yield from self._walk(entry, (*above, real))
+    def _is_output(self, folder: Path) -> bool:
+        """Whether a folder is that of the output, or holds an earlier one."""
+        if self.out is not None and folder.resolve() == self.out:
+            return True
+        for table, start in OUTPUTS.items():
+            with suppress(OSError), (folder / table).open(errors="replace") as file:
+                if file.readline().startswith(start):
+                    return True
+        return False
 
     @staticmethod
-    def _listed(folder: Path, hidden: bool = False) -> list[Path]:
-        names = (entry.name for entry in os.scandir(folder) if hidden or not entry.name.startswith("."))
-        return [folder / name for name in sorted(names, key=lambda name: (natural_key(name), name))]
-
-    def _wanted(self, files: Iterable[Path], explicit: bool = False) -> Iterator[Path]:
+    def _wanted(files: Iterable[Path], passed: PassedOver, explicit: bool = False) -> Iterator[Path]:
         for file in files:
-            suffix = file.suffix.lower()
-            mask = MASK_STEM.match(file.stem) if suffix in IMAGE_SUFFIXES else None
-            if mask is not None and file.with_name(mask["image"] + file.suffix).is_file():
-                self.passed_over += 1
-            elif explicit or suffix in IMAGE_SUFFIXES or _is_dicom(file):
+            if is_mask_of_another(file):
+                passed.add(MASK)
+            elif explicit or file.suffix.lower() in IMAGE_SUFFIXES or dicom.is_dicom(file):
                 yield file
             else:
-                self.passed_over += 1
+                passed.add(NO_IMAGE)
 
     def __iter__(self) -> Iterator[Item]:
-        for number, path in enumerate(self.paths(), 1):
+        for number, path in enumerate(self.paths(self.passed), 1):
             yield from self._items(path, number)
 
     def _items(self, path: Path, number: int) -> Iterator[Item]:
@@ -231,7 +252,7 @@ class Inputs:
         if path.is_dir():
             yield Item(str(path), path.name, path, error=f"the folder {path} cannot be listed: its images are left out")
             return
-        if _is_dicom(path):
+        if dicom.is_dicom(path):
             yield from self._dicom_items(path, number)
             return
         inner = path.relative_to(self._root)
@@ -277,23 +298,33 @@ class Inputs:
         return f"dicom {identifier}" if not number else f"dicom {identifier}-{number + 1}"
 
     def told(self) -> str:
-        """What was passed over because it is no ultrasound, in words; empty for nothing."""
+        """What was passed over, in words; empty for nothing."""
+        return "; ".join(words for words in (self.passed.told(), self._told_of_dicom()) if words)
+
+    def _told_of_dicom(self) -> str:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.not_ultrasound.items()))
         count = self.not_ultrasound.total()
         return f"{count} DICOM file{'s' * (count > 1)} passed over, being no ultrasound image: {kinds}" if count else ""
 
 
-def _is_output(folder: Path) -> bool:
+def _identity(folder: Path) -> tuple[int, int]:
+    """What tells a folder from all others, whatever path leads to it."""
     try:
-        with (folder / TABLE).open(errors="replace") as file:
-            return file.readline().startswith(TABLE_START)
-    except OSError:
+        status = folder.stat()
+    except OSError:  # gone in the meantime, which reading its files will tell
+        return 0, hash(folder)
+    return status.st_dev, status.st_ino
+
+
+def is_mask_of_another(file: Path) -> bool:
+    """Whether a picture is called as the mask of an image that lies beside it (``NAME_mask.png``, or of a frame)."""
+    named = MASK_STEM.match(file.stem) if file.suffix.lower() in IMAGE_SUFFIXES else None
+    if named is None:
         return False
-
-
-def _is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, whatever its name: pictures by their suffix are not, others are looked into."""
-    return path.suffix.lower() not in IMAGE_SUFFIXES and (dicom.is_dicom(path) or dicom.has_mark(path))
+    stems = {named["image"], _FRAME.sub("", named["image"])}
+    suffixes = dict.fromkeys((file.suffix, *IMAGE_SUFFIXES, *dicom.SUFFIXES, ""))
+    cases = dict.fromkeys(case for suffix in suffixes for case in (suffix, suffix.upper()))
+    return any(file.with_name(stem + suffix).is_file() for stem in stems for suffix in cases)
 
 
 def _same_content(one: Path, other: Path) -> bool:
@@ -301,6 +332,44 @@ def _same_content(one: Path, other: Path) -> bool:
         return one == other or filecmp.cmp(one, other, shallow=False)
     except OSError:
         return False
+
+
+class LooseSamples:
+    """Images of no data set as samples: with the masks that lie beside them, and the class that their folder names.
+
+    A mask is called ``NAME_mask.png``, ``NAME_mask_1.png``, ... as in BUSI, or ``NAME_frame<k>_mask.png`` (k from 0)
+    where a file holds several images. Each folder is listed once.
+    """
+
+    def __init__(self) -> None:
+        self._masks: dict[Path, dict[str, list[Path]]] = {}
+
+    def __call__(self, item: Item) -> Sample:
+        """The sample of an item; its id is the item's name without folders."""
+        path = item.path
+        stem = path.stem if path.suffix.lower() in (*IMAGE_SUFFIXES, *dicom.SUFFIXES) else path.name
+        own = stem if item.frame is None else f"{stem}_frame{item.frame}"
+        label = path.parent.name.lower()
+        return Sample(
+            Path(item.name).name,
+            path,
+            tuple(self._beside(path.parent).get(own, ())),
+            label if label in LABELS else "unknown",
+            source="files",
+            frame=item.frame or 0,
+            box=item.box,
+            spacing=item.spacing,
+            private=item.header is not None,
+        )
+
+    def _beside(self, folder: Path) -> dict[str, list[Path]]:
+        if folder not in self._masks:
+            masks: dict[str, list[Path]] = {}
+            for file in images_in(folder):
+                if named := MASK_STEM.match(file.stem):
+                    masks.setdefault(named["image"], []).append(file)
+            self._masks[folder] = masks
+        return self._masks[folder]
 
 
 def all_frames(item: Item) -> list[tuple[str, tuple[str, str]]]:

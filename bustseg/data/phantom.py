@@ -21,6 +21,7 @@ from filelock import FileLock
 from PIL import Image
 from platformdirs import user_cache_path
 
+from bustseg.data.files import images_in, list_folder
 from bustseg.data.sources import BUSI
 from bustseg.errors import DataError
 
@@ -550,7 +551,7 @@ def _holds(dest: Path, wanted: dict[str, object]) -> bool:
             f"{key} {found.get(key)} instead of {value}" for key, value in wanted.items() if found.get(key) != value
         )
         raise DataError(f"{dest} holds another phantom set ({asked}): delete it or name another folder")
-    if sum(1 for _ in dest.glob("*/*.png")) != files:
+    if sum(len(images_in(folder)) for folder in list_folder(dest).folders) != files:
         raise DataError(f"{dest} has lost or gained files since its phantoms were written: delete it to write it anew")
     return True
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,11 +26,12 @@ import torch
 from rich.table import Table
 
 from bustseg.checkpoint import load_task, resolve_checkpoint, trained_image_size
+from bustseg.data.inputs import Inputs
 from bustseg.deploy.backends import TorchBackend, cores
 from bustseg.deploy.check import CheckImages, check_images, logits_of, overlap
 from bustseg.deploy.export import Limits, describe, package_versions, write_metadata, write_network
 from bustseg.deploy.exported import ExportedModel, is_exported
-from bustseg.errors import UserError
+from bustseg.errors import DataError, UserError
 from bustseg.masks import MaskRule
 from bustseg.metrics import CONVENTIONS
 from bustseg.preflight import try_size
@@ -170,13 +171,25 @@ def _groups(
 def _files(images: Path | None, folder: Path, n: int = 8) -> list[Path]:
     """Image files for the time from file to mask: the user's, or phantoms of BUSI's sizes."""
     if images is not None:
-        from bustseg.explain_images import find_images
-
-        return [sample.image for sample in find_images([images])][:100]
+        return _readable(Inputs([str(images)]), 100)
     from bustseg.data.phantom import write_phantoms
     from bustseg.data.sources import BUSI
 
     return [sample.image for sample in BUSI().read(write_phantoms(folder / "phantoms", n=n, seed=0))]
+
+
+def _readable(inputs: Inputs, most: int) -> list[Path]:
+    """The first files whose first image can be read."""
+    files: dict[Path, None] = {}
+    for item in inputs:
+        with suppress(DataError):
+            item.read()
+            files[item.path] = None
+        if len(files) == most:
+            break
+    if not files:
+        raise UserError("none of the images can be read")
+    return list(files)
 
 
 def untrained_checkpoint(config: Path, path: Path) -> Path:

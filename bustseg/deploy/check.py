@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from bustseg.data.cache import decode
+from bustseg.data.inputs import Inputs, LooseSamples
 from bustseg.deploy.backends import Backend
 from bustseg.deploy.confidence import ImageRange, image_range
-from bustseg.errors import UserError
+from bustseg.errors import DataError, UserError
 from bustseg.masks import MaskRule, probability_of
+from bustseg.progress import tell_once
 
 CALIBRATION_IMAGES = 300
 """How many images the ranges of an int8 model's activations are taken from, at most (NNCF's own default)."""
@@ -98,10 +100,19 @@ def _of_run(checkpoint: Path, size: tuple[int, int], root: Path | None) -> Check
 
 
 def _of_folder(folder: Path, size: tuple[int, int]) -> CheckImages:
-    from bustseg.explain_images import find_images
-
-    samples = find_images([folder])
-    pairs = [decode(sample, size) for sample in samples]
+    samples, pairs, failed = [], [], 0
+    as_sample = LooseSamples()
+    for item in Inputs([str(folder)]):
+        try:
+            item.check()
+            sample = as_sample(item)
+            pairs.append(decode(sample, size))
+            samples.append(sample)
+        except DataError as error:
+            failed += 1
+            tell_once(f"left out: {error}")
+    if not pairs:
+        raise UserError(f"none of the {failed} images in {folder} can be read")
     images = np.stack([image for image, _ in pairs])
     # an image without a mask file may show a lesion all the same, unless its folder says that it does not
     known = all(sample.masks or sample.label == "normal" for sample in samples)

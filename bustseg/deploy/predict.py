@@ -6,7 +6,6 @@ holding a bounded number of them, and the table gets its rows in the order of th
 
 from __future__ import annotations
 
-import copy
 import errno
 import os
 import platform
@@ -227,7 +226,7 @@ def _predict_into(output: Output, inputs: Inputs, predictor: Predictor, options:
             "images": output.done,
             "errors": count.failed,
             "look_at_this": looked_at,
-            "passed_over": inputs.passed_over,
+            "passed_over": inputs.passed.total(),
             "not_ultrasound": dict(inputs.not_ultrasound),
             "finished": _now(),
         }
@@ -276,7 +275,7 @@ def _tell(
 def _count_files(inputs: Inputs, progress: StreamProgress) -> None:
     """Tell the number of files; more images in one of them are added when it is opened."""
     with suppress(OSError):
-        progress.expect(sum(1 for _ in copy.copy(inputs).paths()))
+        progress.expect(sum(1 for _ in inputs.paths()))
 
 
 def _to_do(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import albumentations as A
@@ -9,10 +10,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 
+from bustseg.data import cache
 from bustseg.data.datamodule import BUSIDataModule, EpochSampler
 from bustseg.data.phantom import Phantom
-from bustseg.data.sources import LABELS
+from bustseg.data.sources import BUSI, LABELS
 from bustseg.data.transforms import Augmentation
 from bustseg.errors import DataError
 
@@ -129,3 +132,26 @@ def test_the_paper_split_of_busi(busi_root: Path) -> None:
     lesion.setup()
     assert sum(len(indices) for indices in lesion.indices.values()) == 647
     assert abs(len(lesion.indices["train"]) - 0.8 * 647) < 2
+
+
+def test_a_fit_reads_and_hashes_every_file_once(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch, bustseg: Callable[..., tuple[int, str, str]]
+) -> None:
+    hashed: list[Path] = []
+    scanned: list[Path] = []
+    digest, scan = cache._file_digest, BUSI.scan
+    monkeypatch.setattr(cache, "_file_digest", lambda path: hashed.append(path) or digest(path))
+    monkeypatch.setattr(BUSI, "scan", lambda self, root: scanned.append(root) or scan(self, root))
+    code, _, err = bustseg(
+        *("fit", "--config", TINY, "--data.root", phantoms, "--data.split", "grouped", "--trainer.max_epochs", 1)
+    )
+    assert code == 0, err
+    assert len(scanned) == 1
+    assert sorted(hashed) == sorted((phantoms).glob("*/*.png"))
+    # where another process has prepared the data, this one reads them for itself
+    data = BUSIDataModule(root=str(phantoms), image_size=32)
+    data.setup()
+    assert len(scanned) == 2
+    data.setup()
+    data.prepare_data()
+    assert len(scanned) == 2

@@ -140,7 +140,7 @@ def test_every_kind_of_image_in_one_run(model: Path, tmp_path: Path, bustseg: Bu
     head = json.loads((out / "predictions.json").read_text())
     assert head["summary"]["images"] == 14
     assert head["summary"]["errors"] == 2
-    assert head["summary"]["passed_over"] == 3, "two masks and the text"
+    assert head["summary"]["passed_over"] == 4, "two masks, the text and the hidden file"
     assert head["model"]["digest"].startswith(row["model"])
     assert len(row["model"]) == 12
     assert "not a medical device" in head["notice"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bustseg import bounds
-from bustseg.data.images import read_native, to_grey
+from bustseg.data.files import PassedOver
+from bustseg.data.images import count_pages, read_native, to_grey
 from bustseg.data.mask_files import HALF, MaskFile, read_mask
 from bustseg.errors import DataError
 from bustseg.progress import tell_once
@@ -147,6 +149,12 @@ class Problem:
     wrong: bool = True
 
 
+def passed_over(passed: PassedOver, root: Path) -> list[Problem]:
+    """One note on what a search in a data folder has passed over; none for nothing."""
+    message = f"{passed.told()} in {root}"
+    return [Problem("passed over", root, message, wrong=False)] if passed.total() else []
+
+
 class Source(ABC):
     """A data-set layout. A subclass reads one folder; its ``init_args`` in YAML are its options."""
 
@@ -184,7 +192,7 @@ class Source(ABC):
             DataError: as :meth:`scan`
         """
         samples, problems = self.scan(root)
-        return samples, [*problems, *_shared_ids(samples), *_shared_files(samples)]
+        return samples, [*problems, *_shared_ids(samples), *_shared_files(samples), *_unread_pages(samples)]
 
     def read(self, root: Path) -> list[Sample]:
         """List the samples under ``root``, sorted naturally by id, without decoding any image.
@@ -233,6 +241,20 @@ def _shared_files(samples: Sequence[Sample]) -> list[Problem]:
             if (owner := owners.setdefault(mask, sample.id)) != sample.id:
                 message = f"{owner!r} and {sample.id!r} have one mask, {sample.shown(mask)}: rename one of the images"
                 problems.append(Problem("one mask of two images", sample.public(mask), message, sample.id))
+    return problems
+
+
+def _unread_pages(samples: Sequence[Sample]) -> list[Problem]:
+    read = Counter(sample.image for sample in samples)
+    problems = []
+    for path, number in read.items():
+        try:
+            pages = count_pages(path)
+        except DataError:  # reading it will tell
+            continue
+        if pages > number:
+            message = f"{path} holds {pages} images, of which {number} is read: save each as a file of its own"
+            problems.append(Problem("left out: further pages", path, message, path.stem, wrong=False))
     return problems
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bustseg.data import dicom
-from bustseg.data.files import natural_key
-from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table, values_by_name
+from bustseg.data.files import DOCUMENTS, IMAGE_SUFFIXES, PassedOver, natural_key, walk
+from bustseg.data.sources.base import LABELS, Problem, Sample, Source, passed_over, read_table, values_by_name
 from bustseg.errors import DataError
 
 
@@ -50,9 +50,10 @@ class DICOMFolder(Source):
         self.crop, self.burned_in = crop, burned_in
 
     def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
-        files = sorted(filter(self._is_file, root.rglob("*")), key=lambda path: natural_key(str(path)))
+        passed = PassedOver()
+        files = self._files(root, passed)
         if not files:
-            raise DataError(f"{root} holds no DICOM files (*.dcm, or files without a suffix that begin as DICOM)")
+            raise DataError(f"{root} holds no DICOM files (*.dcm, or files that begin as DICOM)")
         labels = self._read_labels(root, Counter(map(_stem, files)))
         samples: list[Sample] = []
         problems: list[Problem] = []
@@ -87,11 +88,21 @@ class DICOMFolder(Source):
                 message = f"{name} has no mask (<its name>_mask.png): add it or remove the file ({where})"
                 problems.append(Problem("image without mask", root, message, name))
             samples += own
-        return sorted(samples, key=lambda sample: natural_key(sample.id)), problems
+        return sorted(samples, key=lambda sample: natural_key(sample.id)), problems + passed_over(passed, root)
 
     @staticmethod
-    def _is_file(path: Path) -> bool:
-        return path.is_file() and not path.name.startswith(".") and path.name != "DICOMDIR" and dicom.is_dicom(path)
+    def _files(root: Path, passed: PassedOver) -> list[Path]:
+        """DICOM files of the folder and those in it, links followed; their directory and pictures are none."""
+        files: list[Path] = []
+        for listing in walk(root, passed):
+            if not listing.readable:
+                passed.add("folder that may not be listed")
+            for path in listing.files:
+                if path.name != "DICOMDIR" and dicom.is_dicom(path):
+                    files.append(path)
+                elif path.suffix.lower() not in (*IMAGE_SUFFIXES, *DOCUMENTS):  # masks and tables belong here
+                    passed.add("no DICOM")
+        return sorted(files, key=lambda path: natural_key(str(path)))
 
     def _frames(self, path: Path, root: Path, header: dicom.Header, name: str, labels: dict[str, str]) -> list[Sample]:
         stem = _stem(path)

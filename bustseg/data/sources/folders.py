@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bustseg.data.files import IMAGE_SUFFIXES, natural_key
+from bustseg.data.files import IMAGE_SUFFIXES, PassedOver, images_in, natural_key
 from bustseg.data.mask_files import HALF
-from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table, values_by_name
+from bustseg.data.sources.base import LABELS, Problem, Sample, Source, passed_over, read_table, values_by_name
 from bustseg.errors import DataError
 
 
@@ -38,6 +39,8 @@ class Folders(Source):
     ) -> None:
         if lesion_above < 0:
             raise DataError(f"lesion_above is {lesion_above}, so that all of a mask would be lesion: give 0 or more")
+        if images == masks and not mask_suffix:
+            raise DataError(f"images and masks are both in {images}: say with mask_suffix how a mask's name ends")
         self.images, self.masks, self.mask_suffix = images, masks, mask_suffix
         self.labels = labels
         self.lesion_above = lesion_above
@@ -48,10 +51,12 @@ class Folders(Source):
                 raise DataError(f"{root} holds no folder {folder}: name it in the source's init_args")
         labels, patients = self._read_labels(root)
         problems: list[Problem] = []
-        masks = self._files(root / self.masks, problems)
+        passed = PassedOver()
+        masks = self._files(root / self.masks, problems, passed)
+        images = dict(masks) if self.images == self.masks else self._files(root / self.images, problems, passed)
         suffix = self.mask_suffix
         samples = []
-        for stem, image in self._files(root / self.images, problems).items():
+        for stem, image in images.items():
             if self.images == self.masks and suffix and stem.endswith(suffix):
                 continue
             mask = masks.pop(stem + suffix, None)
@@ -72,18 +77,25 @@ class Folders(Source):
             )
         if not samples:
             raise DataError(f"{root / self.images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        if self.images != self.masks:
-            for path in masks.values():
-                message = f"mask {path} has no image: add the image or remove the mask"
-                problems.append(Problem("mask without image", path, message))
-        return samples, problems
+        # in one folder, what is called as a mask and is none's is an orphan too
+        left = masks.items() if self.images != self.masks else [one for one in masks.items() if one[0].endswith(suffix)]
+        for _, path in left:
+            message = f"mask {path} has no image: add the image or remove the mask"
+            problems.append(Problem("mask without image", path, message))
+        return samples, [*problems, *self._unused_rows(labels, samples), *passed_over(passed, root)]
+
+    def _unused_rows(self, labels: Mapping[str, str], samples: Sequence[Sample]) -> list[Problem]:
+        unknown = sorted(set(labels) - {sample.id for sample in samples}, key=natural_key)
+        if not unknown:
+            return []
+        rows = "row names" if len(unknown) == 1 else "rows name"
+        message = f"in {self.labels} {len(unknown)} {rows} no image, such as {unknown[0]!r}: is it spelled alike?"
+        return [Problem("label without image", Path(self.labels or ""), message, wrong=False)]
 
     @staticmethod
-    def _files(folder: Path, problems: list[Problem]) -> dict[str, Path]:
+    def _files(folder: Path, problems: list[Problem], passed: PassedOver) -> dict[str, Path]:
         found: dict[str, Path] = {}
-        for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
-            if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-                continue
+        for path in images_in(folder, passed):
             if path.stem in found:
                 message = f"{path} and {found[path.stem].name} have one name: rename one of them"
                 problems.append(Problem("two files of one name", path, message, path.stem))

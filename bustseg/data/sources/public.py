@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bustseg.data.files import natural_key
+from bustseg.data.files import IMAGE_SUFFIXES, PassedOver, images_in, list_folder, natural_key
 from bustseg.data.images import image_size
-from bustseg.data.sources.base import LABELS, Problem, Sample, Source, read_table, values_by_name
+from bustseg.data.sources.base import LABELS, Problem, Sample, Source, passed_over, read_table, values_by_name
 from bustseg.errors import DataError
 
 
 def _inner(root: Path, marks: tuple[str, ...], what: str) -> Path:
     """``root``, or the one folder in it that holds all of ``marks``."""
-    for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
+    for folder in (root, *list_folder(root).folders):
         if all((folder / mark).exists() for mark in marks):
             return folder
     raise DataError(f"{root} does not hold {', '.join(marks)}: is it the unpacked {what}?")
@@ -45,8 +45,9 @@ class BUSBRA(Source):
         table = read_table(root / "bus_data.csv", "the table of BUS-BRA")
         if not {"id", "case", "pathology"} <= set(table.columns):
             raise DataError(f"{root / 'bus_data.csv'} lacks one of the columns ID, Case, Pathology")
-        images = {path.stem: path for path in (root / "Images").glob("*.png")}
-        masks = {path.stem: path for path in (root / "Masks").glob("*.png")}
+        passed = PassedOver()
+        images = {path.stem: path for path in images_in(root / "Images", passed)}
+        masks = {path.stem: path for path in images_in(root / "Masks", passed)}
         patients = values_by_name(table["id"], table["case"], root / "bus_data.csv")
         pathologies = values_by_name(table["id"], table["pathology"], root / "bus_data.csv")
         samples, problems = [], []
@@ -75,7 +76,8 @@ class BUSBRA(Source):
         for path in sorted(images.values()):
             message = f"image {path} is not in bus_data.csv: add its line or remove it"
             problems.append(Problem("image without entry", path, message, path.stem))
-        return sorted(samples, key=lambda sample: natural_key(sample.id)), problems + _orphans(masks)
+        problems += [*_orphans(masks), *passed_over(passed, root)]
+        return sorted(samples, key=lambda sample: natural_key(sample.id)), problems
 
 
 class BUSUCLM(Source):
@@ -93,12 +95,14 @@ class BUSUCLM(Source):
         table = read_table(root / "INFO.csv", "the table of BUS-UCLM")
         if not {"image", "label"} <= set(table.columns):
             raise DataError(f"{root / 'INFO.csv'} lacks one of the columns Image, Label")
-        labels = values_by_name(table["image"], (label.strip().lower() for label in table["label"]), root / "INFO.csv")
-        masks = {path.name: path for path in (root / "masks").glob("*.png")}
+        names = [Path(name.strip()).stem for name in table["image"]]
+        labels = values_by_name(names, (label.strip().lower() for label in table["label"]), root / "INFO.csv")
+        passed = PassedOver()
+        masks = {path.stem: path for path in images_in(root / "masks", passed)}
         samples, problems = [], []
-        for image in sorted((root / "images").glob("*.png"), key=lambda path: natural_key(path.stem)):
-            mask = masks.pop(image.name, None)
-            label = labels.get(image.name)
+        for image in images_in(root / "images", passed):
+            mask = masks.pop(image.stem, None)
+            label = labels.get(image.stem)
             if label is None:
                 message = f"image {image} is not in INFO.csv: add its line or remove it"
                 problems.append(Problem("image without entry", image, message, image.stem))
@@ -119,7 +123,7 @@ class BUSUCLM(Source):
                     source=self.name,
                 )
             )
-        return samples, problems + _orphans(masks)
+        return samples, [*problems, *_orphans(masks), *passed_over(passed, root)]
 
 
 def _unequal(image: Path, mask: Path) -> Problem | None:
@@ -146,14 +150,15 @@ class BrEaST(Source):
     _MASK = re.compile(r"^(?P<case>case\d+)_tumou?r\d*$")
 
     def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
-        folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-        folder = next((path for path in folders if any(path.glob("case*.png"))), None)
+        passed = PassedOver()
+        folders = [root, *list_folder(root).folders]
+        folder = next((path for path in folders if any(map(self._is_case, list_folder(path).files))), None)
         if folder is None:
             raise DataError(f"{root} holds no case001.png, ...: is it the unpacked BrEaST-Lesions-USG?")
         labels = self._labels(root, folder)
         masks: dict[str, list[Path]] = {}
         images = []
-        for path in sorted(folder.glob("*.png"), key=lambda path: natural_key(path.stem)):
+        for path in images_in(folder, passed):
             if match := self._MASK.match(path.stem):
                 masks.setdefault(match["case"], []).append(path)
             elif self._IMAGE.match(path.stem):
@@ -165,12 +170,17 @@ class BrEaST(Source):
             if not own and label in ("benign", "malignant"):
                 problems.append(_without_mask(path, f"{path.stem}_tumor.png"))
             samples.append(Sample(path.stem, path, own, label, group=path.stem, source=self.name))
-        return samples, problems + _orphans({mask.stem: mask for left in masks.values() for mask in left})
+        problems += _orphans({mask.stem: mask for left in masks.values() for mask in left})
+        return samples, problems + passed_over(passed, folder)
+
+    @classmethod
+    def _is_case(cls, path: Path) -> bool:
+        return path.suffix.lower() in IMAGE_SUFFIXES and cls._IMAGE.match(path.stem) is not None
 
     @staticmethod
     def _labels(*folders: Path) -> dict[str, str]:
-        tables = [path for folder in folders for path in sorted(folder.glob("*.csv")) + sorted(folder.glob("*.xlsx"))]
-        for path in tables:
+        files = [path for folder in dict.fromkeys(folders) for path in list_folder(folder).files]
+        for path in (path for suffix in (".csv", ".xlsx") for path in files if path.suffix.lower() == suffix):
             table = read_table(path, "the annotation table of BrEaST")
             if {"image_filename", "classification"} <= set(table.columns):
                 stems = [Path(str(image).strip()).stem for image in table["image_filename"]]
