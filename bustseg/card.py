@@ -7,12 +7,14 @@ reporting", https://doi.org/10.1145/3287560.3287596.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bustseg.data.sources import LABELS
 from bustseg.metrics import CONVENTIONS, EMPTY_MASK, overlap_metrics
 from bustseg.metrics.registry import score, single_scores, value_of
+from bustseg.reports.render import render
+from bustseg.reports.tables import markdown_table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,40 +62,26 @@ def model_card(run: Run, validation: Mapping[str, float]) -> str:
         validation: its ``val/...`` metrics of the epoch that the weights are from
     """
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
-    name = tags.get("mlflow.runName", run.info.run_id)
-    epoch = f", epoch {int(tags['best.epoch']) + 1}" if "best.epoch" in tags else ""
-    parts = [
-        f"# {name}",
-        NOT_A_DEVICE,
-        "## What it does",
-        "Outlines breast lesions in B-mode ultrasound images: a grey image in, a mask and each pixel's probability of "
-        "belonging to a lesion out, at the image's own size. "
-        "Meant for research on segmentation methods, on images like those that it was trained on.",
-        f"```python\n{_usage(run)}\n```",
-        "## Data",
-        _data(run),
-        _split(tags),
-        "## Training",
-        _table(("setting", "value"), _recipe(tags, params, metrics)),
-        "## Figures",
-        "A score is comparable only with its convention, which says what becomes of an image whose mask is empty: "
-        + "; ".join(f"`{key}`: it {text}" for key, text in EMPTY_MASK.items())
-        + ". An image with a lesion and an empty prediction counts 0 in all of them.",
-        _figures("Test", _of_stage(metrics, "test/"))
-        or "Not tested yet: `bustseg test --ckpt_path "
-        + run.info.run_id
-        + "`. Validation figures chose the epoch and are too good to report.",
-        _figures(f"Validation{epoch}", _of_stage(validation, "val/")),
-        "## Limits",
-        _bullets(
+    return render(
+        "model_card.md.j2",
+        name=tags.get("mlflow.runName", run.info.run_id),
+        not_a_device=NOT_A_DEVICE,
+        usage=_usage(run),
+        data=_data(run),
+        split=_split(tags),
+        recipe=markdown_table(("setting", "value"), _recipe(tags, params, metrics)),
+        conventions=EMPTY_MASK,
+        test=_figures(_of_stage(metrics, "test/")),
+        run_id=run.info.run_id,
+        validation=_figures(_of_stage(validation, "val/")),
+        epoch=f", epoch {int(tags['best.epoch']) + 1}" if "best.epoch" in tags else "",
+        limits=[
             "It outlines what looks like a lesion; it does not tell benign from malignant.",
             "It has not been tested on other scanners, other hospitals or other populations than the data above.",
             *(BUSI_LIMITS if tags.get("source") == "busi" else ()),
-        ),
-        "## Origin",
-        _table(("what", "value"), _origin(run)),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        ],
+        origin=markdown_table(("what", "value"), _origin(run)),
+    )
 
 
 def short_note(run: Run, validation: Mapping[str, float]) -> str:
@@ -138,15 +126,6 @@ def _of_stage(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---" for _ in header], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _bullets(*lines: str) -> str:
-    return "\n".join(f"* {line}" for line in lines)
-
-
 def _short_class(path: str) -> str:
     return path.rpartition(".")[2]
 
@@ -178,7 +157,7 @@ def _data(run: Run) -> str:
     source = (
         f"Source `{tags.get('source', 'unknown')}`, digest of images and masks `{tags.get('data_digest', 'unknown')}`."
     )
-    return source + "\n\n" + _table(("subset", "images", *labels), rows)
+    return source + "\n\n" + markdown_table(("subset", "images", *labels), rows, right=range(1, 2 + len(labels)))
 
 
 def _split(tags: Mapping[str, str]) -> str:
@@ -225,7 +204,8 @@ def _recipe(tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping
     return [(title, text) for title, text in rows if text]
 
 
-def _figures(title: str, scores: Mapping[str, float]) -> str:
+def _figures(scores: Mapping[str, float]) -> str:
+    """The scores of a subset as tables: overlap by convention, then the others; empty when there are none."""
     overlap = overlap_metrics()
     rows = []
     for convention in CONVENTIONS:
@@ -234,14 +214,15 @@ def _figures(title: str, scores: Mapping[str, float]) -> str:
             rows.append((f"`{convention}`", *cells))
     if not rows:
         return ""
+    head = ("convention", *(metric.name for metric in overlap))
+    tables = [markdown_table(head, rows, right=range(1, len(head)))]
     further = [
         (f"`{name}`", score(name).description, score(name).metric.text(scores[name]))
         for name in single_scores(scores)
-        if score(name).metric.name != "loss"
+        if name != "loss"
     ]
-    tables = [f"### {title}", _table(("convention", *(metric.name for metric in overlap)), rows)]
     if further:
-        tables.append(_table(("figure", "meaning", "value"), further))
+        tables.append(markdown_table(("figure", "meaning", "value"), further, right=[2]))
     return "\n\n".join(tables)
 
 

@@ -16,12 +16,15 @@ import pandas as pd
 from bustseg import __version__
 from bustseg.checkpoint import pretrained_parts, run_file
 from bustseg.compare import RunTable, compare, load_run
-from bustseg.compare_report import LEVEL, draw_sheet, p_text
+from bustseg.compare_report import draw_sheet
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS, overlap_metrics, table_metrics
 from bustseg.metrics.registry import score, value_of
 from bustseg.paper_tables import Claim, PaperTable, Row
 from bustseg.progress import error_console
+from bustseg.reports.comparison import LEVEL, p_text
+from bustseg.reports.render import render as render_template
+from bustseg.reports.tables import markdown_table
 from bustseg.statistics import holm
 
 if TYPE_CHECKING:
@@ -206,11 +209,9 @@ def mean_sd(values: Iterable[float | None], digits: int = 4) -> str:
     return text if len(known) == 1 else f"{text} ± {statistics.stdev(known):.{digits}f}"
 
 
-def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table; all columns but the second to the right."""
-    rule = ["---" if position == 1 else "--:" for position in range(len(head))]
-    rows = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [list(head), rule, *rows])
+    return markdown_table(head, lines, right=[place for place in range(len(head)) if place != 1])
 
 
 def render(
@@ -241,37 +242,33 @@ def render(
         paper_lines.append(
             [str(row.row), row.name, *(cell for pair in pairs for cell in pair), _state(by_row[row.row])]
         )
-    done = [row for row in table.rows if outcomes[row.row]]
-    parts = [f"# {table.title}: the paper's figures and ours", _head(table, results, command)]
-    if picture:
-        parts.append(f"![The same test images under every row's network]({picture})")
     titles = [score(name).metric.title for name in _AS_PAPER]
     head = ["row", "model", *(f"{name} {whose}" for name in titles for whose in ("(paper)", "(ours)")), "state"]
-    parts.append(
-        "## As the paper counts\nTest images, convention `paper`: an image with an empty mask counts 0 in every score, "
-        "so that a perfect model reaches the share of images with a lesion and not 1. F1 equals Dice."
+    done = [row for row in table.rows if outcomes[row.row]]
+    beyond = _table(
+        ["row", "model", *(score(name).title for name in _BEYOND)],
+        [[str(row.row), row.name, *cells(row, *_BEYOND)] for row in done],
     )
-    parts.append(markdown_table(head, paper_lines))
-    parts.append(
-        "## Under the other conventions\nOf our runs: Dice of images with a lesion (`lesion`), with an empty "
-        "prediction on an empty mask counting 1 (`empty_one`), of all pixels together (`pooled`); HD95 in pixels; the "
-        "share of missed lesions; the share of normal images with a false positive."
-    )
-    head = ["row", "model", *(score(name).title for name in _BEYOND)]
-    lines = [[str(row.row), row.name, *cells(row, *_BEYOND)] for row in done]
-    parts.append(markdown_table(head, lines) if done else "No row is finished.")
-    with_auc = [row for row in table.rows if row.auc or outcomes[row.row]]
-    if with_auc:
-        lines = []
-        for row in with_auc:
+    auc_lines = []
+    for row in table.rows:
+        if row.auc or outcomes[row.row]:
             ours = [mean_sd((outcome.auc.get(subset) for outcome in outcomes[row.row]), 3) for subset in SUBSETS]
             theirs = [of_paper(row.auc.get(subset), 2) for subset in SUBSETS]
-            lines.append([str(row.row), row.name, *(cell for pair in zip(theirs, ours, strict=True) for cell in pair)])
-        head = ["row", "model", *(f"{subset} {whose}" for subset in SUBSETS for whose in ("(paper)", "(ours)"))]
-        parts.append(f"## Pixel AUC\n{markdown_table(head, lines)}")
-    parts.append(f"## Size and time\n{_sizes(table, outcomes)}")
-    parts.append(f"## What the paper concludes\n{_claims(table, loaded)}")
-    return "\n\n".join(parts) + "\n"
+            both = (cell for pair in zip(theirs, ours, strict=True) for cell in pair)
+            auc_lines.append([str(row.row), row.name, *both])
+    auc_head = ["row", "model", *(f"{subset} {whose}" for subset in SUBSETS for whose in ("(paper)", "(ours)"))]
+    return render_template(
+        "paper_table.md.j2",
+        title=table.title,
+        head=_head(table, results, command),
+        picture=picture,
+        as_paper=_table(head, paper_lines),
+        beyond=beyond if done else "",
+        auc=_table(auc_head, auc_lines) if auc_lines else "",
+        sizes=_sizes(table, outcomes),
+        claims=_claims(table, loaded),
+        level=f"{LEVEL:g}",
+    )
 
 
 def _state(found: Sequence[Result]) -> str:
@@ -283,29 +280,29 @@ def _state(found: Sequence[Result]) -> str:
     return "; ".join(f"seed {result.seed}: {result.state}" for result in found)
 
 
-def _head(table: PaperTable, results: Sequence[Result], command: str) -> str:
+def _head(table: PaperTable, results: Sequence[Result], command: str) -> list[str]:
     outcomes = [result.outcome for result in results if result.outcome]
-    lines = [f"* {table.legend}."] if table.legend else []
-    lines.append(f"* {encoder_weights(results)}")
+    lines = [f"{table.legend}."] if table.legend else []
+    lines.append(encoder_weights(results))
     seeds = sorted({result.seed for result in results})
     lines.append(
-        f"* {len(outcomes)} of {len({result.row.row for result in results}) * len(seeds)} runs are finished; "
+        f"{len(outcomes)} of {len({result.row.row for result in results}) * len(seeds)} runs are finished; "
         + ("seed" if len(seeds) == 1 else "seeds, as mean ± standard deviation:")
         + f" {', '.join(map(str, seeds))}. Rows that are not finished say so."
     )
     for name, what in (("split", "Split"), ("data_digest", "Data digest"), ("split_digest", "Split digest")):
         if found := _distinct(outcome.facts.get(name) for outcome in outcomes):
-            lines.append(f"* {what}: {found}")
+            lines.append(f"{what}: {found}")
     epochs = _distinct(str(result.config["trainer"]["max_epochs"]) for result in results if result.config)
     size = _distinct(str(result.config["data"]["image_size"]) for result in results if result.config)
     batch = _distinct(str(result.config["data"]["batch_size"]) for result in results if result.config)
-    lines.append(f"* Images of {size} pixels, batch {batch}, at most {epochs} epochs (early stopping as configured).")
+    lines.append(f"Images of {size} pixels, batch {batch}, at most {epochs} epochs (early stopping as configured).")
     machine = [_distinct(outcome.facts.get(name) for outcome in outcomes) for name in ("device", "precision")]
     if all(machine):
-        lines.append(f"* Machine: {machine[0]}, {machine[1]}.")
+        lines.append(f"Machine: {machine[0]}, {machine[1]}.")
     commit = _distinct(outcome.facts.get("git_commit") for outcome in outcomes)
-    lines.append(f"* bustseg {__version__}{f', commit {commit}' if commit else ''}: `{command}`")
-    return "\n".join(lines)
+    lines.append(f"bustseg {__version__}{f', commit {commit}' if commit else ''}: `{command}`")
+    return lines
 
 
 def _distinct(values: Iterable[str | None]) -> str:
@@ -356,10 +353,7 @@ def _sizes(table: PaperTable, outcomes: dict[int, list[Outcome]]) -> str:
         line = [str(row.row), row.name, cost[0], ours[0], cost[1], ours[1]]
         line += [mean_sd((one.epochs for one in found), 0), seconds, whole]
         lines.append(line + ([mean_sd((one.memory for one in found), 2)] if memory else []))
-    return (
-        markdown_table(head, lines)
-        + "\n\nTimes are those of training and validation; they compare only between rows that had the machine alone."
-    )
+    return _table(head, lines)
 
 
 # ----------------------------------------------------------------------------------------------------------- claims
@@ -427,21 +421,19 @@ def verdict(line: pd.Series) -> str:
     return "the same" if (line["paper_ours"] > 0) == (line["paper"] > 0) else "the opposite"
 
 
-def _claims(table: PaperTable, loaded: dict[tuple[int, int], RunTable]) -> str:
+def _claims(table: PaperTable, loaded: dict[tuple[int, int], RunTable]) -> list[dict[str, str]]:
+    """``title``, ``table`` and ``summary`` of each claim."""
     if not table.claims:
-        return "The table's file states no claims."
+        return []
     frame = claim_rows(table, loaded)
-    texts = [
-        "Differences of Dice, first row less second. Ours are paired over the same test images, with 95 % bootstrap "
-        "intervals (BCa, images or groups resampled within classes) and Wilcoxon's p after Holm for all pairs of this "
-        "table. They say how sure the difference of these two trained networks is on other images; another seed gives "
-        "other networks. `not decided`: the interval holds 0, or p is not below 0.05."
-    ]
     several = len(set(frame["seed"].dropna())) > 1
+    found = []
     for claim in table.claims:
         own = frame[frame["claim"] == claim.claim]
-        texts.append(f"### {claim.claim}\n{_claim_table(table, own, several)}\n\n{_summary(claim, own)}")
-    return "\n\n".join(texts)
+        found.append(
+            {"title": claim.claim, "table": _claim_table(table, own, several), "summary": _summary(claim, own)}
+        )
+    return found
 
 
 def _claim_table(table: PaperTable, own: pd.DataFrame, several: bool) -> str:
@@ -460,7 +452,7 @@ def _claim_table(table: PaperTable, own: pd.DataFrame, several: bool) -> str:
         cells += [show(line["paper"]), show(line["paper_ours"]), interval(line, "paper")]
         cells += [show(line["lesion_ours"]), interval(line, "lesion"), p_text(line["p_holm"]), verdict(line)]
         lines.append(cells)
-    return markdown_table(head, lines)
+    return _table(head, lines)
 
 
 def _summary(claim: Claim, own: pd.DataFrame) -> str:

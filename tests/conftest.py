@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,13 @@ def bustseg(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         return code, captured.out, captured.err
 
     return run
+
+
+def unpadded(text: str) -> str:
+    """Markdown whose tables' cells have one blank at each side, however wide the columns are."""
+    return "\n".join(
+        re.sub(r" *\| *", " | ", line).strip() if line.startswith("|") else line for line in text.splitlines()
+    )
 
 
 @dataclass(frozen=True)

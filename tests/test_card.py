@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import TINY, TrainedRun
+from conftest import TINY, TrainedRun, unpadded
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -52,7 +52,7 @@ def scores(prefix: str, start: float) -> dict[str, float]:
 
 
 def section(card: str, title: str) -> str:
-    return re.split(rf"^#+ {re.escape(title)}.*$", card, flags=re.MULTILINE)[1].partition("\n#")[0]
+    return re.split(rf"^#+ {re.escape(title)}.*$", unpadded(card), flags=re.MULTILINE)[1].partition("\n#")[0]
 
 
 def test_every_score_stands_in_its_conventions_row() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, unpadded
 from matplotlib.colors import to_rgb
 from mlflow.entities import Run
 from PIL import Image
@@ -21,9 +21,10 @@ from scipy import stats
 
 from bustseg.colours import TRUTH
 from bustseg.compare import RunTable, check_comparable, compare, known_metrics, load_runs, measures, parts
-from bustseg.compare_report import choose_images, describe, p_text, render, report, write_files
+from bustseg.compare_report import choose_images, report, write_files
 from bustseg.errors import UserError
 from bustseg.metrics import aggregate
+from bustseg.reports.comparison import describe, html_page, latex, p_text, verdict
 from bustseg.statistics import Bootstrap, holm
 from bustseg.tracking import Tracker, tracking_uri
 
@@ -306,29 +307,53 @@ def test_metric_and_convention_narrow_the_comparison(tmp_path: Path, bustseg: Bu
 
 
 def test_a_mark_needs_both_the_interval_and_the_p_value(pair: list[RunTable]) -> None:
-    from bustseg.compare_report import _verdict
-
     row = pd.Series(
         {"metric": "dice", "difference": 0.1, "difference_low": 0.05, "difference_high": 0.2, "p_holm": 0.01}
     )
-    assert _verdict(row) == "better"
-    assert _verdict(pd.Series({**row, "metric": "hd95"})) == "worse"
-    assert _verdict(pd.Series({**row, "p_holm": 0.2})) == ""
-    assert _verdict(pd.Series({**row, "difference_low": -0.01})) == ""
-    assert _verdict(pd.Series({**row, "p_holm": np.nan})) == ""
+    assert verdict(row) == "better"
+    assert verdict(pd.Series({**row, "metric": "hd95"})) == "worse"
+    assert verdict(pd.Series({**row, "p_holm": 0.2})) == ""
+    assert verdict(pd.Series({**row, "difference_low": -0.01})) == ""
+    assert verdict(pd.Series({**row, "p_holm": np.nan})) == ""
     assert [p_text(p) for p in (0.0001, 0.0312, 0.5, np.nan)] == ["< 0.001", "0.031", "0.50", ""]
 
 
 def test_html_stands_alone_and_escapes_names(pair: list[RunTable]) -> None:
     evil = '<script>alert("x")</script>'
     tables = [pair[0], RunTable(**{**vars(pair[1]), "name": evil})]
-    page = render(compare(tables))
+    page = html_page(compare(tables))
     assert evil not in page
-    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;" in page
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in page
     assert not re.search(r'(?:src|href)="?(?!data:)', page), "nothing comes from elsewhere"
     assert page.count("<script>") == 1
     assert page.count("<tr data-part") == len(compare(tables).rows)
     assert describe(compare(tables)).count("|") == 4 * 6
+
+
+def test_latex_has_the_headline_scores_and_marks_what_is_decided(tmp_path: Path) -> None:
+    size = counts(1, 0.5)["tp"] + counts(1, 0.5)["fn"]
+    write(tmp_path / "a_100%", counts(1, 0.3))
+    write(tmp_path / "b", counts(2, 0.5).assign(tp=size, fn=0, fp=0, tn=PIXELS - size))
+    result = compare(load_runs(["a_100%", "b"]))
+    text = latex(result)
+    head, *rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lrr}"))
+    assert head == r"score & a\_100\% & b \\"
+    assert r"differs from a\_100\%" in text
+    assert {row.count(" & ") for row in rows} == {2}
+    (dice,) = [row for row in rows if row.startswith("Dice (lesion)")]
+    row = value(result.rows, "all", "dice_lesion", "a_100%")
+    # decided; the same in every image, so without an interval
+    assert dice == rf"Dice (lesion) & {row['estimate']:.3f} ({row['low']:.3f}--{row['high']:.3f}) & 1.000* \\"
+    assert any(row.startswith(r"HD95 (px) $\downarrow$ &") for row in rows)
+    only = latex(compare(load_runs(["a_100%", "b"]), ["precision"], ["lesion"]))
+    assert "precision (lesion)" in only
+
+    names = ["a_100%", "b", *(f"more_{seed}" for seed in range(3))]
+    for seed, name in enumerate(names[2:]):
+        write(tmp_path / name, counts(seed + 3, 0.5))
+    wide = latex(compare(load_runs(names), ["dice", "hd95"]))
+    assert r"run & Dice (paper) & Dice (lesion) & Dice (empty\_one) & Dice (pooled) & HD95 (px) $\downarrow$ \\" in wide
 
 
 def test_chosen_images_are_typical_hard_and_disputed() -> None:
@@ -375,8 +400,12 @@ def test_an_experiment_is_compared_and_the_comparison_logged(bustseg: Bustseg) -
     assert (kept.info.run_name, kept.info.status) == ("compare", "FINISHED")
     assert kept.data.tags["compared_runs"] == f"{first}, {second}"
     assert kept.data.tags["baseline"] == first
-    assert "| dice_paper | dice_lesion |" in kept.data.tags["mlflow.note.content"]
-    assert {file.path for file in client.list_artifacts(kept.info.run_id)} == {"compare.csv", "compare.html"}
+    assert "| dice_paper | dice_lesion |" in unpadded(kept.data.tags["mlflow.note.content"])
+    assert {file.path for file in client.list_artifacts(kept.info.run_id)} == {
+        "compare.csv",
+        "compare.html",
+        "compare.tex",
+    }
 
     # the comparison is no run to compare; a run of its own may be named by URI
     code, _, err = bustseg("compare", f"runs:/{second}", first, "--out", "out")
@@ -428,13 +457,19 @@ def test_pictures_show_the_runs_side_by_side(phantoms: Path, bustseg: Bustseg) -
         content["state_dict"]["network.decoder.head.bias"] -= 0.1
         write(Path(name), table_of(checkpoint), data_digest=content["bustseg"]["data_digest"])
     files = write_files(compare(load_runs(["a", "b"])), Path("out"))
-    assert [file.name for file in files] == ["compare.csv", "compare.html", "comparison.png", "comparison.svg"]
-    with Image.open(files[2]) as picture:
+    assert [file.name for file in files] == [
+        "compare.csv",
+        "compare.tex",
+        "compare.html",
+        "comparison.png",
+        "comparison.svg",
+    ]
+    with Image.open(files[3]) as picture:
         assert picture.width > 800
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
     outline = (np.abs(colours - (np.array(to_rgb(TRUTH)) * 255)).max(1) < 40).sum()
     assert outline > 100, "the truth is outlined"
-    assert "data:image/png;base64," in files[1].read_text()
+    assert "data:image/png;base64," in files[2].read_text()
 
     # where the data are others by now, the figures stand without pictures
     for name in ("a", "b"):
@@ -442,7 +477,7 @@ def test_pictures_show_the_runs_side_by_side(phantoms: Path, bustseg: Bustseg) -
     code, _, err = bustseg("compare", "a", "b", "--out", "other")
     assert code == 0
     assert "are not those that were tested" in err
-    assert sorted(path.name for path in Path("other").iterdir()) == ["compare.csv", "compare.html"]
+    assert sorted(path.name for path in Path("other").iterdir()) == ["compare.csv", "compare.html", "compare.tex"]
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from rich.table import Table
 from bustseg.data.audit import AuditReport, audit
 from bustseg.data.cache import cache_root, cached_groups
 from bustseg.data.duplicates import THRESHOLD
-from bustseg.data.report import write_report
 from bustseg.data.sources import BUSI, Source
 from bustseg.data.splits import SUBSETS, Leakage, leakage, make_split, merge_groups, read_split, write_split
 from bustseg.errors import UserError
@@ -80,6 +79,8 @@ def check_command(
         found.write_json(json)
         console.print(f"wrote {escape(str(json))}")
     if report is not None:
+        from bustseg.reports.audit import write_report
+
         write_report(found, report)
         console.print(f"wrote {escape(str(report))}")
     return 1 if found.wrong else 0

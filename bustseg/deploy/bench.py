@@ -36,6 +36,7 @@ from bustseg.masks import MaskRule
 from bustseg.metrics import CONVENTIONS
 from bustseg.preflight import try_size
 from bustseg.progress import console, track
+from bustseg.reports.tables import markdown_table
 from bustseg.task import RECORD, SegmentationTask
 
 _PACKAGES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
@@ -449,8 +450,8 @@ def as_markdown(content: Mapping[str, Any]) -> str:
     """The figures as Markdown: what they were measured on, and a table for each model and size."""
     parts = [_machine_line(content), "Milliseconds are median / 95th percentile of a call."]
     for title, header, rows in _tables(content):
-        lines = [header, ["---"] * len(header), *([*row, *[""] * (len(header) - len(row))] for row in rows)]
-        parts.append(f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
+        lines = ([*row, *[""] * (len(header) - len(row))] for row in rows)
+        parts.append(f"### {title}\n\n{markdown_table(header, lines, right=range(2, len(header)))}")
     return "\n\n".join(parts) + "\n"
 
 

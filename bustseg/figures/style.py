@@ -86,6 +86,15 @@ def chart(
         yield figure, axes
 
 
+@contextmanager
+def vector_style() -> Iterator[None]:
+    """Write vector files inside the ``with`` that are the same for the same figure."""
+    import matplotlib
+
+    with matplotlib.rc_context(_BASE):
+        yield
+
+
 def save(figure: Figure, path: Path, vector: bool = True) -> list[Path]:
     """Write a figure as PNG and as SVG.
 
@@ -100,10 +109,8 @@ def save(figure: Figure, path: Path, vector: bool = True) -> list[Path]:
     Returns:
         the files
     """
-    import matplotlib
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(_BASE):
+    with vector_style():
         # the PNG's size hardly depends on the level, its time does
         figure.savefig(path, dpi=DPI, pil_kwargs={"compress_level": 3})
         if not vector:

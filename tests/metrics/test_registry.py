@@ -13,7 +13,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, TINY
+from conftest import REPOSITORY, TINY, unpadded
 
 from bustseg.errors import UserError
 from bustseg.metrics import ImageMetric, ImageResult, Metric, OverlapMetric, RateMetric, register, unregister
@@ -179,7 +179,7 @@ def test_metrics_from_outside_are_tested_printed_and_compared(mine: None, bustse
     # the terminal of the test, and the model card
     assert "Tversky" in out
     assert f"area_error {expected['area_error']:.3f}" in out
-    card = (folder / "model_card.md").read_text()
+    card = unpadded((folder / "model_card.md").read_text())
     assert f"| `half_found` | {MINE[2].description} | {expected['half_found']:.4f} |" in card
 
     code, out, err = bustseg("compare", *runs, "--out", "out")
