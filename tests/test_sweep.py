@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -17,6 +18,7 @@ from typing import Any
 
 import mlflow
 import optuna
+import pandas as pd
 import pytest
 import sqlalchemy
 import torch
@@ -30,9 +32,11 @@ from bustseg.errors import SweepError, TrainingError
 from bustseg.experiment import Experiment, _Parser
 from bustseg.sweep import study, workers
 from bustseg.sweep import trial as trial_module
+from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Dimension, Plan, read_plan
 from bustseg.sweep.study import DEATHS, FAILURE, OWNER, RESULT, RETRY_OF, SharedStudy, interrupted, point
 from bustseg.sweep.trial import TrialReporter, known_metrics
+from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker, tracking_uri
 
 Bustseg = Callable[..., tuple[int, str, str]]
@@ -101,6 +105,40 @@ def test_a_choice_may_be_a_class_or_a_list() -> None:
     assert [dimension.value(value) for value in chosen] == [loss, None, [1, 2]]
 
 
+def test_choices_are_named_in_a_word_or_two() -> None:
+    losses = [
+        {"class_path": "bustseg.losses.BCELoss"},
+        {"class_path": "bustseg.losses.TverskyLoss", "init_args": {"alpha": 0.3, "beta": 0.7}},
+        {"class_path": "bustseg.losses.TverskyLoss", "init_args": {"alpha": 0.5, "beta": 0.5}},
+    ]
+    dimension = Dimension.parse("model.loss", losses)
+    assert list(dimension.labels.values()) == [
+        "BCELoss",
+        "TverskyLoss(alpha 0.3, beta 0.7)",
+        "TverskyLoss(alpha 0.5, beta 0.5)",
+    ]
+    assert dimension.names_itself
+    encoders = Dimension.parse("model.network.init_args.encoders", [["resnet18"], ["resnet18", "densenet121"], None])
+    assert list(encoders.labels.values()) == ["resnet18", "resnet18 + densenet121", "None"]
+    assert not encoders.names_itself
+    alike = Dimension.parse("a", ["1e-3", 1e-3])
+    assert list(alike.labels.values()) == ["1e-3 #1", "1e-3 #2"]
+    number = Dimension.parse("a", {"low": 1e-5, "high": 1.0, "log": True})
+    assert [number.label(value) for value in (1e-4, 3.16e-5, 0.01, 0.3, 0.001234)] == [
+        "1e-4",
+        "3.16e-5",
+        "0.01",
+        "0.3",
+        "0.001234",
+    ]
+
+
+def test_a_trial_is_called_by_what_it_tries() -> None:
+    plan = read_plan(CONFIGS / "sweeps" / "lite0_tpe.yaml", [])
+    point = {one.key: one.first for one in plan.dimensions} | {LR: 1e-4}
+    assert plan.label(point) == "lr 1e-4, weight_decay 1e-4, dropout 0, attention none, batch_size 8, BCELoss"
+
+
 def test_short_names() -> None:
     keys = ("model.network.init_args.dropout", "x.y.lr", "x.z.lr")
     plan = SimpleNamespace(dimensions=[Dimension.parse(key, [1]) for key in keys])
@@ -129,6 +167,27 @@ BAD = {
     "no file": (None, "no sweep file at own.yaml"),
     "empty space": ({"space": {}}, "has an empty space"),
     "no choices": ({"space": {BATCH: []}}, "the list of choices is empty"),
+    "directions": (
+        {"space": {BATCH: [8]}, "objective": ["val/loss", "latency_ms"]},
+        "has 2 objectives and 1 directions: give a direction for each",
+    ),
+    "objective twice": (
+        {"space": {BATCH: [8]}, "objective": ["val/loss"] * 2, "direction": ["minimize"] * 2},
+        "has an objective twice: val/loss",
+    ),
+    "pruner of several": (
+        {
+            "space": {BATCH: [8]},
+            "objective": ["val/loss", "gflops"],
+            "direction": ["minimize"] * 2,
+            "pruner": "MedianPruner",
+        },
+        "Optuna prunes with one objective only",
+    ),
+    "cost first": (
+        {"space": {BATCH: [8]}, "objective": ["gflops", "val/loss"], "direction": ["minimize"] * 2},
+        "the first objective is gflops, which does not change with the epochs",
+    ),
     "half a range": ({"space": {BATCH: {"low": 2}}}, "high is missing"),
     "unknown key in the file": ({"spaces": {}}, "unknown key `spaces` in own.yaml: did you mean `space`?"),
     "unknown key in the space": (
@@ -380,14 +439,14 @@ def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_objective_is_the_best_epoch() -> None:
     asked = optuna.create_study(direction="minimize").ask()
-    reporter = TrialReporter(asked, "val/loss", "minimize", "NopPruner")
+    reporter = TrialReporter(asked, ["val/loss"], "minimize", "NopPruner")
     trainer = SimpleNamespace(sanity_checking=False, should_stop=False)
     for epoch, value in enumerate((0.5, 0.2, math.nan, 0.4)):
         trainer.current_epoch, trainer.callback_metrics = epoch, {"val/loss": torch.tensor(value)}
         reporter.on_validation_end(trainer, None)  # type: ignore[arg-type]
         reporter.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
         reporter.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]  (an epoch without a validation)
-    assert (reporter.value, reporter.epoch, reporter.epochs) == (pytest.approx(0.2), 1, 4)
+    assert (reporter.scores, reporter.epoch, reporter.epochs) == ({"val/loss": pytest.approx(0.2)}, 1, 4)
     assert list(asked.study.trials[0].intermediate_values) == [0, 1, 3]
     trainer.callback_metrics = {"val/dice_lesion": torch.tensor(1.0)}
     reporter.on_validation_end(trainer, None)  # type: ignore[arg-type]
@@ -395,12 +454,37 @@ def test_the_objective_is_the_best_epoch() -> None:
         reporter.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
 
 
-Fit = Callable[[dict[str, Any]], float | None]
+def test_further_objectives_are_those_of_the_first_one_s_best_epoch() -> None:
+    asked = optuna.create_study(directions=["maximize", "minimize", "minimize"]).ask()
+    reporter = TrialReporter(asked, ["val/dice_lesion", "val/hd95", "parameters"], "maximize", "NopPruner")
+    trainer = SimpleNamespace(sanity_checking=False, should_stop=False, datamodule=SimpleNamespace(image_size=(8, 8)))
+    for epoch, (dice, hd95) in enumerate(((0.2, 9.0), (0.6, 5.0), (0.5, 1.0))):
+        logged = {"val/dice_lesion": torch.tensor(dice), "val/hd95": torch.tensor(hd95)}
+        trainer.current_epoch, trainer.callback_metrics = epoch, logged
+        reporter.on_validation_end(trainer, None)  # type: ignore[arg-type]
+        reporter.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    reporter.on_fit_end(trainer, SegmentationTask(torch.nn.Conv2d(3, 1, 1)))  # type: ignore[arg-type]
+    assert reporter.scores == {"val/dice_lesion": pytest.approx(0.6), "val/hd95": 5.0, "parameters": 4.0}
+    assert list(reporter.history) == [0, 1, 2]
+    assert not asked.study.trials[0].intermediate_values, "Optuna takes none of several objectives"
+
+
+def test_costs_are_measured_on_the_network_as_it_is() -> None:
+    task = SegmentationTask(torch.nn.Conv2d(3, 1, 3, padding=1)).train()
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=contextlib.nullcontext))
+    found = {name: cost(trainer, task, (32, 16)) for name, cost in COSTS.items()}  # type: ignore[arg-type]
+    assert 0 < found["latency_ms"] < 1000
+    assert found["parameters"] == 28
+    assert found["gflops"] == pytest.approx(2 * 27 * 32 * 16 / 1e9)
+    assert task.training
+
+
+Fit = Callable[[dict[str, Any]], float | dict[str, float] | None]
 
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fit], list[dict[str, Any]]]:
-    """Takes the place of training: a function of the configuration gives the objective, or raises."""
+    """Takes the place of training: a function of the configuration gives the objectives, or raises."""
 
     def use(fit: Fit) -> list[dict[str, Any]]:
         seen: list[dict[str, Any]] = []
@@ -412,7 +496,10 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fit], list[dict[str, Any]
             tracker = Tracker(**options)
             callbacks[0].setup(SimpleNamespace(logger=tracker), None, "fit")  # type: ignore[arg-type]
             try:
-                callbacks[0].value = fit(config)
+                found = fit(config)
+                callbacks[0].scores = (
+                    found if isinstance(found, dict) else {} if found is None else {callbacks[0].metrics[0]: found}
+                )
             except BaseException as error:
                 tracker.killed = isinstance(error, KeyboardInterrupt)
                 tracker.finalize("failed")
@@ -457,6 +544,68 @@ def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(
     # a failed trial is a finished one
     assert bustseg("sweep", "--config", SWEEP, "--data.root", phantoms, "--resume")[0] == 0
     assert len(seen) == 4
+
+
+def test_several_objectives_have_a_front(
+    bustseg: Bustseg, phantoms: Path, fits: Callable[[Fit], list[dict[str, Any]]]
+) -> None:
+    """Trial 1 is beaten by trial 0 in both, trial 2 is cheaper and worse, trial 3 better and dearer."""
+    found = [(0.7, 20.0), (0.6, 30.0), (0.5, 10.0), (0.8, 40.0)]
+    names = [f"bustseg.losses.{name}" for name in ("BCELoss", "DiceLoss", "", "HybridLoss")]
+
+    def fit(config: dict[str, Any]) -> dict[str, float]:
+        assert config["tracking"]["description"] is None
+        loss = config["model"]["loss"]
+        place = 2 if loss["init_args"].get("empty_smooth") == 0.1 else names.index(loss["class_path"])
+        dice, latency = found[place]
+        return {"val/dice_lesion": dice, "latency_ms": latency}
+
+    fits(fit)
+    kinds = (("BCELoss", {}), ("DiceLoss", {}), ("DiceLoss", {"empty_smooth": 0.1}), ("HybridLoss", {}))
+    space = [{"class_path": f"bustseg.losses.{name}", "init_args": arguments} for name, arguments in kinds]
+    path = write(
+        {
+            "space": {"model.loss": space},
+            "overrides": {"tracking.description": "what the whole sweep is for"},
+            "objective": ["val/dice_lesion", "latency_ms"],
+            "direction": ["maximize", "minimize"],
+        }
+    )
+    code, out, err = bustseg("sweep", "--config", path, "--data.root", phantoms)
+    assert code == 0, err
+    assert "Pareto front: trials 0, 2, 3; their configs are in mlruns/sweeps/own/pareto" in out
+    assert "best: trial 3, val/dice_lesion 0.8000 in epoch 1 of 0, latency_ms 40" in out
+    table = pd.read_csv("mlruns/sweeps/own/trials.csv").set_index("trial")
+    assert table["pareto"].to_dict() == {3: True, 0: True, 1: False, 2: True}
+    assert table["model.loss"].to_dict() == {
+        3: "HybridLoss",
+        0: "BCELoss",
+        1: "DiceLoss(empty_smooth 0.05)",
+        2: "DiceLoss(empty_smooth 0.1)",
+    }
+    assert table["latency_ms"][2] == 10
+    config = Experiment.read(Path("mlruns/sweeps/own/pareto/trial_2.yaml"))
+    assert config["model.loss"]["init_args"]["empty_smooth"] == 0.1
+    assert {path.name for path in Path("mlruns/sweeps/own/pareto").iterdir()} == {
+        f"trial_{number}.yaml" for number in (0, 2, 3)
+    }
+    assert {path.name for path in Path("mlruns/sweeps/own/plots").glob("*.png")} >= {"history.png", "pareto.png"}
+
+    ((parent,), children) = runs()
+    assert parent.data.tags["mlflow.note.content"] == "what the whole sweep is for"
+    assert parent.data.params["sweep.objective"] == "val/dice_lesion, latency_ms"
+    run = children["0"]
+    assert run.info.run_name == "trial 0: BCELoss"
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("**Trial 0** of the sweep `own`: BCELoss.")
+    assert "COMPLETE: val/dice_lesion 0.7000 in epoch 1 of 0, latency_ms 20." in note
+    assert run.data.metrics["sweep/latency_ms"] == 20
+    listed = mlflow.MlflowClient(tracking_uri()).list_artifacts(parent.info.run_id, "pareto")
+    assert len(listed) == 3
+    # the study belongs to these objectives
+    path = write({"space": {"model.loss": space}, "objective": "val/dice_lesion"})
+    code, _, err = bustseg("sweep", "--config", path, "--data.root", phantoms, "--resume")
+    assert (code, "belongs to another sweep" in err) == (2, True)
 
 
 def test_ctrl_c_leaves_a_study_that_resumes(
@@ -533,7 +682,8 @@ def test_a_grid_from_its_start_to_the_best_config(bustseg: Bustseg, phantoms: Pa
 
     artifacts = Path("mlruns/artifacts") / parent.info.run_id / "artifacts"
     names = {str(file.relative_to(artifacts)) for file in artifacts.rglob("*") if file.is_file()}
-    plots = {f"plots/{name}.png" for name in ("history", "slice", "parallel_coordinate", "importances")}
+    drawn = ("history", "slice", "parallel_coordinate", "importances", "epochs")
+    plots = {f"plots/{name}.{kind}" for name in drawn for kind in ("png", "svg")}
     assert names >= plots | {"best_config.yaml", "trials.csv", "grid.yaml"}
     best = max(done.values(), key=lambda trial: float(trial.value or 0))
     config = Experiment.read(artifacts / "best_config.yaml").config

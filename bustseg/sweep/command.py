@@ -14,9 +14,10 @@ from bustseg.errors import SweepError
 from bustseg.experiment import put
 from bustseg.progress import console, error_console
 from bustseg.sweep import result
+from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Plan, read_plan
 from bustseg.sweep.study import FAILURE, PRUNED, RESULT, SharedStudy, interrupted
-from bustseg.sweep.trial import known_metrics, run_trial, settle_runs, unknown_metric
+from bustseg.sweep.trial import known_metrics, outcome_text, run_trial, settle_runs, unknown_metric
 from bustseg.sweep.workers import Workers, follow_supervisor, termination_is_interrupt, threads_each
 from bustseg.tracking import Tracker, child_runs, newest_run
 from bustseg.training import prepare
@@ -95,8 +96,13 @@ def _run(plan: Plan, args: list[str], workers: int, resume: bool, supervisor: in
 def _check_objective(plan: Plan) -> None:
     if not plan.base["trainer.callbacks"]:  # which may log what they like
         known = known_metrics()
-        if plan.objective not in known:
-            raise unknown_metric(plan.objective, known)
+        for name in plan.objectives:
+            if name not in known and name not in COSTS:
+                raise unknown_metric(name, [*known, *COSTS])
+    if plan.objective in COSTS:
+        raise SweepError(
+            f"the first objective is {plan.objective}, which does not change with the epochs: name what is learnt first"
+        )
 
 
 def _rehearse(plan: Plan) -> None:
@@ -123,7 +129,7 @@ def _parent(plan: Plan, study: SharedStudy) -> Tracker:
             # one whose id could not be written down any more
             client = Tracker(**options)._mlflow_client
             found = newest_run(client, options["experiment"], TOKEN, attrs["token"])
-            tags |= {TOKEN: attrs["token"], "sweep.study": plan.study, "sweep.objective": plan.objective}
+            tags |= {TOKEN: attrs["token"], "sweep.study": plan.study, "sweep.objective": ", ".join(plan.objectives)}
             parent = Tracker(**options, tags=tags, run_id=found.info.run_id if found else None)
             parent.log_config({**plan.base.config, **_described(plan)})
             parent.log_file(plan.path)
@@ -148,7 +154,8 @@ def _parent(plan: Plan, study: SharedStudy) -> Tracker:
 def _described(plan: Plan) -> dict[str, Any]:
     """The sweep in its run's parameters."""
     space = {key: str(distribution) for key, distribution in plan.distributions.items()}
-    described: dict[str, Any] = {"sweep": {"objective": plan.objective, "direction": plan.direction}}
+    judged = {"objective": ", ".join(plan.objectives), "direction": ", ".join(plan.directions)}
+    described: dict[str, Any] = {"sweep": judged}
     described["sweep"]["sampler"] = "grid" if plan.grid else str(plan.sampler_spec)
     described["sweep"]["pruner"] = str(plan.pruner_spec)
     put(described, "sweep.trials", plan.total)
@@ -180,10 +187,9 @@ def _say(plan: Plan, study: SharedStudy, trial: FrozenTrial, seconds: float) -> 
     """One line for a finished trial."""
     trials = study.trials()
     done = sum(one.state.is_finished() and not interrupted(one) for one in trials)
-    found = trial.user_attrs.get(RESULT, {})
     words = [f"trial {trial.number}", trial.state.name]
-    if found:
-        words.append(f"{plan.objective} {found['value']:.4f} in epoch {found['epoch'] + 1} of {found['epochs']}")
+    if reached := outcome_text(plan, trial):
+        words.append(reached)
     words.append(plan.label(trial.params))
     if why := trial.user_attrs.get(FAILURE) or trial.user_attrs.get(PRUNED):
         words.append(f"({why})")
@@ -232,7 +238,7 @@ def _end(plan: Plan, study: SharedStudy, parent: Tracker, failed: int) -> int:
     folder = result.write_result(plan, trials)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            parent.log_file(path, "plots" if path.parent.name == "plots" else "")
+            parent.log_file(path, "" if path.parent == folder else str(path.parent.relative_to(folder)))
     counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
     counts["interrupted"] = sum(map(interrupted, trials))
     counts["fail"] -= counts["interrupted"]
@@ -240,7 +246,7 @@ def _end(plan: Plan, study: SharedStudy, parent: Tracker, failed: int) -> int:
     metrics |= {f"sweep/importance/{name}": share for name, share in result.importances(plan, trials).items()}
     best = result.best_trial(plan, trials)
     if best is not None:
-        metrics["sweep/objective"] = float(best.value or 0)
+        metrics["sweep/objective"] = best.user_attrs[RESULT]["value"]
         parent.set_tags({"sweep.best_trial": best.number, "sweep.best_run": best.user_attrs.get("mlflow_run_id")})
     parent.log_metrics(metrics)
     parent.finalize("success" if best is not None else "failed")
@@ -252,9 +258,15 @@ def _end(plan: Plan, study: SharedStudy, parent: Tracker, failed: int) -> int:
     )
     if best is None:
         raise SweepError(f"no trial of {plan.study} finished: their reasons are above")
+    front = result.front(plan, trials)
+    if len(plan.objectives) > 1:
+        numbers = ", ".join(str(trial.number) for trial in front)
+        console.print(
+            f"Pareto front: trials {numbers}; their configs are in {folder / 'pareto'}", highlight=False, markup=False
+        )
     console.print(
         f"pictures and table in {folder}\n"
-        f"best: trial {best.number}, {plan.objective} {best.value:.4f}\n"
+        f"best: trial {best.number}, {outcome_text(plan, best)}\n"
         f"next: bustseg fit --config {folder / 'best_config.yaml'}",
         highlight=False,
         markup=False,

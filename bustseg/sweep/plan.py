@@ -49,6 +49,9 @@ _OF_THE_MACHINE = (
 )
 
 
+Direction = Literal["maximize", "minimize"]
+
+
 @dataclass
 class SweepFile:
     """The keys of a sweep's YAML file.
@@ -58,8 +61,9 @@ class SweepFile:
         space: dotted config key -> list of choices, or mapping with ``choices``, or ``low``, ``high`` and optionally
             ``step`` and ``log``; whole numbers make a range of whole numbers
         overrides: dotted config key -> value that every trial has
-        objective: metric that a trial is judged by, in its best epoch
-        direction: ``maximize`` or ``minimize``
+        objective: metric that a trial is judged by, in its best epoch; or a list of them, of which the first decides
+            what the best epoch is and the others may be costs too, such as ``latency_ms``
+        direction: ``maximize`` or ``minimize``, or a list with one for each objective
         study: name of the study; the file's own when not given
         storage: Optuna storage; ``OPTUNA_STORAGE`` or ``sqlite:///mlruns/optuna.db`` when not given
         n_trials: number of trials; the whole grid when not given
@@ -70,8 +74,8 @@ class SweepFile:
     config: str
     space: dict[str, Any]
     overrides: dict[str, Any] = field(default_factory=dict)
-    objective: str = "val/dice_lesion"
-    direction: Literal["maximize", "minimize"] = "maximize"
+    objective: str | list[str] = "val/dice_lesion"
+    direction: Direction | list[Direction] = "maximize"
     study: str | None = None
     storage: str | None = None
     n_trials: int | None = None
@@ -151,6 +155,35 @@ class Dimension:
         """Config value of what Optuna chose."""
         return copy.deepcopy(self.decoded[chosen]) if chosen in self.decoded else chosen
 
+    @cached_property
+    def labels(self) -> dict[Any, str]:
+        """Words for each choice of a dimension that has choices: ``BCELoss`` for a loss, ``HybridLoss(alpha 0.3)``
+        where its class stands there twice, with the arguments that differ."""
+        if not isinstance(self.distribution, CategoricalDistribution):
+            return {}
+        choices = list(self.distribution.choices)
+        values = [self.value(choice) for choice in choices]
+        short = [_label(value) for value in values]
+        whole = [
+            _label(_where_it_differs(value, [other for other, name in zip(values, short, strict=True) if name == one]))
+            for value, one in zip(values, short, strict=True)
+        ]
+        words = [one if short.count(one) == 1 else other for one, other in zip(short, whole, strict=True)]
+        return {
+            choice: word if words.count(word) == 1 else f"{word} #{place + 1}"
+            for place, (choice, word) in enumerate(zip(choices, words, strict=True))
+        }
+
+    @property
+    def names_itself(self) -> bool:
+        """Whether its labels need no name before them, since each choice is a class."""
+        values = [self.value(choice) for choice in self.labels]
+        return bool(values) and all(isinstance(value, Mapping) and "class_path" in value for value in values)
+
+    def label(self, chosen: Any) -> str:
+        """Words for what Optuna chose."""
+        return self.labels.get(chosen) or _label(chosen)
+
     def points(self) -> list[Any]:
         """All values of a finite dimension, as Optuna knows them.
 
@@ -169,6 +202,34 @@ class Dimension:
         raise SweepError(f"space of {self.key}: a grid needs choices or a step here; or name another sampler")
 
 
+def _where_it_differs(value: Any, alike: Sequence[Any]) -> Any:
+    """A class with those of its arguments alone that are not the same in all of ``alike``; for :func:`_label`."""
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return value
+    every = [other.get("init_args") or {} for other in alike if isinstance(other, Mapping)]
+    own = value.get("init_args") or {}
+    differing = {key: item for key, item in own.items() if any(other.get(key) != item for other in every)}
+    return {"class_path": value["class_path"], "shown": differing}
+
+
+def _label(value: Any) -> str:
+    """A config value in a word or two: ``1e-4``, ``BCELoss``, ``resnet18 + densenet121``."""
+    if isinstance(value, float):
+        plain = f"{value:.4g}"
+        mantissa, _, exponent = f"{value:.3e}".partition("e")
+        power = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+        return power if len(power) < len(plain) else plain
+    if isinstance(value, Mapping) and "class_path" in value:
+        name = str(value["class_path"]).rpartition(".")[2]
+        inside = ", ".join(f"{key} {_label(item)}" for key, item in (value.get("shown") or {}).items())
+        return f"{name}({inside})" if inside else name
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_label(item)}" for key, item in value.items()) or "{}"
+    if isinstance(value, list):
+        return " + ".join(_label(item) for item in value) or "[]"
+    return str(value)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A sweep that is ready to run.
@@ -177,8 +238,8 @@ class Plan:
         path: the sweep's file
         study: name of the study
         storage: Optuna URL
-        objective: metric that a trial is judged by, in its best epoch
-        direction: ``maximize`` or ``minimize``
+        objectives: metrics that a trial is judged by, in its best epoch, which is that of the first
+        directions: ``maximize`` or ``minimize`` for each
         dimensions: what is searched
         base: what every trial trains, before a point is put in
         n_trials: number of trials; None for the whole grid
@@ -190,8 +251,8 @@ class Plan:
     path: Path
     study: str
     storage: str
-    objective: str
-    direction: Literal["maximize", "minimize"]
+    objectives: tuple[str, ...]
+    directions: tuple[Direction, ...]
     dimensions: tuple[Dimension, ...]
     base: Experiment
     n_trials: int | None
@@ -199,6 +260,21 @@ class Plan:
     best_logs_model: bool
     sampler_spec: str | dict[str, Any] | None
     pruner_spec: str | dict[str, Any] | None
+
+    @property
+    def objective(self) -> str:
+        """The first of the objectives."""
+        return self.objectives[0]
+
+    @property
+    def direction(self) -> Direction:
+        """Its direction."""
+        return self.directions[0]
+
+    @property
+    def judged_by(self) -> str:
+        """The objectives and their directions in words."""
+        return ", ".join(f"{name} ({way})" for name, way in zip(self.objectives, self.directions, strict=True))
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -258,8 +334,9 @@ class Plan:
         Raises:
             UserError: the point has a value that cannot be used
         """
+        own = {"tracking.run_name": run_name, "tracking.description": None}
         # `auto` would take all GPUs, and each of the processes for them this trial
-        return self.base.but({**self.changes(point), "tracking.run_name": run_name, "trainer.devices": 1})
+        return self.base.but({**self.changes(point), **own, "trainer.devices": 1})
 
     def short_names(self) -> dict[str, str]:
         """Each key's shortest ending that no other key has: ``lr`` for ``model.optimizer.init_args.lr``."""
@@ -274,10 +351,11 @@ class Plan:
         return short
 
     def label(self, point: Mapping[str, Any]) -> str:
-        """A point in words: ``lr 0.001, batch_size 8``."""
+        """A point in words: ``lr 1e-3, batch_size 8, BCELoss``."""
         short = self.short_names()
+        by_key = {dimension.key: dimension for dimension in self.dimensions}
         return ", ".join(
-            f"{short[key]} {value:.4g}" if isinstance(value, float) else f"{short[key]} {value}"
+            by_key[key].label(value) if by_key[key].names_itself else f"{short[key]} {by_key[key].label(value)}"
             for key, value in point.items()
         )
 
@@ -293,7 +371,8 @@ class Plan:
             f"space.{key}": json.dumps([*json.loads(distribution_to_json(distribution)).values()], sort_keys=True)
             for key, distribution in self.distributions.items()
         }
-        return {**known, **spaces, "objective": self.objective, "direction": self.direction}
+        judged = {"objective": ", ".join(self.objectives), "direction": ", ".join(self.directions)}
+        return {**known, **spaces, **judged}
 
 
 def read_plan(path: Path, options: Sequence[str], study: str | None = None, storage: str | None = None) -> Plan:
@@ -318,6 +397,7 @@ def read_plan(path: Path, options: Sequence[str], study: str | None = None, stor
         raise SweepError(f"{path} has no n_trials, which every sampler but the grid needs")
     if file.n_trials is not None and file.n_trials < 1:
         raise SweepError(f"n_trials is {file.n_trials}: it must be at least 1")
+    objectives, directions = _judgement(file, path)
     fit = Experiment.read(path.parent / file.config)
     base = changed(fit, {"tracking.log_model": False, **file.overrides}, "overrides").with_options(options)
     logs_model = base["tracking.log_model"] or file.overrides.get("tracking.log_model", fit["tracking.log_model"])
@@ -325,8 +405,8 @@ def read_plan(path: Path, options: Sequence[str], study: str | None = None, stor
         path=path,
         study=study or file.study or path.stem,
         storage=storage or file.storage or os.environ.get("OPTUNA_STORAGE") or "sqlite:///mlruns/optuna.db",
-        objective=file.objective,
-        direction=file.direction,
+        objectives=objectives,
+        directions=directions,
         dimensions=dimensions,
         base=base,
         n_trials=file.n_trials,
@@ -340,6 +420,25 @@ def read_plan(path: Path, options: Sequence[str], study: str | None = None, stor
     plan.pruner()
     _try_sampler(plan)
     return plan
+
+
+def _judgement(file: SweepFile, path: Path) -> tuple[tuple[str, ...], tuple[Direction, ...]]:
+    """The objectives and the direction of each.
+
+    Raises:
+        SweepError: their numbers differ, one stands there twice, or they are several and there is a pruner
+    """
+    objectives = tuple(file.objective) if isinstance(file.objective, list) else (file.objective,)
+    directions = tuple(file.direction) if isinstance(file.direction, list) else (file.direction,)
+    if len(objectives) != len(directions) or not objectives:
+        raise SweepError(
+            f"{path} has {len(objectives)} objectives and {len(directions)} directions: give a direction for each"
+        )
+    if len(set(objectives)) < len(objectives):
+        raise SweepError(f"{path} has an objective twice: {', '.join(objectives)}")
+    if len(objectives) > 1 and file.pruner is not None:
+        raise SweepError(f"{path} has a pruner, but Optuna prunes with one objective only: leave one of the two out")
+    return objectives, directions
 
 
 def _read(path: Path) -> SweepFile:
@@ -427,11 +526,11 @@ def _try_sampler(plan: Plan) -> None:
     if plan.grid:
         plan.points()
         return
-    study = optuna.create_study(sampler=plan.sampler(), direction=plan.direction)
+    study = optuna.create_study(sampler=plan.sampler(), directions=plan.directions)
     try:
         for value in range(3):
             trial = study.ask(plan.distributions)
-            study.tell(trial, float(value))
+            study.tell(trial, [float(value)] * len(plan.objectives))
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise SweepError(f"the sampler cannot search this space: {lines[0]}") from error

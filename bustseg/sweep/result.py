@@ -1,10 +1,8 @@
-"""What a sweep leaves: the best trial's config, a table, and Optuna's pictures."""
+"""What a sweep leaves: the best trial's config, a table, and pictures."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,10 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
+from bustseg.figures.sweep import Axis, Objective, Point, State
+from bustseg.figures.sweep import write_plots as draw_sweep
 from bustseg.progress import console
-from bustseg.sweep.plan import Plan
+from bustseg.sweep.plan import Dimension, Plan
 from bustseg.sweep.study import FAILURE, OWNER, PRUNED, RESULT, RUN, interrupted, point
 from bustseg.tracking import RUNS_DIR
 
@@ -24,27 +24,55 @@ SHOWN = 40
 
 
 def best_trial(plan: Plan, trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """The finished trial with the best objective, the earliest of equals; None when none has finished."""
+    """The finished trial with the best first objective, the earliest of equals; None when none has finished."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    sign = -1 if plan.direction == "maximize" else 1
-    return min(done, key=lambda trial: (sign * float(trial.value or 0), trial.number), default=None)
+    return min(done, key=lambda trial: (_costs(plan, trial)[0], trial.number), default=None)
+
+
+def front(plan: Plan, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The Pareto front: finished trials that none betters in one objective without being worse in another.
+
+    Of trials with equal objectives the earliest counts.
+    """
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    found: list[FrozenTrial] = []
+    for trial in done:
+        own = _costs(plan, trial)
+        beaten = any(
+            all(theirs <= ours for theirs, ours in zip(other, own, strict=True))
+            and (other != own or rival.number < trial.number)
+            for rival in done
+            if rival is not trial and (other := _costs(plan, rival))
+        )
+        if not beaten:
+            found.append(trial)
+    return found
+
+
+def _costs(plan: Plan, trial: FrozenTrial) -> list[float]:
+    """A finished trial's objectives, turned so that less is better."""
+    return [-value if way == "maximize" else value for value, way in zip(trial.values, plan.directions, strict=True)]
 
 
 def trial_table(plan: Plan, trials: list[FrozenTrial]) -> pd.DataFrame:
-    """A row for each trial that was not interrupted, best first."""
+    """A row for each trial that was not interrupted, best first; choices in words."""
     rows = []
+    best = {trial.number for trial in front(plan, trials)}
     for trial in trials:
         if interrupted(trial):
             continue
         result = trial.user_attrs.get(RESULT, {})
+        values = result.get("values", [result["value"]]) if result else [None] * len(plan.objectives)
+        at = point(trial)
         rows.append(
             {
                 "trial": trial.number,
                 "state": trial.state.name,
-                plan.objective: result.get("value"),
+                **dict(zip(plan.objectives, values, strict=True)),
+                **({"pareto": trial.number in best} if len(plan.objectives) > 1 else {}),
                 "best_epoch": result["epoch"] + 1 if result else None,
                 "epochs": result.get("epochs"),
-                **point(trial),
+                **{one.key: _cell_value(one, at[one.key]) for one in plan.dimensions if one.key in at},
                 "seconds": round(trial.duration.total_seconds(), 2) if trial.duration else None,
                 "reason": trial.user_attrs.get(FAILURE) or trial.user_attrs.get(PRUNED),
                 "host": trial.user_attrs.get(OWNER, {}).get("host"),
@@ -55,8 +83,13 @@ def trial_table(plan: Plan, trials: list[FrozenTrial]) -> pd.DataFrame:
     return table.sort_values(plan.objective, ascending=plan.direction == "minimize", na_position="last", kind="stable")
 
 
+def _cell_value(dimension: Dimension, chosen: Any) -> Any:
+    """A plain value as it is, a class or list in words."""
+    return dimension.label(chosen) if chosen in dimension.decoded else chosen
+
+
 def importances(plan: Plan, trials: list[FrozenTrial]) -> dict[str, float]:
-    """Share of the objective's variance that each key accounts for (fANOVA); empty when there is none to share."""
+    """Share of the first objective's variance that each key accounts for (fANOVA); empty without variance."""
     study = _renamed(plan, trials)
     values = {trial.value for trial in study.trials if trial.state == TrialState.COMPLETE}
     if len(values) < 2:
@@ -70,86 +103,98 @@ def importances(plan: Plan, trials: list[FrozenTrial]) -> dict[str, float]:
 
 
 def _renamed(plan: Plan, trials: list[FrozenTrial]) -> optuna.Study:
-    """The study in memory, with short names for its parameters."""
+    """The study in memory, with short names for its parameters, by its first objective."""
     short = plan.short_names()
     study = optuna.create_study(direction=plan.direction)
     for trial in trials:
-        if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+        if trial.state != TrialState.COMPLETE:
             continue
+        first = next(iter(trial.values))
         study.add_trial(
             optuna.trial.create_trial(
                 state=trial.state,
-                value=trial.value,
+                value=first,
                 params={short[key]: value for key, value in trial.params.items()},
                 distributions={short[key]: value for key, value in trial.distributions.items()},
-                intermediate_values=trial.intermediate_values,
             )
         )
     return study
 
 
-def write_plots(plan: Plan, trials: list[FrozenTrial], folder: Path) -> list[Path]:
-    """Optuna's pictures as PNG files in ``folder``; one that the trials do not allow is left out."""
-    import matplotlib.pyplot as plt
-    from optuna.visualization import matplotlib as draw
-
-    study = _renamed(plan, trials)
-    shares = importances(plan, trials)
-    pictures: dict[str, Callable[[], Any]] = {
-        "history": lambda: draw.plot_optimization_history(study, target_name=plan.objective),
-        "slice": lambda: draw.plot_slice(study, target_name=plan.objective),
-        "parallel_coordinate": lambda: draw.plot_parallel_coordinate(study, target_name=plan.objective),
+def drawn_points(plan: Plan, trials: list[FrozenTrial]) -> list[Point]:
+    """The trials as they are drawn, without those that were interrupted or have not ended."""
+    best = {trial.number for trial in front(plan, trials)}
+    states: dict[TrialState, State] = {
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
     }
-    if shares:
-        pictures["importances"] = lambda: draw.plot_param_importances(
-            study,
-            evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
-            target=lambda trial: float(trial.value or 0),
-            target_name=plan.objective,
+    short = plan.short_names()
+    found = []
+    for trial in trials:
+        if trial.state not in states or interrupted(trial):
+            continue
+        result = trial.user_attrs.get(RESULT, {})
+        history = trial.intermediate_values or {int(epoch): one for epoch, one in result.get("history", {}).items()}
+        at = point(trial)
+        found.append(
+            Point(
+                number=trial.number,
+                state=states[trial.state],
+                values=result.get("values", [result["value"]]) if result else [],
+                at={
+                    short[one.key]: one.label(at[one.key]) if one.labels else at[one.key]
+                    for one in plan.dimensions
+                    if one.key in at
+                },
+                epochs={epoch + 1: value for epoch, value in sorted(history.items())},
+                front=trial.number in best,
+            )
         )
-    written = []
-    folder.mkdir(parents=True, exist_ok=True)
-    backend = plt.get_backend()
-    plt.switch_backend("agg")
-    with warnings.catch_warnings(), plt.rc_context():
-        warnings.simplefilter("ignore")
-        for name, picture in pictures.items():
-            try:
-                picture()
-                path = folder / f"{name}.png"
-                plt.gcf().set_size_inches(max(8, 3.2 * len(plan.dimensions)), 5)
-                plt.savefig(path, dpi=110, bbox_inches="tight")
-                written.append(path)
-            except (ValueError, RuntimeError, ArithmeticError):
-                continue
-            finally:
-                plt.close("all")
-    plt.switch_backend(backend)
-    return written
+    return found
+
+
+def write_plots(plan: Plan, trials: list[FrozenTrial], folder: Path) -> list[Path]:
+    """The sweep's pictures in ``folder``, as PNG and SVG; those that the trials do not allow are left out."""
+    short = plan.short_names()
+    axes = [
+        Axis(short[one.key], list(one.labels.values()) or None, bool(getattr(one.distribution, "log", False)))
+        for one in plan.dimensions
+    ]
+    judged = [Objective(name, way == "maximize") for name, way in zip(plan.objectives, plan.directions, strict=True)]
+    return draw_sweep(drawn_points(plan, trials), axes, judged, importances(plan, trials), folder)
 
 
 def write_result(plan: Plan, trials: list[FrozenTrial]) -> Path:
-    """Write ``best_config.yaml``, ``trials.csv`` and the pictures; returns their folder."""
+    """Write ``best_config.yaml``, ``trials.csv``, the pictures, and of several objectives the configs of the Pareto
+    front; returns their folder."""
     folder = RUNS_DIR / "sweeps" / plan.study
     folder.mkdir(parents=True, exist_ok=True)
     trial_table(plan, trials).to_csv(folder / "trials.csv", index=False)
     best = best_trial(plan, trials)
     if best is not None:
-        lines = [
-            f"# trial {best.number} of the sweep {plan.study}, the best by {plan.objective}: {best.value:.4f}",
-            yaml.safe_dump(plan.best_config(best.params), sort_keys=False),
-        ]
-        (folder / "best_config.yaml").write_text("\n".join(lines))
+        _write_config(plan, best, f"the best by {plan.objective}", folder / "best_config.yaml")
         write_plots(plan, trials, folder / "plots")
+    if len(plan.objectives) > 1:
+        for trial in front(plan, trials):
+            _write_config(plan, trial, "on the Pareto front", folder / "pareto" / f"trial_{trial.number}.yaml")
     return folder
+
+
+def _write_config(plan: Plan, trial: FrozenTrial, what: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reached = ", ".join(f"{name} {value:.4g}" for name, value in zip(plan.objectives, trial.values, strict=True))
+    config = yaml.safe_dump(plan.best_config(trial.params), sort_keys=False)
+    path.write_text(f"# trial {trial.number} of the sweep {plan.study}, {what}: {reached}\n{config}")
 
 
 def print_result(plan: Plan, trials: list[FrozenTrial]) -> None:
     """The table of trials, best first, and what failed."""
     frame = trial_table(plan, trials)
     short = plan.short_names()
-    table = Table(title=f"{plan.study}: {plan.objective} of the best epoch ({plan.direction})")
-    columns = ["trial", "state", plan.objective, "best_epoch", *short, "seconds"]
+    table = Table(title=f"{plan.study}: {plan.judged_by}, of the best epoch")
+    several = len(plan.objectives) > 1
+    columns = ["trial", "state", *plan.objectives, *(["pareto"] if several else []), "best_epoch", *short, "seconds"]
     for column in columns:
         table.add_column(short.get(column, column), justify="left" if column == "state" else "right")
     for row in frame.head(SHOWN).to_dict("records"):
@@ -167,6 +212,8 @@ def print_result(plan: Plan, trials: list[FrozenTrial]) -> None:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else ""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) >= 1 else f"{value:.4g}"
     return str(value)

@@ -188,7 +188,7 @@ class SharedStudy:
             self.study = optuna.create_study(
                 storage=self.storage,
                 study_name=plan.study,
-                direction=plan.direction,
+                directions=plan.directions,
                 sampler=sampler,
                 pruner=plan.pruner(),
                 load_if_exists=True,
@@ -281,7 +281,8 @@ class SharedStudy:
         if PRUNED in attrs:
             self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
         elif RESULT in attrs:
-            self.study.tell(trial.number, attrs[RESULT]["value"], skip_if_finished=True)
+            result = attrs[RESULT]
+            self.study.tell(trial.number, result.get("values", result["value"]), skip_if_finished=True)
         else:
             self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 

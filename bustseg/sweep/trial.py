@@ -8,7 +8,7 @@ import gc
 import math
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from bustseg.card import MARK
 from bustseg.errors import SweepError, TrackingError
 from bustseg.metrics import PixelCurves, SegmentationMetrics
+from bustseg.metrics.registry import score
 from bustseg.progress import console, error_console
+from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Plan
-from bustseg.sweep.study import FAILURE, PRUNED, RESULT, RUN, SharedStudy, interrupted
+from bustseg.sweep.study import FAILURE, PRUNED, RESULT, RUN, SharedStudy, interrupted, point
+from bustseg.task import SegmentationTask
 from bustseg.tracking import PARENT_TAG, Tracker, one_line
 from bustseg.training import run_fit
 
@@ -32,18 +36,22 @@ OBJECTIVE, SECONDS, OVERHEAD = "sweep/objective", "sweep/seconds", "sweep/overhe
 class TrialReporter(Callback):
     """Tells Optuna the objective after every epoch, stops a fit that the pruner gives up, and keeps the best epoch.
 
+    Of several objectives the first decides what the best epoch is. Optuna takes no reports of several.
+
     Args:
         trial: the trial
-        metric: its objective
-        direction: ``maximize`` or ``minimize``
+        metrics: its objectives; of those after the first, the names of :data:`COSTS` are measured after the fit
+        direction: ``maximize`` or ``minimize``, of the first
         pruner: the pruner's name, for the reason of a pruning
     """
 
-    def __init__(self, trial: Trial, metric: str, direction: str, pruner: str) -> None:
-        self.trial, self.metric, self.pruner = trial, metric, pruner
+    def __init__(self, trial: Trial, metrics: Sequence[str], direction: str, pruner: str) -> None:
+        self.trial, self.metrics, self.pruner = trial, metrics, pruner
         self.sign = 1 if direction == "maximize" else -1
-        self.value: float | None = None
-        """The objective in its best epoch so far; None while it was never a number"""
+        self.scores: dict[str, float] = {}
+        """The objectives in the best epoch so far; without those that were never numbers"""
+        self.history: dict[int, float] = {}
+        """The first objective by epoch, counted from 0"""
         self.epoch = 0
         self.epochs = 0
         self.pruned: str | None = None
@@ -71,17 +79,31 @@ class TrialReporter(Callback):
         if not self._validated or self.pruned:
             return
         self._validated = False
-        if self.metric not in trainer.callback_metrics:
-            raise unknown_metric(self.metric, [str(name) for name in trainer.callback_metrics])
-        value = float(trainer.callback_metrics[self.metric])
+        logged = trainer.callback_metrics
+        for name in self.metrics:
+            if name not in logged and name not in COSTS:
+                raise unknown_metric(name, [str(known) for known in logged])
+        first = self.metrics[0]
+        value = float(logged[first])
         if not math.isfinite(value):
             return
-        if self.value is None or self.sign * value > self.sign * self.value:
-            self.value, self.epoch = value, trainer.current_epoch
+        self.history[trainer.current_epoch] = value
+        if first not in self.scores or self.sign * value > self.sign * self.scores[first]:
+            now = {name: float(logged[name]) for name in self.metrics if name in logged}
+            self.scores = {name: number for name, number in now.items() if math.isfinite(number)}
+            self.epoch = trainer.current_epoch
+        if len(self.metrics) > 1:
+            return
         self.trial.report(value, step=trainer.current_epoch)
         if self.trial.should_prune():
-            self.pruned = f"{self.pruner} after epoch {trainer.current_epoch + 1}: {self.metric} was {value:.4g}"
+            self.pruned = f"{self.pruner} after epoch {trainer.current_epoch + 1}: {first} was {value:.4g}"
             trainer.should_stop = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        wanted = [name for name in self.metrics if name in COSTS]
+        if wanted and isinstance(pl_module, SegmentationTask):
+            size = trainer.datamodule.image_size  # type: ignore[attr-defined]
+            self.scores |= {name: COSTS[name](trainer, pl_module, size) for name in wanted}
 
 
 def unknown_metric(metric: str, known: list[str]) -> SweepError:
@@ -129,7 +151,7 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
     start = time.perf_counter()
     name = f"trial {trial.number}: {plan.label(trial.params)}"
     tags = {PARENT_TAG: parent, TRIAL: str(trial.number)}
-    reporter = TrialReporter(trial, plan.objective, plan.direction, type(study.study.pruner).__name__)
+    reporter = TrialReporter(trial, plan.objectives, plan.direction, type(study.study.pruner).__name__)
     failure, details = None, ""
     try:
         with quiet():
@@ -140,13 +162,17 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         failure, details = reason(error), traceback.format_exc()
-    if failure is None and reporter.value is None:
-        failure = f"{plan.objective} was never a number"
+    missing = [name for name in plan.objectives if name not in reporter.scores]
+    if failure is None and missing:
+        failure = f"{missing[0]} was never a number"
     _free_memory()
     if failure is not None:
         study.note(trial, **{FAILURE: failure})
     else:
-        result = {"value": reporter.value, "epoch": reporter.epoch, "epochs": reporter.epochs}
+        values = [reporter.scores[name] for name in plan.objectives]
+        result: dict[str, Any] = {"value": values[0], "epoch": reporter.epoch, "epochs": reporter.epochs}
+        if len(values) > 1:  # of which Optuna keeps no values by epoch
+            result |= {"values": values, "history": {str(epoch): value for epoch, value in reporter.history.items()}}
         result["fit_seconds"] = round(reporter.seconds, 3)
         study.note(trial, **({PRUNED: reporter.pruned} if reporter.pruned else {}), **{RESULT: result})
     tracker = reporter.tracker
@@ -160,7 +186,7 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
     if details:
         tracker.log_text(details, "error.txt")
     frozen = study.trial(trial)
-    write_outcome(tracker.experiment, run_id, frozen, _state(frozen), time.perf_counter() - start)
+    write_outcome(tracker.experiment, run_id, frozen, _state(frozen), time.perf_counter() - start, plan)
     return study.finish(trial)
 
 
@@ -192,7 +218,9 @@ def _state(trial: FrozenTrial) -> str:
     return "COMPLETE" if RESULT in trial.user_attrs else "INTERRUPTED"
 
 
-def write_outcome(client: Any, run_id: str, trial: FrozenTrial, state: str, seconds: float | None = None) -> None:
+def write_outcome(
+    client: Any, run_id: str, trial: FrozenTrial, state: str, seconds: float | None = None, plan: Plan | None = None
+) -> None:
     """Write a trial's state, reason and objective on its run; a store that is away gets a warning, not the sweep.
 
     Args:
@@ -201,6 +229,7 @@ def write_outcome(client: Any, run_id: str, trial: FrozenTrial, state: str, seco
         trial: the trial
         state: how it ended
         seconds: how long the whole trial took
+        plan: the sweep, for the run's description and what the further objectives are called
     """
     from mlflow.entities import Metric, RunTag
     from mlflow.exceptions import MlflowException
@@ -215,6 +244,10 @@ def write_outcome(client: Any, run_id: str, trial: FrozenTrial, state: str, seco
     metrics = {OBJECTIVE: result.get("value"), SECONDS: seconds}
     if seconds is not None and result:
         metrics[OVERHEAD] = seconds - result["fit_seconds"]
+    if plan is not None:
+        tags["mlflow.note.content"] = _note(plan, trial, state)
+        costs = {name: value for name, value in zip(plan.objectives, _values(result), strict=False) if name in COSTS}
+        metrics |= {f"sweep/{name}": value for name, value in costs.items()}
     now = int(time.time() * 1000)
     try:
         client.log_batch(
@@ -224,6 +257,30 @@ def write_outcome(client: Any, run_id: str, trial: FrozenTrial, state: str, seco
         )
     except (MlflowException, OSError) as error:
         error_console.print(f"[yellow]warning:[/] MLflow did not take trial {trial.number}: {one_line(error)}")
+
+
+def _values(result: Mapping[str, Any]) -> list[float]:
+    """The objectives of a trial that has a result."""
+    return result.get("values", [result["value"]]) if result else []
+
+
+def outcome_text(plan: Plan, trial: FrozenTrial) -> str:
+    """What a trial reached, in words: ``val/dice_lesion 0.7312 in epoch 8 of 12``; empty when it has no result."""
+    result = trial.user_attrs.get(RESULT)
+    if not result:
+        return ""
+    first, *others = zip(plan.objectives, _values(result), strict=False)
+    words = f"{first[0]} {score(first[0]).metric.text(first[1])} in epoch {result['epoch'] + 1} of {result['epochs']}"
+    return ", ".join([words, *(f"{name} {value:.4g}" for name, value in others)])
+
+
+def _note(plan: Plan, trial: FrozenTrial, state: str) -> str:
+    """A trial's description at the top of its run's page."""
+    why = trial.user_attrs.get(FAILURE) or trial.user_attrs.get(PRUNED)
+    lines = [f"**Trial {trial.number}** of the sweep `{plan.study}`: {plan.label(point(trial))}."]
+    reached = outcome_text(plan, trial)
+    lines.append(f"{state}{f': {reached}' if reached else ''}{f' ({why})' if why else ''}.")
+    return "\n\n".join([*lines, MARK])
 
 
 def settle_runs(client: Any, runs: list[Any], trials: list[FrozenTrial]) -> None:
