@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY / "tests" / "node"), str(REPOSITORY / "tests" / "data")]
-import dicoms  # noqa: E402
-from peers import Orthanc, free_port, ultrasound  # noqa: E402
+sys.path.insert(0, str(REPOSITORY))
+from tests.data import dicoms  # noqa: E402
+from tests.node.peers import Orthanc, free_port, ultrasound  # noqa: E402
 
 SEG, CAPTURE = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.7"
 

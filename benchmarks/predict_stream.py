@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "deploy"))
-from dark_model import write_dark_model
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.deploy.dark_model import write_dark_model
 
 HEIGHT, WIDTH = 120, 160
 

@@ -1,7 +1,7 @@
 """What correcting images in the order of their expected worth is worth, against a random order.
 
-    python studies/active_learning.py --config configs/baselines/unet_lite0.yaml --out active --seeds 0 1 2
-    python studies/active_learning.py ... --data.image_size 128 --trainer.max_epochs 10     # any option of fit
+    python -m studies.active_learning --config configs/baselines/unet_lite0.yaml --out active --seeds 0 1 2
+    python -m studies.active_learning ... --data.image_size 128 --trainer.max_epochs 10     # any option of fit
 
 Plays an annotator whose corrections are the data set's own masks. Of the training images `--start` are corrected at
 first, drawn by the seed and the same for both orders. In each round a network is trained from the beginning on what is

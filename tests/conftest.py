@@ -13,7 +13,7 @@ import pytest
 # one thread per process: tiny tensors gain nothing from more, and threads that wait for each other cost a lot
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["servers_for_tests"]
+pytest_plugins = ["tests.servers_for_tests"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "configs"

@@ -1,12 +1,11 @@
 """Fixtures that tests/serve, tests/live and tests/node share.
 
-They are no conftest.py of those folders: test modules import the one above by its name, which stands for one file only.
+They are no conftest.py of those folders, since three of them share each fixture.
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +16,6 @@ import pytest
 
 if TYPE_CHECKING:
     from bustseg.deploy.predictor import Predictor
-
-sys.path += [str(Path(__file__).parent / name) for name in ("data", "deploy", "live", "node", "serve")]
 
 
 @pytest.fixture
@@ -31,7 +28,7 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported model that calls dark pixels lesion and needs no torch."""
-    from dark_model import write_dark_model
+    from tests.deploy.dark_model import write_dark_model
 
     return write_dark_model(tmp_path_factory.mktemp("models") / "dark", calibration={"temperature": 1.5})
 
@@ -48,11 +45,11 @@ def predictor(dark: Path) -> Predictor:
 def start(predictor: Predictor) -> Iterator[Callable[..., Any]]:
     """Start servers of `bustseg serve` in threads, with settings of one's own; they end with the test."""
     import uvicorn
-    from serving import Running
 
     from bustseg.serve.app import create_app
     from bustseg.serve.command import listen
     from bustseg.serve.settings import Settings
+    from tests.serve.serving import Running
 
     servers: list[tuple[Any, threading.Thread]] = []
 
@@ -79,7 +76,7 @@ def start(predictor: Predictor) -> Iterator[Callable[..., Any]]:
 @pytest.fixture
 def pacs() -> Iterator[Any]:
     """A receiver of DICOM objects."""
-    from peers import Pacs, free_port
+    from tests.node.peers import Pacs, free_port
 
     with Pacs(free_port()) as running:
         yield running
@@ -88,7 +85,7 @@ def pacs() -> Iterator[Any]:
 @pytest.fixture
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Orthanc in a process of its own; skips where it is not installed."""
-    from peers import Orthanc
+    from tests.node.peers import Orthanc
 
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/bin")
     if program is None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, TINY
 
 import bustseg
 from bustseg.errors import UserError
+from tests.conftest import REPOSITORY, TINY
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import io
 import os
 import socket
 import struct
-import sys
 import threading
 import time
 import zipfile
@@ -18,9 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-from dicoms import as_jpeg, dataset, write
-
 from bustseg import bounds
 from bustseg.bounds import LimitError, check_archive, check_pixels, check_regular, check_values, read_yaml, room_for
 from bustseg.data import dicom
@@ -28,6 +24,7 @@ from bustseg.data.images import count_pages, image_size, read_native
 from bustseg.data.inputs import Inputs
 from bustseg.data.sources.base import read_table
 from bustseg.errors import DataError, UserError
+from tests.data.dicoms import as_jpeg, dataset, write
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

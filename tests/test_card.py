@@ -9,7 +9,6 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import TINY, TrainedRun, unpadded
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -25,6 +24,7 @@ from mlflow.entities import (
 from bustseg.card import MARK, may_describe, model_card, read_run, short_note
 from bustseg.metrics import CONVENTIONS
 from bustseg.tracking import tracking_uri
+from tests.conftest import TINY, TrainedRun, unpadded
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

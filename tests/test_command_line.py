@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import pytest
-from conftest import CONFIGS, REPOSITORY
 
 from bustseg.cli import VERBS
 from bustseg.command_line import Docstring, ExperimentOptions, Option, call, make_parser
 from bustseg.errors import UserError
+from tests.conftest import CONFIGS, REPOSITORY
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, unpadded
 from matplotlib.colors import to_rgb
 from mlflow.entities import Run
 from PIL import Image
@@ -27,6 +26,7 @@ from bustseg.metrics import aggregate
 from bustseg.reports.comparison import describe, html_page, latex, p_text, verdict
 from bustseg.statistics import Bootstrap, holm
 from bustseg.tracking import Tracker, tracking_uri
+from tests.conftest import TINY, unpadded
 
 Bustseg = Callable[..., tuple[int, str, str]]
 FACTS = {"data_digest": "d1", "split_digest": "s1", "image_size": [32, 32], "threshold": 0.5}

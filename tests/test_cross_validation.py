@@ -10,13 +10,13 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
-from conftest import TINY
 from mlflow.entities import Run
 
 from bustseg import cross_validation, nested_runs
 from bustseg.cross_validation import mean_and_spread
 from bustseg.experiment import Experiment
 from bustseg.tracking import tracking_uri
+from tests.conftest import TINY
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

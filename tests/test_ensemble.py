@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 from torch import nn
 
 from bustseg.checkpoint import load_task, resolve_checkpoint
 from bustseg.errors import UserError
 from bustseg.models import Ensemble
+from tests.conftest import TINY
 
 
 class Constant(nn.Module):

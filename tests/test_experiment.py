@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TrainedRun
 
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment, put
+from tests.conftest import TINY, TrainedRun
 
 LR = "model.optimizer.init_args.lr"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from conftest import TINY
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -32,9 +30,8 @@ from bustseg.explain import (
 )
 from bustseg.models import CBAM, FusionUNet
 from bustseg.task import SegmentationTask
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-import dicoms
+from tests.conftest import TINY
+from tests.data import dicoms
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

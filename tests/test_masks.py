@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TrainedRun
 from PIL import Image
 from scipy import ndimage
 
@@ -26,6 +25,7 @@ from bustseg.errors import UserError
 from bustseg.explain import heat_maps
 from bustseg.masks import MaskRule, PostProcess, probability_of, with_mirror
 from bustseg.task import SegmentationTask
+from tests.conftest import TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

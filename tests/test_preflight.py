@@ -9,8 +9,6 @@ import mlflow
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from conftest import TINY, TrainedRun
-from networks_for_tests import PlainNet
 from torch import Tensor, nn
 
 from bustseg.data.datamodule import BUSIDataModule
@@ -18,6 +16,8 @@ from bustseg.errors import UserError
 from bustseg.preflight import try_network, try_size
 from bustseg.task import SegmentationTask
 from bustseg.tracking import tracking_uri
+from tests.conftest import TINY, TrainedRun
+from tests.networks_for_tests import PlainNet
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, REPOSITORY, TINY, unpadded
 from filelock import FileLock
 from mlflow.entities import Run
 
@@ -27,6 +26,7 @@ from bustseg.estimate import Cost
 from bustseg.paper_tables import Claim, PaperTable, Row, find_table, read_table
 from bustseg.reproduce_report import Outcome, Result, claim_rows, duration, encoder_weights, mean_sd, render, verdict
 from bustseg.tracking import tracking_uri
+from tests.conftest import CONFIGS, REPOSITORY, TINY, unpadded
 
 Bustseg = Callable[..., tuple[int, str, str]]
 PAPER = {"precision": 0.6, "recall": 0.5, "f1": 0.55, "iou": 0.4, "dice": 0.55}

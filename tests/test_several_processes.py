@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, TrainedRun
 from mlflow.entities import Run
 
 from bustseg import processes
@@ -25,12 +24,13 @@ from bustseg.data.datamodule import EpochSampler, EqualBatches
 from bustseg.errors import TrainingError
 from bustseg.processes import OtherProcesses, command
 from bustseg.tracking import Tracker, tracking_uri
+from tests.conftest import REPOSITORY, TINY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]
 TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
 PLAIN = (
     *("--config", TINY, "--data.augmentation", "none", "--data.eval_batch_size", 2),
-    *("--model.network", "networks_for_tests.PlainNet", "--model.optimizer", "torch.optim.SGD"),
+    *("--model.network", "tests.networks_for_tests.PlainNet", "--model.optimizer", "torch.optim.SGD"),
     *("--model.optimizer.init_args.lr", 0.1),
 )
 
@@ -155,7 +155,7 @@ def test_ctrl_c_in_a_terminal_ends_both_processes_and_the_run_as_killed(phantoms
         env={
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
+            "PYTHONPATH": str(REPOSITORY),
         },
         start_new_session=True,
         # a shell's background jobs ignore Ctrl-C, and what they start inherits that

@@ -23,7 +23,6 @@ import pytest
 import sqlalchemy
 import torch
 import yaml
-from conftest import CONFIGS, REPOSITORY, TINY
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
@@ -38,6 +37,7 @@ from bustseg.sweep.study import DEATHS, FAILURE, OWNER, RESULT, RETRY_OF, Shared
 from bustseg.sweep.trial import TrialReporter, known_metrics
 from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker, tracking_uri
+from tests.conftest import CONFIGS, REPOSITORY, TINY
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -9,12 +9,12 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from torch import nn
 
 from bustseg.errors import UserError
 from bustseg.masks import PostProcess
 from bustseg.task import SegmentationTask
+from tests.conftest import TINY
 
 
 class Column(nn.Module):

@@ -16,11 +16,11 @@ import mlflow
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, REPOSITORY, TINY
 from mlflow.entities import Run
 
 from bustseg.checkpoint import load_task, read_checkpoint, resolve_checkpoint
 from bustseg.tracking import tracking_uri
+from tests.conftest import CONFIGS, REPOSITORY, TINY
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, TINY, TrainedRun
 from lightning import __version__ as lightning_version
 
 from bustseg import trust
@@ -29,6 +28,7 @@ from bustseg.errors import UserError
 from bustseg.experiment import Experiment
 from bustseg.task import RECORD
 from bustseg.trust import TrustError, building, check_config, own_store
+from tests.conftest import CONFIGS, TINY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -11,7 +11,6 @@ from typing import Any
 import mlflow
 import pytest
 import torch
-from conftest import TINY
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
@@ -24,6 +23,7 @@ from bustseg.callbacks.continued import ContinuedFit, changed_options
 from bustseg.errors import UserError
 from bustseg.task import SegmentationTask
 from bustseg.tracking import tracking_uri
+from tests.conftest import TINY
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 
 from bustseg.callbacks.frozen import usable
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.models import FusionUNet
 from bustseg.task import SegmentationTask
+from tests.conftest import TINY
 
 Fit = Callable[..., tuple[dict[str, torch.Tensor], int, str]]
 

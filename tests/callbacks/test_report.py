@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
 from sklearn.metrics import auc
 
@@ -21,6 +20,7 @@ from bustseg.metrics.sweep import SHARES
 from bustseg.metrics.table import columns
 from bustseg.task import SegmentationTask
 from bustseg.tracking import tracking_uri
+from tests.conftest import TINY
 
 Bustseg = Callable[..., tuple[int, str, str]]
 CURVES = ("roc", "precision_recall", "dice_by_threshold", "reliability")

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from speckle import speckle_image, write_sample
 
 from bustseg.data.artefacts import find_artefacts
 from bustseg.data.audit import AuditReport, audit
@@ -19,6 +18,7 @@ from bustseg.data.sources import BUSI, Sample, read_grey, read_native
 from bustseg.data.splits import grouped_split, leakage, make_split, paper_split
 from bustseg.errors import DataError
 from bustseg.reports.audit import render, write_report
+from tests.data.speckle import speckle_image, write_sample
 
 _REAL = Path(os.environ.get("BUSI_ROOT") or Path(__file__).parents[3] / "shared/data/Dataset_BUSI_with_GT")
 busi = [

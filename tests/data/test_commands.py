@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +10,11 @@ import mlflow
 import pandas as pd
 import pytest
 import yaml
-from conftest import CONFIGS, TINY
-
-sys.path.insert(0, str(Path(__file__).parent))
-import layouts
 
 from bustseg.data import duplicates
 from bustseg.tracking import tracking_uri
+from tests.conftest import CONFIGS, TINY
+from tests.data import layouts
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 
 from bustseg.data import cache
 from bustseg.data.datamodule import BUSIDataModule, EpochSampler
@@ -18,6 +17,7 @@ from bustseg.data.phantom import Phantom
 from bustseg.data.sources import BUSI, LABELS
 from bustseg.data.transforms import Augmentation
 from bustseg.errors import DataError
+from tests.conftest import TINY
 
 
 def module(root: Path, **options: object) -> BUSIDataModule:

@@ -13,11 +13,6 @@ import mlflow
 import numpy as np
 import pydicom
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import dicoms
-import layouts
-from conftest import TINY
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
@@ -39,6 +34,8 @@ from bustseg.data.dicom import NotUltrasound, is_dicom, pseudonym, read_frame, r
 from bustseg.data.sources import BUSBRA, Combined, DICOMFolder, Part, read_grey
 from bustseg.errors import DataError
 from bustseg.tracking import tracking_uri
+from tests.conftest import TINY
+from tests.data import dicoms, layouts
 
 SHAPE = (64, 80)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,16 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-import dicoms
-import layouts
-from conftest import TrainedRun
-
 from bustseg.data.audit import audit
 from bustseg.data.files import PassedOver, images_in, is_hidden, list_folder, natural_key, walk
 from bustseg.data.inputs import Inputs, LooseSamples, is_mask_of_another
 from bustseg.data.sources import BUSBRA, BUSI, BUSUCLM, BrEaST, DICOMFolder, Folders, Source
 from bustseg.errors import DataError, UserError
+from tests.conftest import TrainedRun
+from tests.data import dicoms, layouts
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

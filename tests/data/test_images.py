@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-sys.path.insert(0, str(Path(__file__).parent))
-import layouts
-
 from bustseg.data.audit import audit
 from bustseg.data.cache import load_cache
 from bustseg.data.images import read_grey, read_native
@@ -23,6 +19,7 @@ from bustseg.data.mask_files import read_mask
 from bustseg.data.sources import Folders
 from bustseg.deploy.predictor import as_grey
 from bustseg.errors import DataError
+from tests.data import layouts
 
 GREY = np.arange(240, dtype=np.int64).reshape(12, 20)
 """Levels 0 to 239 of 255"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-import layouts
-
 from bustseg.data.cache import data_digest
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import BUSBRA, BUSI, BUSUCLM, BrEaST, Combined, Folders, Part, Sample, Source
 from bustseg.data.splits import leakage, make_split, merge_groups
 from bustseg.errors import DataError
+from tests.data import layouts
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data" / "external_samples"
 

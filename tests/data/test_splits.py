@@ -3,7 +3,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from speckle import busi_like, speckle_image, write_sample
 
 from bustseg.data.sources import BUSI, Sample
 from bustseg.data.splits import (
@@ -20,6 +19,7 @@ from bustseg.data.splits import (
     write_split,
 )
 from bustseg.errors import DataError
+from tests.data.speckle import busi_like, speckle_image, write_sample
 
 
 def counts(split: pd.DataFrame) -> dict[str, dict[str, int]]:

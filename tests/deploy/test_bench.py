@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, TrainedRun
 
 from bustseg.deploy import bench
 from bustseg.deploy.export import export_model
+from tests.conftest import TINY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

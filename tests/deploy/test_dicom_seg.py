@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-import dicoms
-
 from bustseg.deploy import dicom_seg
 from bustseg.errors import DataError
+from tests.data import dicoms
 
 highdicom = pytest.importorskip("highdicom")
 

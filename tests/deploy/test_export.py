@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from conftest import REPOSITORY, TrainedRun
 from torch import nn
 
 from bustseg.checkpoint import load_task
@@ -30,6 +29,7 @@ from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
 from bustseg.models import FusionUNet
 from bustseg.task import SegmentationTask
+from tests.conftest import REPOSITORY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -25,7 +25,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, TINY, TrainedRun
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
@@ -34,6 +33,7 @@ from bustseg.deploy.mlflow_model import as_images, log_model, logged_model_id, r
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import DataError
 from bustseg.tracking import tracking_uri
+from tests.conftest import REPOSITORY, TINY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

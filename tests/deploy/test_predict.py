@@ -20,18 +20,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-import dicoms
-from conftest import TrainedRun
-from dark_model import write_dark_model
-
 from bustseg.colours import PREDICTION, rgb
 from bustseg.data.inputs import Inputs
 from bustseg.deploy.output import write_whole
 from bustseg.deploy.predict import _ahead
 from bustseg.masks import PostProcess
 from bustseg.progress import StreamProgress
+from tests.conftest import TrainedRun
+from tests.data import dicoms
+from tests.deploy.dark_model import write_dark_model
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

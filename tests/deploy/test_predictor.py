@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import TrainedRun
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from bustseg.data.datamodule import BUSIDataModule
 from bustseg.deploy.predictor import Predictor, as_grey
 from bustseg.errors import DataError, UserError
 from bustseg.task import SegmentationTask
+from tests.conftest import TrainedRun
 
 
 class Dark(nn.Module):

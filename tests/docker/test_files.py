@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+
+from tests.conftest import REPOSITORY
 
 DOCKER = REPOSITORY / "docker"
 DOCKERFILES = sorted(DOCKER.glob("Dockerfile*"))

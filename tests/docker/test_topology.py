@@ -20,9 +20,9 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
-from conftest import REPOSITORY, TINY, TrainedRun
 
 from bustseg.tracking import local_path
+from tests.conftest import REPOSITORY, TINY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]
 COMPOSE = yaml.safe_load((REPOSITORY / "docker" / "compose.yaml").read_text())

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moving import frame, write_clip
 
 from bustseg.data.clips import Clip
 from bustseg.deploy.clips import Smoother
 from bustseg.errors import DataError
+from tests.live.moving import frame, write_clip
 
 pytestmark = pytest.mark.usefixtures("sealed")
 

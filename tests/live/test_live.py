@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from moving import frame, write_clip
 
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
 from bustseg.live.app import create_app
 from bustseg.live.stream import Frames, Latest, Live
 from bustseg.serve.settings import Settings
+from tests.live.moving import frame, write_clip
 
 pytestmark = pytest.mark.usefixtures("sealed")
 

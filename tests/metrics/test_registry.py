@@ -13,7 +13,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, TINY, unpadded
 
 from bustseg.errors import UserError
 from bustseg.metrics import ImageMetric, ImageResult, Metric, OverlapMetric, RateMetric, register, unregister
@@ -28,6 +27,7 @@ from bustseg.metrics.registry import (
     value_of,
 )
 from bustseg.tracking import tracking_uri
+from tests.conftest import REPOSITORY, TINY, unpadded
 
 Bustseg = Callable[..., tuple[int, str, str]]
 

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS
 from jsonargparse import ArgumentParser
 from torch import nn
 
@@ -25,6 +24,7 @@ from bustseg.checkpoint import without_pretrained
 from bustseg.deploy.backends import OnnxRuntimeBackend, OpenVINOBackend, TorchBackend
 from bustseg.deploy.export import write_onnx
 from bustseg.task import SegmentationTask
+from tests.conftest import CONFIGS
 
 FILES = [
     path

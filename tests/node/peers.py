@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import dicoms
 import numpy as np
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
 from bustseg.node.node import _RESULTS, ULTRASOUND
+from tests.data import dicoms
 
 
 def free_port() -> int:

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import dicoms
 import highdicom
 import numpy as np
 import pytest
-from peers import Pacs, free_port, send_all, ultrasound
 from pydicom.uid import CTImageStorage
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
@@ -27,6 +25,8 @@ from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
 from bustseg.node.node import Node, Peer, check_title
 from bustseg.node.spool import Full, Spool
+from tests.data import dicoms
+from tests.node.peers import Pacs, free_port, send_all, ultrasound
 
 pytestmark = pytest.mark.usefixtures("sealed")
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import servers
 
 from bustseg.errors import TrackingError
 from bustseg.runs.store import local_path, open_store, tracking_uri
+from tests.runs import servers
 
 Bustseg = pytest.FixtureRequest
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
-from serving import as_png, scene
 
 from bustseg.data.sources import BUSI, Combined, Folders, Part
 from bustseg.deploy.predictor import Predictor
@@ -19,6 +18,7 @@ from bustseg.serve.app import create_app
 from bustseg.serve.corrections import Corrections, image_name
 from bustseg.serve.settings import Settings
 from bustseg.serve.shapes import run_lengths
+from tests.serve.serving import as_png, scene
 
 pytestmark = pytest.mark.usefixtures("sealed")
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import dicoms
 import numpy as np
 import pytest
 from PIL import Image
-from serving import Running, as_png, scene
 
 from bustseg.deploy.predictor import Predictor
+from tests.data import dicoms
+from tests.serve.serving import Running, as_png, scene
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = (

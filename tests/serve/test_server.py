@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import dicoms
 import httpx
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
-from serving import Running, as_png, scene
 
 from bustseg.deploy.predict import NOTICE
 from bustseg.deploy.predictor import Predictor
@@ -32,6 +30,8 @@ from bustseg.serve.app import create_app
 from bustseg.serve.guard import host_name
 from bustseg.serve.settings import Settings
 from bustseg.serve.shapes import from_run_lengths, polygons, run_lengths
+from tests.data import dicoms
+from tests.serve.serving import Running, as_png, scene
 
 pytestmark = pytest.mark.usefixtures("sealed")
 

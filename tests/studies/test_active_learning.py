@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
-import active_learning as study
-
 from bustseg.errors import UserError
+from studies import active_learning as study
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 

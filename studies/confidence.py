@@ -4,8 +4,8 @@ The temperature is fitted on the validation images of the checkpoint's own split
 predicted at its own size and its Dice (an empty mask counts 1 on an image without a lesion, convention `empty_one`) is
 compared with the confidence that its mask was given.
 
-    python benchmarks/confidence.py --model latest --subset val
-    python benchmarks/confidence.py --model exported/ --data_of best.ckpt --subset test --json out.json
+    python -m studies.confidence --model latest --subset val
+    python -m studies.confidence --model exported/ --data_of best.ckpt --subset test --json out.json
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""benchmarks/flagship.py: what it asks of the command line, and that nothing is done, nor the test looked at, twice."""
+"""studies/flagship.py: what it asks of the command line, and that nothing is done, nor the test looked at, twice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
 
 
 class Store:
@@ -47,8 +46,7 @@ def store() -> Store:
 
 @pytest.fixture
 def flagship(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> ModuleType:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    import flagship
+    from studies import flagship
 
     monkeypatch.setattr(flagship, "bustseg", store.bustseg)
     monkeypatch.chdir(tmp_path)

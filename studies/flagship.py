@@ -1,6 +1,6 @@
 """The flagship on each split: fit, choose threshold and smallest component on validation, look at the test once.
 
-    python benchmarks/flagship.py --root $BUSI_ROOT --curated_list curated_busi_v1.csv [--only "lesion 0" grouped ...]
+    python -m studies.flagship --root $BUSI_ROOT --curated_list curated_busi_v1.csv [--only "lesion 0" grouped ...]
 
 With ``--encoders lite2 lite1 lite0`` every split is trained with each of them, and the networks answer as one.
 Every step goes through the command line. Runs that are finished are not trained again, and a run that has been tested

@@ -1,6 +1,6 @@
 """What ``model.postprocess.max_confidence_gap`` gives on validation images, by trained model.
 
-    python benchmarks/components.py MODEL... [--root $BUSI_ROOT]
+    python -m studies.components MODEL... [--root $BUSI_ROOT]
 
 Each model (checkpoint or run id) answers for the validation images of its own split, from its logits before any
 post-processing. Prints a Markdown table: Dice ``lesion`` of each model by threshold and gap, and the means over models.

@@ -6,8 +6,8 @@ another split and another training. What is printed is the difference of the mea
 with a bootstrap interval that draws seeds, and within them whole groups of duplicates, since copies are no independent
 images; and, for the leaking split alone, the Dice of images with and without a copy in train.
 
-    python benchmarks/leakage.py --root $BUSI_ROOT --out leakage          # goes on where it stopped
-    python benchmarks/leakage.py --phantoms 60 --epochs 1 --seeds 0 1     # a quick look at the script itself
+    python -m studies.leakage --root $BUSI_ROOT --out leakage          # goes on where it stopped
+    python -m studies.leakage --phantoms 60 --epochs 1 --seeds 0 1     # a quick look at the script itself
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""benchmarks/folds.py: its division, and what its tables say of scores that are known."""
+"""studies/folds.py: its division, and what its tables say of scores that are known."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
 
 
 @pytest.fixture
 def folds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    import folds
+    from studies import folds
 
     return folds
 

@@ -1,7 +1,7 @@
 """What the flagship's recipe was chosen by: short trainings that differ in one thing, on validation images only.
 
-    python benchmarks/recipe.py --root $BUSI_ROOT                       # trains what the store lacks, then the table
-    python benchmarks/recipe.py --root $BUSI_ROOT --only base presence-off
+    python -m studies.recipe --root $BUSI_ROOT                       # trains what the store lacks, then the table
+    python -m studies.recipe --root $BUSI_ROOT --only base presence-off
 
 Each variant is `configs/flagship/grouped.yaml` with the options below at 128 px for 9 epochs, under every seed (of
 weights, order and augmentation; the split stays). The table has the Dice of the validation images at the threshold and
@@ -15,9 +15,9 @@ import argparse
 
 import mlflow
 import numpy as np
-from flagship import CONFIG, bustseg, find_run
 
 from bustseg.statistics import Bootstrap
+from studies.flagship import CONFIG, bustseg, find_run
 
 SHORT = [
     *("--data.image_size", "128", "--model.train_scale", "null", "--trainer.max_epochs", "9"),

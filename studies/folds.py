@@ -1,6 +1,6 @@
 """The flagship over folds of the images that the split `paper` does not test: 702 images, each predicted unseen.
 
-    python benchmarks/folds.py --root $BUSI_ROOT --encoders lite2 lite1 lite0
+    python -m studies.folds --root $BUSI_ROOT --encoders lite2 lite1 lite0
 
 78 validation images with 13 normals cannot tell settings of post-processing apart, and 62 test lesions say little of a
 network. So the training and validation images of the split are divided in three, each third is predicted by networks
@@ -27,11 +27,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
-from components import validation_logits
-from flagship import bustseg, train
-from recipe import with_interval
 
 from bustseg.statistics import Bootstrap
+from studies.components import validation_logits
+from studies.flagship import bustseg, train
+from studies.recipe import with_interval
 
 if TYPE_CHECKING:
     from bustseg.metrics import OperatingPoints
