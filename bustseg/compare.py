@@ -15,9 +15,10 @@ import pandas as pd
 from bustseg.data.sources import LABELS, natural_key
 from bustseg.data.sources.base import values_by_name
 from bustseg.errors import UserError
-from bustseg.metrics import CONVENTIONS, OverlapMetric, overlap_metrics, overlap_scores, table_metrics
-from bustseg.metrics.registry import COUNTS, SIZES, ImageMetric, all_metrics
-from bustseg.metrics.table import as_columns, size_thirds
+from bustseg.metrics import CONVENTIONS, overlap_scores, table_metrics
+from bustseg.metrics.measures import Measure, measures
+from bustseg.metrics.registry import COUNTS, SIZES
+from bustseg.metrics.table import size_thirds
 from bustseg.progress import error_console
 from bustseg.statistics import Bootstrap, holm, wilcoxon
 
@@ -58,41 +59,6 @@ class RunTable:
     run_id: str | None = None
     experiment: str | None = None
     checkpoint: Path | None = None
-
-
-def known_metrics() -> list[str]:
-    """Names of the metrics that can be compared."""
-    return [metric.name for metric in (*overlap_metrics(), *table_metrics())]
-
-
-def usual_metrics() -> list[str]:
-    """Names of the metrics that are compared when none is named, the headline's first."""
-    known = [metric for metric in all_metrics() if metric.name in known_metrics()]
-    overlap = [metric for metric in known if isinstance(metric, OverlapMetric)]
-    others = [metric for metric in known if not isinstance(metric, OverlapMetric)]
-    # of the overlap metrics that a table begins with, Dice first
-    first = [metric for metric in reversed(overlap) if metric.prominence == "headline"]
-    ordered = dict.fromkeys((*first, *overlap, *others))
-    return [metric.name for metric in ordered if metric.prominence != "detail"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A score that is a ratio of two sums over images, or a mean over images.
-
-    Attributes:
-        name: as in MLflow, such as ``dice_lesion``
-        metric: ``dice``
-        convention: ``lesion``; of a metric that has none ``lesion`` when it is about lesion images, else empty
-        terms: numerator and denominator per image, both (n,)
-        scores: (n,) score per image, nan for an image that does not count; None for pooled scores
-    """
-
-    name: str
-    metric: str
-    convention: str
-    terms: tuple[np.ndarray, np.ndarray]
-    scores: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -371,39 +337,6 @@ def _groups(tables: Sequence[RunTable], groups: dict[str, str] | None) -> tuple[
 # -------------------------------------------------------------------------------------------------------- computing
 
 
-def measures(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[Measure]:
-    """The scores that a table of images can give, in the order of ``metrics`` (the usual ones) and the conventions."""
-    lesion = (frame["lesion_px"] > 0).to_numpy()
-    columns = as_columns(frame)
-    counts = [columns[name].astype(np.float64) for name in COUNTS]
-    of_table = {metric.name: metric for metric in table_metrics() if set(metric.columns) <= set(columns)}
-    of_overlap = {metric.name: metric for metric in overlap_metrics()}
-    found: list[Measure] = []
-    for name in usual_metrics() if metrics is None else metrics:
-        if name in of_table:
-            metric = of_table[name]
-            numerator, denominator = (np.asarray(term, dtype=np.float64) for term in metric.terms(columns))
-            # a mean over images has a value of each image, a quotient of other sums has none
-            is_mean = isinstance(metric, ImageMetric) or metric.is_mean
-            scores = np.where(denominator > 0, numerator, np.nan) if is_mean else None
-            convention = "lesion" if metric.images == "lesion" else ""
-            found.append(Measure(name, name, convention, (numerator, denominator), scores))
-        for convention in CONVENTIONS if name in of_overlap else ():
-            full = f"{name}_{convention}"
-            if convention != "pooled":
-                scores = columns[full]
-                counted = ~np.isnan(scores)
-                found.append(
-                    Measure(full, name, convention, (np.where(counted, scores, 0), counted.astype(float)), scores)
-                )
-            elif lesion.any():
-                numerator, denominator = of_overlap[name].terms(*counts)
-                # where nothing is predicted at all, a precision of 0 and not 0 / 0
-                denominator = denominator if denominator.any() else np.ones(len(frame))
-                found.append(Measure(full, name, convention, (numerator, denominator), None))
-    return found
-
-
 def parts(frame: pd.DataFrame) -> dict[str, np.ndarray]:
     """Images of all, of each class, and of each third of the lesions by area, as bool (n,)."""
     found = {"all": np.ones(len(frame), dtype=bool)}
@@ -440,7 +373,7 @@ def compare(
 
     Args:
         tables: from :func:`load_runs`
-        metrics: of :func:`known_metrics`; the usual ones when not given
+        metrics: of :func:`bustseg.metrics.measures.known_metrics`; the usual ones when not given
         conventions: of :data:`bustseg.metrics.CONVENTIONS`
         groups: group by image id; the tables' own when not given
 

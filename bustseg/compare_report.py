@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from bustseg.colours import OUTLINES
-from bustseg.compare import COMPARED, Comparison, RunTable, compare, known_metrics, load_runs, read_groups
+from bustseg.compare import COMPARED, Comparison, RunTable, compare, load_runs, read_groups
 from bustseg.errors import UserError
 from bustseg.figures.panels import Picture, sheet
 from bustseg.figures.style import save
 from bustseg.metrics import CONVENTIONS, overlap_scores
+from bustseg.metrics.measures import known_metrics
 from bustseg.progress import console, error_console, track
 from bustseg.reports.comparison import describe, html_page, latex, print_comparison
 

@@ -19,10 +19,11 @@ from PIL import Image
 from scipy import stats
 
 from bustseg.colours import TRUTH
-from bustseg.compare import RunTable, check_comparable, compare, known_metrics, load_runs, measures, parts
+from bustseg.compare import RunTable, check_comparable, compare, load_runs, parts
 from bustseg.compare_report import choose_images, report, write_files
 from bustseg.errors import UserError
 from bustseg.metrics import aggregate
+from bustseg.metrics.measures import known_metrics, measures
 from bustseg.reports.comparison import describe, html_page, latex, p_text, verdict
 from bustseg.statistics import Bootstrap, holm
 from bustseg.tracking import Tracker, tracking_uri

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -30,6 +31,8 @@ class ImageTables(SubsetCallback):
     def __init__(self) -> None:
         self._overlap: dict[str, SegmentationMetrics] = {}
         self._shapes: dict[str, ImageShapes] = {}
+        self.tested: pd.DataFrame | None = None
+        """The table of the test images, once there is one"""
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, SegmentationTask):
@@ -57,6 +60,8 @@ class ImageTables(SubsetCallback):
                 if not len(counts["index"]):
                     continue
                 table = image_table(counts, shapes, datamodule.samples, groups)
+                if subset == "test":
+                    self.tested = table
                 summary = summarise(table)
                 log_subset(trainer, subset, summary_metrics(summary))
                 table.to_csv(Path(folder) / f"{subset}.csv", index=False, float_format="%.9g")

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
 from rich.table import Table
 
+from bustseg.callbacks import ImageTables
 from bustseg.metrics import CONVENTIONS, overlap_metrics
+from bustseg.metrics.measures import measures
 from bustseg.metrics.registry import score, single_scores, value_of
-from bustseg.progress import console
+from bustseg.progress import console, print_wide
+from bustseg.statistics import Bootstrap
 from bustseg.tracking import Tracker
 
 
@@ -20,7 +25,9 @@ def report(trainer: pl.Trainer, verb: str) -> None:
         return
     tracker = trainer.logger
     if verb != "fit":
-        _print_scores(trainer.callback_metrics, verb if verb == "test" else "val")
+        tables = next((one for one in trainer.callbacks if isinstance(one, ImageTables)), None)  # type: ignore[attr-defined]
+        table = None if tables is None else tables.tested
+        _print_scores(trainer.callback_metrics, verb if verb == "test" else "val", table)
     if not isinstance(tracker, Tracker):
         return
     lines = [f"run {tracker.run_id}  experiment {tracker._experiment_name}  store {tracker.store.shown}"]
@@ -29,23 +36,66 @@ def report(trainer: pl.Trainer, verb: str) -> None:
             lines.append(f"pictures, curves and tables in {tracker.artifact_dir}")
         if verb == "fit":
             lines.append(f"checkpoint {tracker.artifact_dir / 'checkpoints' / 'best.ckpt'}")
-    if verb == "fit":
-        lines.append(f"next: bustseg test --ckpt_path {tracker.run_id}")
+    lines.append(next_line(verb, str(tracker.run_id)))
     lines.append("look at it: bustseg ui")
     for line in lines:
         console.print(line, highlight=False)
 
 
-def _print_scores(metrics: Mapping[str, Any], stage: str) -> None:
-    table = Table(title=f"{stage}: one row per convention (what an image with an empty mask counts)")
+def next_line(verb: str, run_id: str) -> str:
+    """What is usually done with a run after a verb, as a command."""
+    if verb == "test":
+        return f"next: bustseg predict IMAGES --model {run_id} --out predictions, or bustseg compare {run_id} OTHER_RUN"
+    return f"next: bustseg test --ckpt_path {run_id}"
+
+
+def _print_scores(metrics: Mapping[str, Any], stage: str, table: pd.DataFrame | None) -> None:
     scores = {name.removeprefix(f"{stage}/"): float(value) for name, value in metrics.items()}
     overlap = overlap_metrics()
-    for column in ("convention", *(metric.title for metric in overlap)):
-        table.add_column(column)
+    shown = Table(title=f"{stage}: one row per convention (what an image with an empty mask counts)")
+    shown.add_column("convention")
+    for metric in overlap:
+        shown.add_column(metric.title, justify="right")
     for convention in CONVENTIONS:
         cells = (metric.text(value_of(scores, f"{metric.name}_{convention}")) for metric in overlap)
-        table.add_row(convention, *(cell or "-" for cell in cells))
-    console.print(table)
-    for name in single_scores(scores):
-        if score(name).metric.name != "loss":
-            console.print(f"{name} {score(name).metric.text(scores[name])}", highlight=False)
+        shown.add_row(convention, *(cell or "-" for cell in cells))
+    print_wide(shown)
+    limits = {} if table is None else intervals(table)
+    if limits:
+        between = Table(title=f"{stage}: 95 % intervals (bootstrap over images, within classes)")
+        between.add_column("score")
+        between.add_column("value", justify="right")
+        between.add_column("95 % interval", justify="right")
+        for name, (low, high) in limits.items():
+            own = score(name).metric
+            text = f"{own.text(low, interval=True)} to {own.text(high, interval=True)}"
+            between.add_row(name, own.text(value_of(scores, name)) or "-", text)
+        print_wide(between)
+    names = [name for name in single_scores(scores) if score(name).metric.name != "loss" and name not in limits]
+    width = max(map(len, names), default=0)
+    for name in names:
+        console.print(f"{name:<{width}}  {score(name).metric.text(scores[name]):>8}", highlight=False)
+
+
+def intervals(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """95 % confidence limits of the scores that a test is usually read by, by name.
+
+    As `bustseg compare` gives them: BCa over images, or over groups of them where groups are known, within classes.
+    A score that is the same in all images has none.
+
+    Args:
+        table: one row per image, see :func:`bustseg.metrics.table.image_table`
+    """
+    chosen = measures(table, ["dice"])
+    if not chosen:
+        return {}
+    groups = table["group"] if "group" in table else pd.Series("", table.index)
+    own = [
+        f"group {group}" if group else f"image {image}"
+        for group, image in zip(groups.fillna(""), table["image"], strict=True)
+    ]
+    boot = Bootstrap(own, strata=table["label"].to_numpy())
+    numerator, denominator = (np.stack([measure.terms[k] for measure in chosen], axis=1) for k in (0, 1))
+    _, low, high = boot.ratio(numerator, denominator).interval()
+    limits = {measure.name: (low[place], high[place]) for place, measure in enumerate(chosen)}
+    return {name: pair for name, pair in limits.items() if pair[0] < pair[1]}

@@ -205,7 +205,7 @@ def test_an_installed_package_brings_metrics(tmp_path: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypackage\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[bustseg.metrics]\nmine = mypackage:BOTH\n")
-    code = "from bustseg.metrics.table import columns; from bustseg.compare import known_metrics\n"
+    code = "from bustseg.metrics.table import columns; from bustseg.metrics.measures import known_metrics\n"
     code += "print('second' in columns(), known_metrics()[-1])"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
