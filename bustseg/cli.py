@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from bustseg import __version__
-from bustseg.command_line import Docstring, call
+from bustseg.command_line import Docstring, beginning, call
 from bustseg.errors import UserError
 from bustseg.trust import taken_out, trusting
 
@@ -29,7 +29,8 @@ def run(args: Sequence[str]) -> int:
         words = verb.split()
         if list(args[: len(words)]) == words:
             module = import_module(f"bustseg.commands.{'.'.join(words)}")
-            return call(getattr(module, words[-1]), args[len(words) :], f"bustseg {verb}")
+            with beginning(verb, args):
+                return call(getattr(module, words[-1]), args[len(words) :], f"bustseg {verb}")
     group = [word for word in ("data",) if args[:1] == [word]]
     given = next((word for word in args[len(group) :] if not word.startswith("-")), None)
     if given is not None or not {"-h", "--help", "--version"} & set(args):

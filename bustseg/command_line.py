@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
@@ -21,6 +23,9 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 from bustseg.errors import UserError
 
 Command = Callable[..., int]
+
+SLOW = ("fit", "validate", "test", "summary", "cv", "sweep", "reproduce", "compare", "explain", "predict", "export")
+"""Verbs that import for seconds before they have anything to say."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,16 @@ def call(function: Command, args: Sequence[str], prog: str) -> int:
         return function(**vars(parser.parse_args(list(args))))
     known, others = parser.parse_known_args(list(args))
     return function(**vars(known), **{rest[0]: others})
+
+
+def beginning(verb: str, args: Sequence[str]) -> AbstractContextManager[None]:
+    """Say at once, on a terminal, that a verb begins which imports for seconds; nothing where its help is asked for."""
+    asked = any("help" in arg or arg in ("-h", "--print_config") for arg in args)
+    if verb not in SLOW or asked or not sys.stderr.isatty():
+        return nullcontext()
+    from bustseg.progress import waiting
+
+    return waiting(f"bustseg {verb}: loading PyTorch and what else it needs")
 
 
 def make_parser(function: Command, prog: str) -> _Parser:

@@ -17,7 +17,7 @@ from bustseg.errors import UserError
 from bustseg.experiment import Experiment
 from bustseg.metrics.registry import headline_scores, score
 from bustseg.nested_runs import Scores, config_digest, fit_and_test, reopen_parent
-from bustseg.progress import console
+from bustseg.progress import console, labelled, print_wide
 from bustseg.tracking import PARENT_TAG, Tracker
 from bustseg.training import Run, prepare
 from bustseg.training.setup import default_name
@@ -51,12 +51,15 @@ def cross_validate(experiment: Experiment, folds: int | None = None, resume: boo
     key = _key(plan)
     parent, known = _parent(plan, key, numbers, resume)
     results: dict[int, Scores] = {}
+    runs: list[str] = []
     try:
-        for fold in numbers:
-            console.rule(f"fold {fold} ({numbers.index(fold) + 1} of {len(numbers)})")
+        for number, fold in enumerate(numbers, 1):
+            console.rule(f"fold {fold} ({number} of {len(numbers)})")
             own = experiment.but({**split, "data.fold": fold})
             tags = {PARENT_TAG: str(parent.run_id), FOLD: str(fold), "cv.split": plan.data.split_scheme}
-            results[fold] = _one_fold(own, tags, known.get(fold))
+            with labelled(f"fold {number}/{len(numbers)}"):
+                run_id, results[fold] = fit_and_test(own, tags, known.get(fold))
+            runs.append(run_id)
     except BaseException as error:
         parent.killed = isinstance(error, KeyboardInterrupt)
         parent.finalize("failed")
@@ -68,6 +71,7 @@ def cross_validate(experiment: Experiment, folds: int | None = None, resume: boo
     console.print(
         f"run {parent.run_id}  experiment {parent._experiment_name}  store {parent.store.shown}", highlight=False
     )
+    console.print(f"next: bustseg ensemble {' '.join(runs)} --out ensemble.ckpt", highlight=False)
     return 0
 
 
@@ -109,11 +113,6 @@ def _parent(plan: Run, key: str, folds: list[int], resume: bool) -> tuple[Tracke
     return parent, {}
 
 
-def _one_fold(experiment: Experiment, tags: Mapping[str, str], known: Any) -> Scores:
-    """Scores of one fold's test, from its run if that is finished."""
-    return fit_and_test(experiment, tags, known)[1]
-
-
 def mean_and_spread(results: Mapping[int, Scores]) -> dict[str, tuple[float, float]]:
     """Mean and sample standard deviation over folds of every metric; over the folds that have a number for it."""
     names = dict.fromkeys(name for scores in results.values() for name in scores)
@@ -149,4 +148,4 @@ def _print(results: Mapping[int, Scores]) -> None:
         metric = score(name).metric
         cells = [metric.text(scores.get(f"test/{name}")) or "-" for scores in results.values()]
         table.add_row(name, *cells, *map(metric.text, summary[f"test/{name}"]))
-    console.print(table)
+    print_wide(table)

@@ -2,22 +2,150 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 Item = TypeVar("Item")
 
-console = Console(soft_wrap=True)
-"""Results go here (standard output)."""
-
 error_console = Console(stderr=True, soft_wrap=True)
 """Warnings, errors and progress go here, so that a piped result stays clean."""
+
+_shown: list[Progress] = []
+"""The bars that are begun, the innermost last; it alone is on the screen."""
+
+_waiting: list[Progress] = []
+"""The line of :func:`waiting`, until something else is shown."""
+
+_labels: list[str] = []
+
+
+class _Results(Console):
+    """Standard output; where a bar is shown on the same terminal, the lines above it."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if self.quiet:
+            return
+        if _shown and self.is_terminal and error_console.is_terminal:
+            # a bar moves out of the way of what its own console prints, and of nothing else
+            error_console.print(*objects, **options)
+        else:
+            super().print(*objects, **options)
+
+
+console = _Results(soft_wrap=True)
+"""Results go here (standard output)."""
+
+
+def make_bar(*columns: str | ProgressColumn, expand: bool = False) -> Progress:
+    """A bar on standard error, which vanishes at its end; it shows nothing where nobody watches.
+
+    Args:
+        columns: what it shows, see :class:`rich.progress.Progress`
+        expand: take the whole width of the terminal
+    """
+    return Progress(
+        *columns,
+        console=error_console,
+        transient=True,
+        expand=expand,
+        disable=not error_console.is_terminal,
+        # else what is printed for a pipe would come out on standard error while a bar is shown there
+        redirect_stdout=sys.stdout.isatty(),
+    )
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Say on a terminal what is being waited for, until something else is shown or the context ends."""
+    bar = make_bar(SpinnerColumn(), TextColumn("{task.description}"))
+    bar.add_task(text, total=None)
+    _waiting.append(bar)
+    show(bar)
+    try:
+        yield
+    finally:
+        done_waiting()
+
+
+def wait_for(text: str) -> None:
+    """Say what :func:`waiting` waits for now; of no effect where nothing is waited for."""
+    for bar in _waiting:
+        bar.update(bar.task_ids[0], description=text)
+
+
+def done_waiting() -> None:
+    """Take the line of :func:`waiting` away."""
+    while _waiting:
+        hide(_waiting.pop())
+
+
+@contextmanager
+def on_screen(bar: Progress) -> Iterator[Progress]:
+    """Show a bar below all lines while the context lasts; a bar around it gives way to it for as long."""
+    show(bar)
+    try:
+        yield bar
+    finally:
+        hide(bar)
+
+
+def show(bar: Progress) -> None:
+    """Begin what :func:`on_screen` does."""
+    if bar not in _waiting:
+        done_waiting()
+    if _shown:
+        _shown[-1].stop()
+    _shown.append(bar)
+    bar.start()
+
+
+def hide(bar: Progress) -> None:
+    """End what :func:`on_screen` does; of no effect on a bar that is not shown."""
+    if bar not in _shown:
+        return
+    bar.stop()
+    innermost = bar is _shown[-1]
+    _shown.remove(bar)
+    if _shown and innermost:
+        _shown[-1].start()
+
+
+@contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """Let the bars of a training say, while the context lasts, of what it is a part: ``fold 2/5``."""
+    _labels.append(label)
+    try:
+        yield
+    finally:
+        _labels.pop()
+
+
+def label() -> str:
+    """What the innermost :func:`labelled` says; empty outside of all."""
+    return _labels[-1] if _labels else ""
+
+
+def clock(seconds: float) -> str:
+    """A duration such as ``1:43`` or ``2:05:09``."""
+    whole = max(round(seconds), 0)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 @cache
@@ -34,16 +162,9 @@ def print_wide(table: RenderableType) -> None:
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Yield ``items`` while a bar on standard error counts them; the bar vanishes at the end."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=error_console,
-        transient=True,
-        disable=not error_console.is_terminal,
-    ) as progress:
-        yield from progress.track(items, description=description, total=total)
+    bar = make_bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with on_screen(bar):
+        yield from bar.track(items, description=description, total=total)
 
 
 class StreamProgress:
@@ -63,21 +184,15 @@ class StreamProgress:
         self._more = 0
         self._worked = 0
         self._start = self._said = time.monotonic()
-        self._bar = Progress(
-            BarColumn(),
-            TextColumn("{task.description}"),
-            console=error_console,
-            transient=True,
-            disable=not error_console.is_terminal,
-        )
+        self._bar = make_bar(BarColumn(), TextColumn("{task.description}"))
         self._task = self._bar.add_task("", total=None)
 
     def __enter__(self) -> StreamProgress:
-        self._bar.start()
+        show(self._bar)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        hide(self._bar)
 
     @property
     def total(self) -> int | None:
@@ -115,6 +230,4 @@ class StreamProgress:
         words = f"{self.completed}{of} {self.what}, {self.rate:.1f} {self.what}/s"
         if self.total is None or not self._worked:
             return words
-        left = round(max(self.total - self.completed, 0) / self.rate)
-        hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
-        return f"{words}, {f'{hours}:{minutes:02d}' if hours else minutes}:{seconds:02d} left"
+        return f"{words}, {clock((self.total - self.completed) / self.rate)} left"

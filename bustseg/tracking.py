@@ -106,8 +106,13 @@ class Tracker(MLFlowLogger):
         # curves over epochs compare between batch sizes; Lightning counts optimiser steps
         if epoch is not None and not any(name.endswith("_step") for name in values):
             step = int(epoch)
+        within_epoch = any(name.endswith("_step") for name in values)
+        waiting = bool(self._unsent)
         if values:
             self._unsent.append((values, step or 0))
+        if within_epoch and waiting:
+            # the store did not answer last time: the epoch's end asks it again, and no step waits for it
+            return
 
         def send() -> None:
             while self._unsent:

@@ -86,7 +86,7 @@ def test_folds_hang_under_one_run_and_an_interrupted_one_resumes(
     assert table["fold"].tolist() == [0, 1, 2]
 
     # another configuration is another cross-validation
-    monkeypatch.setattr(cross_validation, "_one_fold", lambda *args: {"test/dice_lesion": 0.5})
+    monkeypatch.setattr(cross_validation, "fit_and_test", lambda *args: ("id", {"test/dice_lesion": 0.5}))
     code, out, err = cv(bustseg, phantoms, *options, "--resume", "--data.batch_size", 4)
     assert code == 0, err
     assert "starting anew" in out
@@ -96,7 +96,9 @@ def test_folds_hang_under_one_run_and_an_interrupted_one_resumes(
 def test_folds_of_a_csv_and_of_a_scheme(bustseg: Bustseg, phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Experiment] = []
     monkeypatch.setattr(
-        cross_validation, "_one_fold", lambda one, tags, known: calls.append(one) or {"test/dice_lesion": 0.5}
+        cross_validation,
+        "fit_and_test",
+        lambda one, tags, known: calls.append(one) or ("id", {"test/dice_lesion": 0.5}),
     )
     names = [path.stem for path in sorted(phantoms.glob("*/*).png"))]
     Path("folds.csv").write_text("image,fold\n" + "\n".join(f"{name},{i % 4 + 1}" for i, name in enumerate(names)))

@@ -8,11 +8,13 @@ from bustseg.callbacks.explain import ExplainCallback
 from bustseg.callbacks.frozen import FrozenFeatures
 from bustseg.callbacks.interrupts import Interrupts
 from bustseg.callbacks.model import ModelRecorder
+from bustseg.callbacks.opening import Opening
 from bustseg.callbacks.operating import OperatingPointSearch
 from bustseg.callbacks.panels import PredictionPanels
 from bustseg.callbacks.per_image import ImageTables
-from bustseg.callbacks.progress import EpochLines, WatchedProgressBar
+from bustseg.callbacks.progress import EpochLines, TrainingBar
 from bustseg.callbacks.record import RunRecorder
+from bustseg.callbacks.steps import StepMetrics
 from bustseg.callbacks.subsets import TestPasses
 
 __all__ = [
@@ -26,10 +28,12 @@ __all__ = [
     "LastCheckpoint",
     "ModelRecorder",
     "MovingAverage",
+    "Opening",
     "OperatingPointSearch",
     "PredictionPanels",
     "RunRecorder",
+    "StepMetrics",
     "TestCurves",
     "TestPasses",
-    "WatchedProgressBar",
+    "TrainingBar",
 ]

@@ -20,7 +20,7 @@ from bustseg.data.sources import LABELS
 from bustseg.data.splits import write_split
 from bustseg.progress import error_console
 from bustseg.task import SegmentationTask
-from bustseg.tracking import Tracker, one_line
+from bustseg.tracking import PARENT_TAG, Tracker, one_line
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "segmentation-models-pytorch", "albumentations", "mlflow")
 
@@ -194,10 +194,14 @@ class RunRecorder(Callback):
             tracker.close_as_failed(what)
         self._send_best(trainer)
         last = tracker.run_dir / "checkpoints" / "last.ckpt"
-        if trainer.state.fn == "fit" and last.is_file():
+        if trainer.state.fn != "fit":
+            return
+        if last.is_file():
             error_console.print(
                 f"to go on from the last finished epoch: bustseg fit --ckpt_path {last}", highlight=False
             )
+        elif stopped and PARENT_TAG not in (tracker.tags or {}):
+            error_console.print("no epoch is finished, so nothing can be continued: begin again", highlight=False)
 
     def _send_best(self, trainer: Trainer) -> None:
         """Upload the best checkpoint to a store on another machine; a local one holds it already."""

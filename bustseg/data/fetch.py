@@ -21,11 +21,11 @@ from urllib.parse import urlparse
 
 from filelock import FileLock
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from bustseg.data.sources import BUSI
 from bustseg.errors import DataError
-from bustseg.progress import console, error_console, track
+from bustseg.progress import console, make_bar, on_screen, track
 
 URL = "https://scholar.cu.edu.eg/Dataset_BUSI.zip"
 SHA256 = "b2ce09f6063a31a73f628b6a6ee1245187cbaec225e93e563735691d68654de7"
@@ -128,15 +128,8 @@ class ResumingDownloader:
 
         part = Path(output_file).parent / ((PurePosixPath(urlparse(url).path).name or "archive.zip") + ".part")
         with (
-            Progress(
-                "downloading",
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=error_console,
-                transient=True,
-                disable=not error_console.is_terminal,
+            on_screen(
+                make_bar("downloading", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
             ) as progress,
             requests.Session() as session,
         ):

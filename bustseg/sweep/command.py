@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bustseg.errors import SweepError
 from bustseg.experiment import put
-from bustseg.progress import console, error_console
+from bustseg.progress import console, error_console, labelled
 from bustseg.sweep import result
 from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Plan, read_plan
@@ -174,7 +174,7 @@ def _work(plan: Plan, study: SharedStudy, parent: Tracker) -> int:
     try:
         while (trial := study.claim()) is not None:
             start = time.perf_counter()
-            with study.heartbeat(trial):
+            with study.heartbeat(trial), labelled(f"trial {trial.number + 1}/{plan.total}"):
                 ended = run_trial(plan, study, trial, str(parent.run_id))
             _say(plan, study, ended, time.perf_counter() - start)
     except BaseException:

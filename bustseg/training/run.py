@@ -20,6 +20,7 @@ from bustseg.errors import UserError
 from bustseg.experiment import Experiment
 from bustseg.preflight import try_network
 from bustseg.processes import OtherProcesses
+from bustseg.progress import wait_for
 from bustseg.task import SegmentationTask
 from bustseg.tracking import Tracker
 from bustseg.training.report import report
@@ -121,12 +122,15 @@ def _run(
     interrupts = Interrupts()
     others = OtherProcesses()
     run = prepare(experiment, verb, checkpoint, tags, [interrupts, *callbacks, others])
+    wait_for("reading the data")
     # before the run begins, so that data or a network that cannot be used leave no run behind
     run.data.prepare_data()
     run.data.setup(verb)
     if verb == "fit":
         run.data.checked_augmentation()
+    wait_for("trying the network")
     try_network(run.task, run.data, verb == "fit", run.trainer.world_size)
+    wait_for("beginning the run")
     options: dict[str, Any] = {"weights_only": experiment.weights_only}
     if verb != "fit":
         options["verbose"] = False  # the table below says each number's convention
@@ -152,6 +156,7 @@ def prepare(
         UserError: an experiment or checkpoint that cannot be used
     """
     quiet_libraries()
+    wait_for("making the network")
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     if content is not None and verb == "fit" and "optimizer_states" not in content:
         raise UserError(f"{checkpoint} holds weights only and cannot be continued: name the run's last.ckpt")

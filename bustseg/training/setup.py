@@ -19,16 +19,19 @@ from bustseg.callbacks import (
     ImageTables,
     LastCheckpoint,
     ModelRecorder,
+    Opening,
     OperatingPointSearch,
     PredictionPanels,
     RunRecorder,
+    StepMetrics,
     TestCurves,
-    WatchedProgressBar,
+    TrainingBar,
 )
+from bustseg.callbacks.progress import Pace
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.experiment import CALLBACKS, Experiment
 from bustseg.processes import OneProcessStops
-from bustseg.progress import console
+from bustseg.progress import error_console
 from bustseg.task import RECORD
 from bustseg.tracking import Tracker, open_store, tracking_uri
 from bustseg.trust import own_store
@@ -162,15 +165,16 @@ def make_trainer(
     options: dict[str, Any] = parts.trainer.as_dict()
     chosen = options.pop("callbacks") or []
     record = {**experiment.config, "ckpt_path": str(checkpoint) if checkpoint else None}
+    pace, steps = Pace(), StepMetrics()
     callbacks = [
         *first,
         *(chosen if isinstance(chosen, list) else [chosen]),
         *(parts[section] for section in CALLBACKS.values()),
-        *_callbacks_of(verb, {**record, "weights_only": experiment.weights_only}),
+        *_callbacks_of(verb, {**record, "weights_only": experiment.weights_only}, pace, steps),
     ]
     if options["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in callbacks):
-        if console.is_terminal:
-            callbacks.append(WatchedProgressBar())
+        if error_console.is_terminal:
+            callbacks.append(TrainingBar(pace, steps))
         else:
             # bars fill log files with control characters; there EpochLines says what happens
             options["enable_progress_bar"] = False
@@ -178,8 +182,11 @@ def make_trainer(
     return pl.Trainer(**{**options, "logger": logger, "callbacks": callbacks})
 
 
-def _callbacks_of(verb: str, record: dict[str, Any]) -> list[pl.Callback]:
-    callbacks: list[pl.Callback] = [RunRecorder(record), EpochLines(), OneProcessStops()]
+def _callbacks_of(verb: str, record: dict[str, Any], pace: Pace, steps: StepMetrics) -> list[pl.Callback]:
+    # what is said of a run follows what records it, and so makes it
+    callbacks: list[pl.Callback] = [RunRecorder(record), Opening(), EpochLines(pace), OneProcessStops()]
+    if verb == "fit":
+        callbacks.append(steps)
     if verb == "test":
         callbacks += [ImageTables(), TestCurves(), PredictionPanels()]
     if verb == "validate":

@@ -1,0 +1,68 @@
+"""What begins: the run, its data, its network and its device, in a few lines before the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bustseg.callbacks.record import device_name, network_tags
+from bustseg.data.datamodule import BUSIDataModule
+from bustseg.progress import console, done_waiting
+from bustseg.task import SegmentationTask
+from bustseg.tracking import Tracker
+
+_DIGITS = 12
+"""Of a digest, enough to tell two data sets apart by eye; the run has all of it."""
+
+
+class Opening(Callback):
+    """Says what a fit, a validation or a test begins with."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        say_opening(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            say_opening(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        say_opening(trainer, pl_module)
+
+
+def say_opening(trainer: Trainer, task: LightningModule) -> None:
+    """Print the lines, on the first process."""
+    if not trainer.is_global_zero:
+        return
+    done_waiting()
+    for name, text in opening_lines(trainer, task):
+        console.print(f"{name:<8}  {text}", highlight=False, markup=False)
+
+
+def opening_lines(trainer: Trainer, task: LightningModule) -> Iterator[tuple[str, str]]:
+    """What each line is about, and its text."""
+    tracker, data = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(tracker, Tracker):
+        run = tracker.experiment.get_run(tracker.run_id)
+        yield "run", run.info.run_id
+        yield "name", f"{run.info.run_name}, experiment {tracker._experiment_name}"
+        if tracker.uri.startswith("http"):
+            page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+            yield "page", f"{tracker.store.shown.rstrip('/')}/{page}"
+    if isinstance(data, BUSIDataModule):
+        counts = {subset: len(indices) for subset, indices in data.indices.items()}
+        subsets = ", ".join(f"{count} {subset}" for subset, count in counts.items() if count)
+        yield "data", f"{sum(counts.values())} images: {subsets}"
+        digest = data.data_digest[:_DIGITS]
+        yield "source", f"{data.source.name}, split {_short(data.split_scheme)}, digest {digest}"
+    if isinstance(task, SegmentationTask):
+        tags = network_tags(task)
+        total, trained = int(tags["parameters"] or 0), int(tags["parameters_trainable"] or 0)
+        frozen = f", {trained:,} of them trained" if trained < total else ""
+        yield "network", f"{tags['network']}, {total:,} parameters{frozen}  (loss {tags['loss']})"
+    yield "device", f"{device_name(trainer)}, precision {trainer.precision}"
+
+
+def _short(split: str) -> str:
+    """A scheme's name, or that of a file without the folders before it."""
+    return split.replace("\\", "/").rpartition("/")[2]
