@@ -30,7 +30,7 @@ from bustseg.experiment import Experiment
 from bustseg.metrics import CONVENTIONS
 from bustseg.nested_runs import config_digest, fit_and_test, reopen_parent, store_client, tested
 from bustseg.paper_tables import PaperTable, Row, find_table, read_table
-from bustseg.progress import console, print_wide, track
+from bustseg.progress import console, labelled, print_wide, track
 from bustseg.reproduce_report import Outcome, Result, duration, read_outcome, write_report
 from bustseg.tracking import PARENT_TAG, RUNS_DIR, Tracker, one_line
 
@@ -346,49 +346,50 @@ def _alone(job: Job) -> Iterator[bool]:
 
 
 def print_plan(table: PaperTable, jobs: Sequence[Job]) -> None:
-    """Print what is to be run, what is there, and how long the rest may take, from a step of each distinct network."""
+    """Print what is to be run and what is there at once, then how long the rest may take, network by network."""
     asked = [job for job in jobs if job.asked]
-    _measure([job for job in asked if job.open])
     shown = Table(title=table.title, caption=table.legend or None)
-    for column in ("row", "model", "seed", "parameters", "trained", "epochs", "state", "estimate"):
-        shown.add_column(column, justify="right" if column in ("row", "seed", "parameters", "trained") else "left")
+    for column in ("row", "model", "seed", "epochs", "state"):
+        shown.add_column(column, justify="right" if column in ("row", "seed") else "left")
     for job in asked:
-        counts = job.outcome or job.cost
-        estimate = job.estimate() if job.open else None
-        shown.add_row(
-            str(job.row.row),
-            escape(job.row.name),
-            str(job.seed),
-            *(("", "") if counts is None else (f"{counts.parameters:,}", f"{counts.trainable:,}")),
-            str(job.outcome.epochs) if job.outcome else f"<= {job.epochs}",
-            escape(job.state),
-            "" if not job.open else "not known" if estimate is None else duration(estimate),
-        )
+        epochs = str(job.outcome.epochs) if job.outcome else f"<= {job.epochs}"
+        shown.add_row(str(job.row.row), escape(job.row.name), str(job.seed), epochs, escape(job.state))
     print_wide(shown)
     todo = [job for job in asked if job.open]
+    if not todo:
+        console.print(f"all {len(asked)} are done", highlight=False)
+        return
+    console.print(f"{len(asked) - len(todo)} of {len(asked)} are done; timing a step of each network", highlight=False)
+    _measure(todo)
     estimates = [seconds for job in todo if (seconds := job.estimate()) is not None]
     console.print(
         f"{len(asked) - len(todo)} of {len(asked)} are done; the rest takes about {duration(sum(estimates))} or less "
-        "(an estimate from one training step of each network; early stopping shortens it)"
-        if todo
-        else f"all {len(asked)} are done",
+        "(an estimate from one training step of each network; early stopping shortens it)",
         highlight=False,
     )
 
 
 def _measure(jobs: Sequence[Job]) -> None:
+    """Give each job its cost, and print a line for each distinct network as soon as it is timed."""
     first: dict[str, Job] = {}
     for job in jobs:
         first.setdefault(job.network, job)
+    width = max((len(job.row.name) for job in jobs), default=0)
     for name, job in track(list(first.items()), "timing a step of each network"):
         try:
             cost = measure_cost(job.config, job.data)
         except Exception as error:  # whatever it is, the row itself will say it
             console.print(f"{job.name}: no estimate ({one_line(error)})", highlight=False, markup=False)
             continue
-        for other in jobs:
-            if other.network == name:
-                other.cost = cost
+        same = [other for other in jobs if other.network == name]
+        for other in same:
+            other.cost = cost
+        console.print(
+            f"row {job.row.row:>2}  {job.row.name:<{width}}  {cost.parameters:>11,} parameters, {cost.trainable:>11,} "
+            f"trained  {duration(job.estimate() or 0.0):>9}{f' (and {len(same) - 1} alike)' if len(same) > 1 else ''}",
+            highlight=False,
+            markup=False,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- running
@@ -427,7 +428,8 @@ def _run_all(
                 continue
             whole = job.run is None
             try:
-                _run_one(job, parent, client, table, options.resume)
+                with labelled(f"row {number + 1}/{len(todo)}"):
+                    _run_one(job, parent, client, table, options.resume)
             except Exception as error:
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                     raise
