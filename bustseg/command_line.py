@@ -129,8 +129,8 @@ def call(function: Command, args: Sequence[str], prog: str) -> int:
         SystemExit: after printing the help
     """
     rest = next(((name, marker) for name, _, marker in _parameters(function) if isinstance(marker, Rest)), None)
-    if rest is not None and rest[1].shown and {"-h", "--help"} & set(args):
-        print(_experiment_help(function, prog), end="")
+    if rest is not None and rest[1].shown and {"-h", "--help", "--help-all"} & set(args):
+        print((_experiment_help if "--help-all" in args else _short_help)(function, prog), end="")
         return 0
     parser = make_parser(function, prog)
     _check_spelling(parser, args, only_these=rest is None)
@@ -286,3 +286,20 @@ def _experiment_help(function: Command, prog: str) -> str:
     parser.epilog = f"example: {docstring.example}"
     add_arguments(parser, function, skip=("ckpt_path",))  # which an experiment's parser has already
     return parser.format_help()
+
+
+def _short_help(function: Command, prog: str) -> str:
+    """A command's own options and the keys of an experiment that people change."""
+    from bustseg.usual_keys import help_text
+
+    docstring = Docstring.of(function)
+    parser = make_parser(function, prog)
+    needed = "--config FILE" if "--config" in docstring.example else "--ckpt_path MODEL"
+    parser.usage = f"{prog} {needed} [--KEY VALUE ...]"
+    parser.description = f"{docstring.summary}\n\nexample: {docstring.example}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = None
+    parser.add_argument("-c", "--config", metavar="FILE", help="a config file, or one that ships; later ones win")
+    parser.add_argument("--help-all", action="store_true", help="every key of an experiment")
+    parser.add_argument("--print_config", action="store_true", help="print the configuration that results, and stop")
+    return f"{parser.format_help()}{help_text()}\n"

@@ -24,9 +24,11 @@ from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, run_file, wi
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
+from bustseg.presets import find_config
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.tracking import Tracker, flatten
 from bustseg.trust import allow_arguments, allow_text, building, check_config, stored_config
+from bustseg.usual_keys import meant
 
 CALLBACKS: dict[type[pl.Callback], str] = {
     EarlyStopping: "early_stopping",
@@ -48,7 +50,7 @@ _DOWNLOAD_ERRORS = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "HfHubHTT
 
 _UNKNOWN_KEY = re.compile(
     r"(?:Group '(?P<group>[\w.]+)' does not accept option|Option|Key) '(?P<key>[\w.]+)'"
-    r"|unrecognized arguments?: -*(?P<option>[\w.]+)",
+    r"|unrecognized arguments?: -*(?P<option>[\w.-]+)",
     re.IGNORECASE,
 )
 """jsonargparse's ways to say that a file or the command line has a key that nothing takes."""
@@ -152,6 +154,7 @@ class Experiment:
         Raises:
             UserError: a config file, key or value that cannot be used
         """
+        options = with_shipped_configs(options)
         check_files(options)
         with _guarded(base.origin if base else ""):
             namespace = _parser().parse_args(list(options), namespace=base._namespace if base else None)
@@ -338,6 +341,24 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
     config[last] = value
 
 
+def with_shipped_configs(options: Sequence[str]) -> list[str]:
+    """Options in which a config that ships is its file, wherever this is run: ``--config baselines/unet_lite0``.
+
+    Raises:
+        UserError: no such file or config
+    """
+    found: list[str] = []
+    for before, option in zip(["", *options], options, strict=False):
+        name, equals, value = option.partition("=")
+        if before in ("--config", "-c"):
+            found.append(str(find_config(option)))
+        elif name in ("--config", "-c") and equals:
+            found += ["--config", str(find_config(value))]
+        else:
+            found.append(option)
+    return found
+
+
 def check_files(options: Sequence[str]) -> None:
     """Look at config files before the parser does, whose message does not name the file.
 
@@ -348,8 +369,6 @@ def check_files(options: Sequence[str]) -> None:
     """
     allow_arguments(options)
     for path in (options[i + 1] for i, option in enumerate(options[:-1]) if option in ("--config", "-c")):
-        if not Path(path).is_file():
-            raise UserError(f"no config file at {path}")
         text, content = read_yaml(Path(path))
         if not isinstance(content, dict):
             raise UserError(f"{path} holds no configuration: see configs/quickstart.yaml for one")
@@ -391,6 +410,8 @@ def explain(error: Exception) -> UserError:
     if unknown := _UNKNOWN_KEY.match(text):
         found = unknown.groupdict()
         key = ".".join(part for part in (found["group"], found["key"] or found["option"]) if part)
+        if usual := meant(key):
+            return UserError(f"unknown config key `{key}`: did you mean --{usual}?")
         return UserError(f"unknown config key `{key}`{did_you_mean(key, _parser().get_defaults().keys(branches=True))}")
     lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
     return UserError(" ".join(dict.fromkeys(lines))[:600])

@@ -8,8 +8,10 @@ from typing import Any
 
 from bustseg.bounds import read_yaml
 from bustseg.errors import UserError
+from bustseg.presets import folders
 
-FOLDER = Path("configs") / "tables"
+TABLES = "tables"
+"""Folder of the tables among the configs."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,16 @@ def find_table(table: str, family: str = "paper") -> Path:
         if not Path(table).is_file():
             raise UserError(f"no table at {table}")
         return Path(table)
-    package = Path(__file__).resolve().parent
-    folders = [folder for base in (Path(), package.parent, package) if (folder := base / FOLDER).is_dir()]
-    if not folders:
-        raise UserError(f"no {FOLDER} here: run it in a checkout of bustseg, or name a table's file with --table")
+    places = [folder for base in folders() if (folder := base / TABLES).is_dir()]
+    if not places:
+        raise UserError(
+            f"no folder configs/{TABLES} here: run it in a checkout of bustseg, or name a file with --table"
+        )
     name = f"table{table}" if family == "paper" else f"table{table}_{family}"
-    for folder in folders:
+    for folder in places:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    known = ", ".join(sorted(path.stem.removeprefix("table") for folder in folders for path in folder.glob("*.yaml")))
+    known = ", ".join(sorted(path.stem.removeprefix("table") for folder in places for path in folder.glob("*.yaml")))
     of = f" of the family {family}" if family != "paper" else ""
     raise UserError(f"no table {table}{of}: there are {known} (a name after _ is a family)")
 

@@ -69,6 +69,7 @@ CONTRACT = {
         [],
     ),
     "ui": ("--host --port --uri", []),
+    "configs": ("", ["?"]),
 }
 
 
@@ -110,7 +111,7 @@ def test_help_ends_in_an_example(verb: str, bustseg: Bustseg) -> None:
 
 
 def test_help_of_a_training_lists_all_that_can_be_configured(bustseg: Bustseg) -> None:
-    code, out, _ = bustseg("fit", "--help")
+    code, out, _ = bustseg("fit", "--help-all")
     assert code == 0
     assert out.startswith("usage: bustseg fit ")
     for option in ("--config", "--trainer.max_epochs", "--data.batch_size", "--tracking.experiment", "--ckpt_path"):

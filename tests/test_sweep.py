@@ -164,7 +164,7 @@ def test_known_metrics_are_those_that_a_fit_logs(trained_run: Any) -> None:
 
 
 BAD = {
-    "no file": (None, "no sweep file at own.yaml"),
+    "no file": (None, "no config file at own.yaml"),
     "empty space": ({"space": {}}, "has an empty space"),
     "no choices": ({"space": {BATCH: []}}, "the list of choices is empty"),
     "directions": (

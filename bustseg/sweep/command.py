@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bustseg.errors import SweepError
 from bustseg.experiment import put
+from bustseg.presets import find_config
 from bustseg.progress import console, error_console, labelled
 from bustseg.sweep import result
 from bustseg.sweep.costs import COSTS
@@ -51,6 +52,7 @@ def sweep_command(
     """
     if workers < 1:
         raise SweepError(f"--workers is {workers}: give a whole number of at least 1")
+    config = find_config(config)
     plan = read_plan(config, options, study, storage)
     if supervisor is not None:
         follow_supervisor()

@@ -1,0 +1,29 @@
+"""`bustseg configs`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from bustseg.command_line import Option
+
+
+def configs(name: Annotated[str | None, Option(metavar="NAME")] = None) -> int:
+    """List the configs that ship, or print one; their names do for --config in any folder.
+
+    Example:
+        bustseg configs baselines/unet_lite0
+
+    Args:
+        name: the config to print
+    """
+    from bustseg.presets import about, find_config, presets
+    from bustseg.progress import console
+
+    if name is not None:
+        print(find_config(name).read_text(encoding="utf-8"), end="")
+        return 0
+    known = presets()
+    width = max(map(len, known), default=0)
+    for own, path in known.items():
+        console.print(f"{own:<{width}}  {about(path)}", highlight=False, markup=False)
+    return 0
