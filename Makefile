@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # test files go to this many processes; a file stays in one, since its tests share trained networks
 WORKERS ?= 2
 
-.PHONY: help setup quickstart test test-fast lint format docs ui clean
+.PHONY: help setup quickstart test coverage test-fast lint format docs ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ quickstart: $(STAMP) ## train and test a small network on phantoms, no data need
 
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+coverage: $(STAMP) ## run all tests and show the lines that none of them runs
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term --cov-report=html
 
 test-fast: $(STAMP) ## run the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow'
@@ -46,4 +49,4 @@ ui: $(STAMP) ## open the MLflow UI
 	$(BIN)/bustseg ui
 
 clean: ## remove caches, never runs or data
-	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	rm -rf htmlcov .coverage .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

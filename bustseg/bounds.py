@@ -71,6 +71,16 @@ def max_pixels() -> int:
     raise UserError(f"{MEGAPIXELS} is {text!r:.40}: give a number of millions of pixels, such as 100")
 
 
+def check_port(port: int) -> None:
+    """Refuse what is no port of a computer; 0 lets the system choose one.
+
+    Raises:
+        UserError: so it is
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port is {port}: give a number from 0 to 65535")
+
+
 def check_pixels(what: str, height: int, width: int, frames: int = 1) -> None:
     """Refuse an image that is too large to be decoded, by what its header says.
 

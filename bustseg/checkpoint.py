@@ -74,7 +74,7 @@ def build_task(model: Mapping[str, Any]) -> SegmentationTask:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SegmentationTask, "model", fail_untyped=False)
     section = {**model, "network": without_pretrained(model["network"])}
-    return parser.instantiate_classes(parser.parse_object({"model": section})).model
+    return parser.instantiate(parser.parse_object({"model": section})).model
 
 
 def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTask:
@@ -102,7 +102,7 @@ def build_data(data: Mapping[str, Any]) -> BUSIDataModule:
     """The data module of a configuration's `data` section; not set up yet."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(BUSIDataModule, "data", fail_untyped=False)
-    return parser.instantiate_classes(parser.parse_object({"data": dict(data)})).data
+    return parser.instantiate(parser.parse_object({"data": dict(data)})).data
 
 
 def load_data(path: Path) -> BUSIDataModule:

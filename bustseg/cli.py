@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import sys
-import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 from bustseg import __version__
 from bustseg.command_line import Docstring, beginning, call
-from bustseg.errors import UserError
+from bustseg.errors import UserError, in_one_line
+from bustseg.notices import one_line_each
 from bustseg.trust import taken_out, trusting
 
 VERBS = (
@@ -61,28 +61,14 @@ def main(args: Sequence[str] | None = None) -> int:
     """Entry point of the command line; ``args`` as in ``sys.argv[1:]``. Returns the exit code."""
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
-    if not debug:
-        warnings.simplefilter("ignore")
     try:
         packages, arguments = taken_out([argument for argument in arguments if argument != "--debug"])
-        with trusting(packages):
+        with nullcontext() if debug else one_line_each(), trusting(packages):
             return run(arguments)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BaseException as error:
-        return _fail(*_explained(error), debug)
-
-
-def _explained(error: BaseException) -> tuple[str, int]:
-    """One line on an error, and the exit code."""
-    if isinstance(error, UserError):
-        return str(error), 2
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped by the user", 130
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full: free some space; finished epochs are kept in the run's last.ckpt", 2
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return text if isinstance(error, OSError) else f"{text} (run again with --debug for the traceback)", 1
+        return _fail(*in_one_line(error), debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

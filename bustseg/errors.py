@@ -1,5 +1,7 @@
 """Errors that a user can mend: the command line prints their message as one line and exits with code 2."""
 
+import errno
+
 
 class UserError(Exception):
     """Input that cannot be used. The message says what is wrong and what to do, in one line."""
@@ -23,3 +25,23 @@ class TrackingError(UserError):
 
 class SweepError(UserError):
     """A sweep whose file, study or storage cannot be used."""
+
+
+def in_one_line(error: BaseException) -> tuple[str, int]:
+    """What the command line says of an error, in one line whatever names it quotes, and its exit code."""
+    words, code = _words(error)
+    # a file's name may hold line breaks, and bytes that are no text
+    return " ".join(words.encode(errors="replace").decode().split()), code
+
+
+def _words(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by the user", 130
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full: free some space; finished epochs are kept in the run's last.ckpt", 2
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.strerror}: {error.filename!s:.200}", 2
+    text = f"{type(error).__name__}: {error}"
+    return text if isinstance(error, OSError) else f"{text} (run again with --debug for the traceback)", 1

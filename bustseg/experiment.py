@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, Namespace
+from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -391,7 +391,7 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except (ArgumentError, TypeError, ValueError, AttributeError, ImportError, LookupError, OSError) as error:
+    except Exception as error:  # classes of anyone's are built here, and may raise anything
         raise explain(error) from error
 
 
@@ -414,7 +414,44 @@ def explain(error: Exception) -> UserError:
             return UserError(f"unknown config key `{key}`: did you mean --{usual}?")
         return UserError(f"unknown config key `{key}`{did_you_mean(key, _parser().get_defaults().keys(branches=True))}")
     lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
-    return UserError(" ".join(dict.fromkeys(lines))[:600])
+    return UserError(wrong_value(text) or " ".join(dict.fromkeys(lines))[:600])
+
+
+def wrong_value(text: str) -> str:
+    """One line for a value of the wrong type, from jsonargparse's list of all types that it tried.
+
+    Args:
+        text: the parser's message
+
+    Returns:
+        The key, its value and what it takes; empty when the message says something else.
+    """
+    key, value = re.search(r'key "([^"]+)":', text), re.search(r"(?:Given value|Got value): (.*)", text)
+    if key is None:
+        return ""
+    if refused := re.search(r"Problem with given class_path '([^']+)':\s*(.*)", text):
+        return f"`{key[1]}` names {refused[1]}: {refused[2].strip()}"
+    kinds = dict.fromkeys(re.findall(r"Expected a (<class '\w+'>|typing\.Literal\[.*?\]|dot import path)", text))
+    choices = [word.strip("' ") for kind in kinds if "Literal" in kind for word in kind[15:-1].split(",")]
+    wanted = [f"one of {', '.join(dict.fromkeys(choices))}"] if choices else []
+    wanted += [_KINDS[kind] for kind in kinds if kind in _KINDS]
+    if value is None or not wanted:
+        return ""
+    return f"`{key[1]}` is {value[1].strip()[:200]}: give {', or '.join(wanted)}"
+
+
+_KINDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'str'>": "a text",
+    "<class 'list'>": "a list",
+    "<class 'tuple'>": "a list of as many values as it has",
+    "<class 'dict'>": "a mapping",
+    "<class 'NoneType'>": "null",
+    "dot import path": "a class (class_path and init_args)",
+}
+"""What a message calls the types of values."""
 
 
 def did_you_mean(key: str, known: Iterator[str] | Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +11,37 @@ import torch
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.task import SegmentationTask
+
+
+@contextmanager
+def chosen_in(section: str) -> Iterator[None]:
+    """Name the section of the configuration whose choice a library refuses while something is made of it.
+
+    Raises:
+        UserError: whatever was raised, in one line that begins with the section
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a class of anyone's may raise anything
+        raise UserError(f"{section}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def try_optimizer(task: SegmentationTask) -> None:
+    """Make the optimizer and its scheduler once, which a fit would do after its run has begun.
+
+    Raises:
+        UserError: they refuse their options, or a learning rate is no number
+    """
+    with chosen_in("model.optimizer"):
+        optimizer = task.optimizer([parameter for parameter in task.parameters() if parameter.requires_grad])
+    for group in optimizer.param_groups:
+        if not math.isfinite(group["lr"]):
+            raise UserError(f"model.optimizer: the learning rate is {group['lr']}: give a number such as 1e-4")
+    if task.lr_scheduler is not None:
+        with chosen_in("model.lr_scheduler"):
+            task.lr_scheduler(optimizer)
 
 
 def try_network(task: SegmentationTask, data: BUSIDataModule, training: bool, processes: int = 1) -> None:

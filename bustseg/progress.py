@@ -154,6 +154,11 @@ def tell_once(message: str) -> None:
     error_console.print(f"[yellow]note:[/] {escape(message)}", highlight=False)
 
 
+def warn(line: str) -> None:
+    """Print a warning on standard error."""
+    error_console.print(f"[yellow]{escape(line)}[/]", highlight=False)
+
+
 def print_wide(table: RenderableType) -> None:
     """Print a table on standard output; where nobody watches, as wide as it needs to be."""
     natural = console.measure(table, options=console.options.update(width=10_000)).maximum

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,6 +101,7 @@ class SegmentationTask(LightningModule):
         shift = -torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
         self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
+        self._fitting = False
         self.record: dict[str, Any] | None = None
         """What a checkpoint says of its origin (configuration, run, digests); plain types, set by the recorder."""
         self.metrics = nn.ModuleDict({f"{stage}_overlap": SegmentationMetrics(threshold) for stage in ("val", "test")})
@@ -124,10 +124,6 @@ class SegmentationTask(LightningModule):
         if self.flip and not self.training and not self._fitting:
             return with_mirror(self.network, x)
         return self.network(x)
-
-    @property
-    def _fitting(self) -> bool:
-        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
     @property
     def mask_rule(self) -> MaskRule:
@@ -184,6 +180,14 @@ class SegmentationTask(LightningModule):
                 "the last finite state is in last.ckpt"
             )
 
+    def setup(self, stage: str) -> None:
+        """Note whether this is a fit, whose validation uses neither mirror images nor post-processing."""
+        self._fitting = stage == "fit"
+
+    def teardown(self, stage: str) -> None:
+        """The fit, if it was one, is over."""
+        self._fitting = False
+
     def on_fit_start(self) -> None:
         """Load the teacher; it stays in evaluation mode and learns nothing.
 
@@ -227,7 +231,7 @@ class SegmentationTask(LightningModule):
     @torch.inference_mode()
     def predict_mask(self, image: np.ndarray) -> np.ndarray:
         """Predicted mask, ``uint8`` 0 or 1 (H, W), of one grey ``uint8`` image (H, W) of the network's size."""
-        batch = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)[None, None]
+        batch = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(self.device)[None, None]
         return self.mask_rule.masks(self(batch))[0, 0].cpu().numpy().astype(np.uint8)
 
     def _evaluate(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:

@@ -469,9 +469,10 @@ def _install() -> None:
 
     # every module of the package that has taken the function by name
     for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "jsonargparse"]:
-        if getattr(module, "import_object", None) is plain:
+        names = vars(module)  # getattr would ask modules that are kept for old code, which warn
+        if names.get("import_object") is plain:
             module.import_object = import_object  # type: ignore[attr-defined]
-        if callable(by_name := getattr(module, "is_importable_module_path", None)):
+        if callable(by_name := names.get("is_importable_module_path")):
             module.is_importable_module_path = _no_modules(by_name)  # type: ignore[attr-defined]
     if hints.import_object is not import_object:
         raise RuntimeError("this version of jsonargparse cannot be guarded against what a stored configuration names")
@@ -578,9 +579,9 @@ def _by_known_code() -> bool:
     """Whether a module is at work that the user has named or trusts, or that the parser needs."""
     # jsonargparse looks for type stubs with typeshed_client, which asks a Python for its path
     names = {"typeshed_client", *trusted(), *(name.rpartition(".")[0] for name in _named)}
-    frame = sys._getframe()
+    frame = inspect.currentframe()
     while frame is not None:
         if _within(frame.f_globals.get("__name__", ""), names):
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False

@@ -57,7 +57,7 @@ BAD = {
     "unknown key": ({"data.bach_size": 3}, "unknown config key `data.bach_size`: did you mean `data.batch_size`"),
     "unknown section": ({"dada.batch_size": 3}, "unknown config key `dada.batch_size`: did you mean `data.batch_size`"),
     "unknown argument of a class": ({"model.network.init_args.dropot": 3}, "Option 'dropot' is not accepted"),
-    "wrong type": ({"data.batch_size": "many"}, 'Parser key "data.batch_size"'),
+    "wrong type": ({"data.batch_size": "many"}, "`data.batch_size` is many: give a whole number"),
     "unknown class": ({"model.network": {"class_path": "bustseg.models.NoNet"}}, "NoNet"),
 }
 

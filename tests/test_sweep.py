@@ -199,7 +199,7 @@ BAD = {
         {"space": {BATCH: [8]}, "overrides": {"trainer.max_epoch": 3}},
         "overrides names `trainer.max_epoch`, which `fit` does not know: did you mean `trainer.max_epochs`",
     ),
-    "wrong type": ({"space": {BATCH: ["many"]}}, 'Parser key "data.batch_size"'),
+    "wrong type": ({"space": {BATCH: ["many"]}}, "`data.batch_size` is many: give a whole number"),
     "unknown sampler": ({"space": {BATCH: [8]}, "n_trials": 2, "sampler": "TPSampler"}, "unknown sampler TPSampler"),
     "unknown option": (
         {"space": {BATCH: [8]}, "n_trials": 2, "sampler": {"class_path": "TPESampler", "init_args": {"sed": 1}}},

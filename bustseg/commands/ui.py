@@ -17,9 +17,11 @@ def ui(*, uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> 
         host: address to listen on
         port: port
     """
+    from bustseg.bounds import check_port
     from bustseg.progress import console
     from bustseg.runs.store import Store, open_store, tracking_uri
 
+    check_port(port)
     place = tracking_uri(uri)
     if place.startswith("http"):
         console.print(f"the MLflow UI of this project is at {Store(place).shown}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import platformdirs
+import psutil
 from filelock import FileLock
 
 from bustseg import bounds
@@ -182,7 +183,23 @@ def _refuse(problems: Sequence[str]) -> None:
         raise DataError(problems[0] + more)
 
 
+def _check_room(number: int, size: tuple[int, int], root: Path) -> None:
+    """Refuse a cache that neither memory nor disk has room for.
+
+    Raises:
+        DataError: so it is
+    """
+    needed = 2 * number * size[0] * size[1]
+    room = min(psutil.virtual_memory().available, shutil.disk_usage(root).free)
+    if needed > room:
+        raise DataError(
+            f"{number} images and masks of {size[1]}x{size[0]} take {needed / 2**30:,.1f} GiB, and {room / 2**30:,.1f} "
+            "GiB of memory and disk are free: lower data.image_size, or set BUSTSEG_CACHE to a larger disk"
+        )
+
+
 def _build(samples: Sequence[Sample], size: tuple[int, int], folder: Path, digest: str) -> None:
+    _check_room(len(samples), size, folder.parent)
     images = np.empty((len(samples), *size), dtype=np.uint8)
     masks = np.empty_like(images)
     facts: list[Facts | None] = [None] * len(samples)

@@ -270,14 +270,19 @@ class BUSIDataModule(LightningDataModule):
         for name, share in (("balance", balance), ("lesion_free", lesion_free)):
             if not 0 <= share <= 1:
                 raise DataError(f"data.{name} is {share}: it must lie from 0 to 1")
-        if batch_size < 1:
-            raise DataError(f"data.batch_size is {batch_size}: it must be at least 1")
+        sides = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        counts = {"batch_size": batch_size, "eval_batch_size": 1 if eval_batch_size is None else eval_batch_size}
+        for name, count in (*counts.items(), ("image_size", min(sides))):
+            if count < 1:
+                raise DataError(f"data.{name} is {count}: it must be at least 1")
+        if num_workers != "auto" and num_workers < 0:
+            raise DataError(f"data.num_workers is {num_workers}: it must be auto, or at least 0")
         self.root = root
         self.source = source if source is not None else BUSI()
         self.split_scheme, self.split_seed, self.fold = split, split_seed, fold
         self.folds, self.kfold_of, self.duplicate_threshold = folds, kfold_of, duplicate_threshold
         self.curated_list = Path(curated_list).expanduser() if curated_list else None
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        self.image_size = sides
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.augmentation = augmentation

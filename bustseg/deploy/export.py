@@ -336,7 +336,10 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            warnings.simplefilter("ignore")
+            for library in ("torch", "onnx", "onnxscript", "onnxruntime", "nncf", "openvino"):
+                warnings.filterwarnings("ignore", module=rf"{library}\b")
+            # of what a tracer cannot follow, which the check of the exported file would find
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             yield
     finally:
         logging.disable(level)

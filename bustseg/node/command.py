@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bustseg.bounds import check_port
 from bustseg.box import boxed_model
 from bustseg.deploy.predict import NOTICE, check_threshold
 from bustseg.errors import UserError
@@ -52,8 +53,7 @@ def node(
     peer = Peer.of(send_to) if send_to else None
     for title in (ae, *allow):
         check_title(title)
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port is {port}: give a number from 0 to 65535")
+    check_port(port)
     check_threshold(threshold)
     if max_waiting < 1:
         raise UserError(f"--max_waiting is {max_waiting}: give at least 1")

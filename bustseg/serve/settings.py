@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bustseg.bounds import max_pixels
+from bustseg.bounds import check_port, max_pixels
 from bustseg.errors import UserError
 
 
@@ -53,8 +53,7 @@ class Settings:
     names: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise UserError(f"--port is {self.port}: give a number from 0 to 65535")
+        check_port(self.port)
         positive = ("max_bytes", "max_files", "max_pixels", "max_frames", "max_requests", "batch_size", "workers")
         for name in (*positive, "body_seconds", "answer_seconds", "keep_seconds", "keep_bytes"):
             if not getattr(self, name) > 0:

@@ -508,7 +508,7 @@ def _instance(base: type, spec: Any, what: str) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--it", type=base)
     try:
-        return parser.instantiate_classes(parser.parse_object({"it": spec})).it
+        return parser.instantiate(parser.parse_object({"it": spec})).it
     except Exception as error:  # jsonargparse's, and whatever the class itself raises
         name = spec.get("class_path") if isinstance(spec, dict) else spec
         module = optuna.samplers if base is BaseSampler else optuna.pruners

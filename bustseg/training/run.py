@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 
 from bustseg.callbacks import ContinuedFit, Interrupts
 from bustseg.callbacks.checkpoints import best_checkpoint
@@ -18,7 +20,7 @@ from bustseg.checkpoint import read_checkpoint
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
-from bustseg.preflight import try_network
+from bustseg.preflight import chosen_in, try_network, try_optimizer
 from bustseg.processes import OtherProcesses
 from bustseg.progress import wait_for
 from bustseg.task import SegmentationTask
@@ -122,8 +124,10 @@ def _run(
     interrupts = Interrupts()
     others = OtherProcesses()
     run = prepare(experiment, verb, checkpoint, tags, [interrupts, *callbacks, others])
+    # before the run begins, so that a choice that cannot be used leaves no run behind
+    if verb == "fit":
+        try_optimizer(run.task)
     wait_for("reading the data")
-    # before the run begins, so that data or a network that cannot be used leave no run behind
     run.data.prepare_data()
     run.data.setup(verb)
     if verb == "fit":
@@ -168,7 +172,16 @@ def prepare(
     if content is not None and verb == "fit":
         same_run = isinstance(tracker, Tracker) and tracker.status is not None
         continued.append(ContinuedFit(content, experiment.config, parts.model, same_run))
-    trainer = make_trainer(experiment, verb, parts, tracker, checkpoint, [*callbacks, *continued])
+    if verb == "fit" and parts.trainer.max_epochs == 0:
+        raise UserError("trainer.max_epochs is 0: nothing would be trained")
+    with chosen_in("trainer"):
+        trainer = make_trainer(experiment, verb, parts, tracker, checkpoint, [*callbacks, *continued])
+    cores = os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        # each is a process with a network of its own: many of them take all memory before one is refused
+        raise UserError(
+            f"trainer.devices is {trainer.num_devices} and this machine has {cores} cores: give at most as many"
+        )
     for callback in continued:
         callback.look_ahead(trainer)
     return Run(experiment, verb, trainer, parts.model, parts.data, checkpoint)

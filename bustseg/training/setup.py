@@ -30,6 +30,7 @@ from bustseg.callbacks import (
 from bustseg.callbacks.progress import Pace
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.experiment import CALLBACKS, Experiment
+from bustseg.preflight import chosen_in
 from bustseg.processes import OneProcessStops
 from bustseg.progress import error_console
 from bustseg.task import RECORD
@@ -67,7 +68,7 @@ def seeded(experiment: Experiment) -> Experiment:
     seed = experiment["seed_everything"]
     if seed is False:
         return experiment
-    with _quiet("lightning.fabric.utilities.seed"):
+    with _quiet("lightning.fabric.utilities.seed"), chosen_in("seed_everything"):
         used = pl.seed_everything(None if seed is True else seed, workers=True)
     return experiment.but({"seed_everything": used}) if seed is True else experiment
 

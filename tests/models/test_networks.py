@@ -64,7 +64,7 @@ def build(path: Path, seed: int = 0) -> SegmentationTask:
     parser.add_class_arguments(SegmentationTask, "model", fail_untyped=False)
     resolved = parser.parse_object({"model": model_section(path)}).as_dict()
     resolved["model"]["network"] = without_pretrained(resolved["model"]["network"])
-    return parser.instantiate_classes(parser.parse_object(resolved)).model
+    return parser.instantiate(parser.parse_object(resolved)).model
 
 
 def batch(size: int = 64) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def test_one_training_step(configs):
 def build_loss(path: Path) -> nn.Module:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--loss", type=nn.Module)
-    return parser.instantiate_classes(parser.parse_object({"loss": model_section(path)["loss"]})).loss
+    return parser.instantiate(parser.parse_object({"loss": model_section(path)["loss"]})).loss
 
 
 @pytest.mark.parametrize("row", range(1, 21))

@@ -1,0 +1,159 @@
+"""Bad input of every kind ends in one line on standard error and exit code 2, and leaves no run behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TINY
+
+Run = Callable[..., tuple[int, str, str]]
+
+LONG = "x" * 300
+"""Longer than a file's name may be."""
+
+OPTIONS = {
+    ("--data.image_size", "0"): "data.image_size is 0: it must be at least 1",
+    ("--data.image_size", "-5"): "data.image_size is -5: it must be at least 1",
+    ("--data.image_size", "[0, 5]"): "data.image_size is 0: it must be at least 1",
+    ("--data.image_size", "1000000"): "lower data.image_size",
+    ("--data.image_size", "nan"): "`data.image_size` is nan: give a whole number",
+    ("--data.batch_size", "0"): "data.batch_size is 0: it must be at least 1",
+    ("--data.eval_batch_size", "0"): "data.eval_batch_size is 0: it must be at least 1",
+    ("--data.num_workers", "-1"): "data.num_workers is -1: it must be auto, or at least 0",
+    ("--data.root", LONG): "File name too long",
+    ("--data.split", LONG): "error:",
+    ("--model.optimizer.init_args.lr", ".nan"): "model.optimizer: Invalid learning rate: nan",
+    ("--model.optimizer.init_args.lr", "-1"): "model.optimizer: Invalid learning rate: -1.0",
+    ("--model.optimizer.init_args.lr", ".inf"): "model.optimizer: the learning rate is inf",
+    ("--model.threshold", ".nan"): "threshold must be a probability between 0 and 1, not nan",
+    ("--model.network.class_path", "nope.Nope"): "`model.network` names nope.Nope: No module named 'nope'",
+    ("--trainer.max_epochs", "0"): "trainer.max_epochs is 0: nothing would be trained",
+    ("--trainer.max_epochs", "-3"): "trainer: `max_epochs` must be a non-negative integer or -1",
+    ("--trainer.precision", "fp8"): "`trainer.precision` is fp8: give one of",
+    ("--trainer.accelerator", "mps"): "trainer: `MPSAccelerator` can not run on your system",
+    ("--trainer.accelerator", "nope"): "trainer: You selected an invalid accelerator name",
+    ("--trainer.devices", "1000"): "trainer.devices is 1000 and this machine has",
+    ("--trainer.devices", "x"): "error:",
+    ("--seed_everything", "-1"): "seed_everything: -1 is not in bounds",
+    ("--checkpoint.mode", "up"): "`mode` can be min, max but got up",
+}
+"""What a fit refuses, and what it says."""
+
+
+@pytest.fixture
+def tiny(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a fit that would take seconds."""
+    monkeypatch.chdir(tmp_path)
+    return ["--config", str(TINY), "--data.root", str(phantoms), "--trainer.accelerator", "cpu"]
+
+
+def check_refused(result: tuple[int, str, str], words: str) -> None:
+    code, _, err = result
+    assert code == 2, err
+    assert words in err
+    (line,) = [line for line in err.splitlines() if line.strip() and not line.startswith("warning:")]
+    assert len(line) < 700
+    assert list(Path.cwd().glob("mlruns/artifacts/*")) == []
+
+
+@pytest.mark.parametrize(("option", "words"), OPTIONS.items(), ids=lambda value: str(value)[:50])
+def test_a_fit_refuses(option: tuple[str, str], words: str, tiny: list[str], bustseg: Run) -> None:
+    check_refused(bustseg("fit", *tiny, *option), words)
+
+
+def nested(depth: int) -> str:
+    return "data: " + "[" * depth + "]" * depth
+
+
+CONFIGS: dict[str, bytes] = {
+    "nested 5,000 deep": nested(5000).encode(),
+    "bytes": bytes(range(256)),
+    "list": b"- 1\n- 2\n",
+    "number": b"5",
+    "nothing": b"",
+    "broken JSON": b"{",
+    "tab": b"data:\n\t- 1",
+}
+
+
+@pytest.mark.parametrize("content", CONFIGS.values(), ids=CONFIGS)
+def test_a_config_that_is_none(content: bytes, tiny: list[str], tmp_path: Path, bustseg: Run) -> None:
+    (tmp_path / "odd.yaml").write_bytes(content)
+    check_refused(bustseg("fit", "--config", tmp_path / "odd.yaml"), "odd.yaml")
+
+
+CHECKPOINTS: dict[str, Any] = {
+    "mapping": {"a": 1},
+    "list": [1, 2],
+    "tensor": torch.zeros(3),
+    "empty state": {"state_dict": {}, "hyper_parameters": 5, "pytorch-lightning_version": "2"},
+    "module": torch.nn.Linear(2, 2),
+    "text": b"hello",
+    "nothing": b"",
+    "archive": b"PK\x03\x04" + bytes(100),
+    "folder": None,
+}
+
+
+@pytest.mark.parametrize("content", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_a_checkpoint_that_is_none(content: Any, tiny: list[str], tmp_path: Path, bustseg: Run) -> None:
+    path = tmp_path / "odd.ckpt"
+    if content is None:
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    image = tmp_path / "image.png"
+    for command in (
+        ["test", "--ckpt_path", path],
+        ["validate", "--ckpt_path", path],
+        ["fit", *tiny, "--ckpt_path", path],
+        ["predict", image, "--model", path, "--out", tmp_path / "out"],
+        ["explain", image, "--model", path, "--out", tmp_path / "out"],
+        ["export", path, "--out", tmp_path / "out"],
+        ["ensemble", path, path, "--out", tmp_path / "out.ckpt"],
+        ["serve", "--model", path],
+        ["bench", path],
+    ):
+        result = bustseg(*command)
+        check_refused(result, "error:")
+        assert "weights_only" not in result[2], "it quotes torch's advice to load unsafely"
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [LONG, "a\nb\nc", os.fsdecode(b"\xff\xfe")], ids=["long", "lines", "bytes"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("predict", "NAME"),
+        ("explain", "NAME", "--model", "NAME"),
+        ("fit", "--config", "NAME"),
+        ("test", "--ckpt_path", "NAME"),
+        ("compare", "NAME", "other"),
+        ("data", "check", "NAME"),
+        ("sweep", "--config", "NAME"),
+        ("live", "--device", "NAME"),
+        ("fit", "NAME"),
+        ("NAME",),
+    ],
+    ids=lambda command: "-".join(command),
+)
+def test_names_that_no_file_has(
+    command: tuple[str, ...], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bustseg: Run
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_refused(bustseg(*(name if word == "NAME" else word for word in command)), "error:")
+
+
+@pytest.mark.parametrize("command", ["serve", "node", "ui"])
+@pytest.mark.parametrize("port", ["-1", "99999999"])
+def test_ports(command: str, port: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bustseg: Run) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_refused(bustseg(command, "--port", port), f"--port is {port}: give a number from 0 to 65535")
