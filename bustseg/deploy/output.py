@@ -23,6 +23,9 @@ HEAD = "predictions.json"
 ORDER = "look_first.csv"
 """The images in the order in which a look at them is worth most, see :func:`worth_of_a_look`."""
 
+GALLERY = "gallery.html"
+"""Page of all images, see :mod:`bustseg.reports.gallery`."""
+
 ORDER_COLUMNS = ("rank", "image", "frame", "mask", "expected_worth", "confidence", "look_at_this", "reason")
 
 COLUMNS = {
@@ -169,7 +172,7 @@ class Output:
             ]:
                 if file.resolve().is_relative_to(self.folder.resolve()):
                     file.unlink(missing_ok=True)
-        for name in (TABLE, HEAD, ORDER):
+        for name in (TABLE, HEAD, ORDER, GALLERY):
             (self.folder / name).unlink(missing_ok=True)
 
     def file(self, kind: str, name: str) -> Path:
@@ -227,6 +230,11 @@ class Output:
         """End with what is to be said of all, under ``summary`` of the head."""
         try:
             self._write_order()
+            # imported only here: what only reads a folder needs no templates
+            from bustseg.reports.gallery import gallery_page
+
+            page = gallery_page(self._rows(), self.folder, self.head)
+            write_whole(self.folder / GALLERY, page.encode(errors="replace"))
             self.head["summary"] = dict(summary)
             self._write_head()
         finally:

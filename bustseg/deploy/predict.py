@@ -31,7 +31,7 @@ from bustseg.colours import PREDICTION, rgb
 from bustseg.data.inputs import Inputs, Item, all_frames
 from bustseg.data.sources import read_grey, to_grey
 from bustseg.deploy import dicom_seg as seg
-from bustseg.deploy.output import COLUMNS, ORDER, Output, is_full, png, write_whole
+from bustseg.deploy.output import COLUMNS, GALLERY, ORDER, Output, is_full, png, write_whole
 from bustseg.errors import DataError, UserError
 from bustseg.progress import StreamProgress, console, error_console
 
@@ -144,7 +144,8 @@ def predict(given: Sequence[str], model: str | None, out: Path, options: Options
     predictor = Predictor(name, threshold=options.threshold)
     output = None
     try:
-        output = Output(out, _head(name, predictor, options), options.overwrite)
+        head = {**_head(name, predictor, options), "called": "in the box" if model is None else Path(name).name}
+        output = Output(out, head, options.overwrite)
         return _predict_into(output, inputs, predictor, options)
     except OSError as error:
         if not is_full(error):
@@ -247,7 +248,12 @@ def _tell(
 ) -> int:
     """Say what was done; returns the exit code."""
     rate = f" ({progress.rate:.1f} images/s)" if count.written else ""
-    lines = [f"{output.done} images in {output.folder}, {looked_at} to look at (predictions.csv says why){rate}"]
+    head = output.head
+    lines = [
+        f"model {head['called']}, digest {head['model']['digest'][:12]}, threshold {head['threshold']:g}",
+        f"{output.done} images in {output.folder}, {looked_at} to look at (predictions.csv says why){rate}",
+    ]
+    lines.append(f"to look at them, open {output.folder / GALLERY} in a browser")
     if (output.folder / ORDER).is_file():
         lines.append(f"{ORDER} has them in the order in which a look is worth most")
     if segments.written:
@@ -397,7 +403,8 @@ class _Writer:
         if self.options.overlays:
             if item.may_be_shown:
                 picture = item.cut(item.read()) if one.picture is None else one.picture
-                write_whole(output.file("overlays", name), png(overlay(picture, found.mask)))
+                said_there = caption(found.confidence, reasons)
+                write_whole(output.file("overlays", name), png(captioned(overlay(picture, found.mask), said_there)))
             else:
                 reasons.append("no overlay: text in the picture may name the patient")
         if self.options.probabilities:
@@ -449,6 +456,26 @@ def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     width = max(1, round(min(mask.shape) / 250))
     return cv2.drawContours(np.ascontiguousarray(canvas), outlines, -1, rgb(PREDICTION), width)
+
+
+def caption(confidence: float | None, reasons: Sequence[str]) -> str:
+    """What stands on an overlay: ``confidence 0.83, look at this``; empty when there is nothing to say."""
+    words = [] if confidence is None else [f"confidence {confidence:.2f}"]
+    return ", ".join([*words, "look at this"] if reasons else words)
+
+
+def captioned(picture: np.ndarray, words: str) -> np.ndarray:
+    """A picture with words in its upper left corner, white on a black edge; ``uint8`` (H, W, 3), changed in place."""
+    (length, height), _ = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, 1, 1)
+    if not length:
+        return picture
+    # so large that it can be read where the picture is shown small, but not wider than the picture
+    scale = min(min(picture.shape[:2]) / 600, 0.94 * picture.shape[1] / length)
+    thickness = max(1, round(1.6 * scale))
+    where = (round(12 * scale), round(height * scale + 12 * scale))
+    for colour, width in (((0, 0, 0), 3 * thickness), ((255, 255, 255), thickness)):
+        cv2.putText(picture, words, where, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, width, cv2.LINE_AA)
+    return picture
 
 
 class _Segments:
