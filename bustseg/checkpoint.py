@@ -13,7 +13,8 @@ from jsonargparse import ArgumentParser
 
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
-from bustseg.runs.store import one_line, open_store, tracking_uri
+from bustseg.runs.lookup import is_run_id, latest_run, run_file
+from bustseg.runs.store import one_line
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.trust import building, check_config, stored_config
 
@@ -152,49 +153,8 @@ def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
     if Path(model).is_file():
         return Path(model)
     if model == "latest":
-        model = f"runs:/{_latest_run()}"
+        model = f"runs:/{latest_run()}"
     run_id, _, inner = model.removeprefix("runs:/").partition("/")
-    if not model.startswith("runs:/") and not (len(model) == 32 and set(model) <= set("0123456789abcdef")):
+    if not model.startswith("runs:/") and not is_run_id(model):
         raise UserError(f"no checkpoint at {model} (give a file, an MLflow run id, runs:/RUN_ID or latest)")
     return run_file(run_id, inner or f"checkpoints/{prefer}.ckpt")
-
-
-def run_file(run_id: str, inner: str) -> Path:
-    """Path of an artifact of a run: the file itself in a local store, else a downloaded copy.
-
-    Raises:
-        UserError: no such run, or it has no such artifact
-    """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    uri = tracking_uri()
-    store = open_store(uri)
-    try:
-        run = mlflow.MlflowClient(uri).get_run(run_id)
-        folder = store.artifact_folder(run)
-        if folder is not None and (folder / inner).is_file():
-            return folder / inner
-        if folder is not None:
-            raise FileNotFoundError(f"nothing at {folder / inner}")
-        return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{inner}", tracking_uri=uri))
-    except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id} has no {inner} in {store.shown}: {one_line(error)}") from error
-
-
-def _latest_run() -> str:
-    import mlflow
-
-    uri = tracking_uri()
-    store = open_store(uri)
-    client = mlflow.MlflowClient(uri)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(
-        experiments,
-        filter_string="metrics.`val/loss` > -1e30 and attributes.status != 'FAILED'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    if not runs:
-        raise UserError(f"no trained run in {store.shown}: `bustseg fit --config configs/quickstart.yaml` makes one")
-    return runs[0].info.run_id

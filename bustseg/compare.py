@@ -20,6 +20,8 @@ from bustseg.metrics.measures import Measure, measures
 from bustseg.metrics.registry import COUNTS, SIZES
 from bustseg.metrics.table import size_thirds
 from bustseg.progress import error_console
+from bustseg.runs.lookup import find_run, is_run_id, local_run, run_file
+from bustseg.runs.store import open_store, tracking_uri
 from bustseg.statistics import Bootstrap, holm, wilcoxon
 
 if TYPE_CHECKING:
@@ -122,9 +124,9 @@ def load_run(run: str) -> RunTable:
     if path.is_file():
         return _from_file(path, path.stem)
     run_id = run.removeprefix("runs:/").partition("/")[0]
-    if not re.fullmatch("[0-9a-f]{32}", run_id):
+    if not is_run_id(run_id):
         raise UserError(f"no run at {run} (give an MLflow run id, runs:/RUN_ID, a folder with {TABLE}, or a CSV file)")
-    return _from_run(_get_run(run_id))
+    return _from_run(find_run(run_id))
 
 
 def _from_file(path: Path, name: str) -> RunTable:
@@ -133,26 +135,7 @@ def _from_file(path: Path, name: str) -> RunTable:
     return RunTable(name, _read_table(path), _facts(path), checkpoint=checkpoint if checkpoint.is_file() else None)
 
 
-def _get_run(run_id: str) -> Run:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    from bustseg.runs.store import Store, one_line, open_store, tracking_uri
-
-    uri = tracking_uri()
-    open_store(uri)
-    try:
-        return mlflow.MlflowClient(uri).get_run(run_id)
-    except MlflowException as error:
-        raise UserError(f"no run {run_id} in {Store(uri).shown}: {one_line(error)}") from error
-
-
 def _from_run(run: Run) -> RunTable:
-    import mlflow
-
-    from bustseg.checkpoint import run_file
-    from bustseg.tracking import tracking_uri
-
     run_id = run.info.run_id
     try:
         path = run_file(run_id, TABLE)
@@ -178,22 +161,19 @@ def _from_run(run: Run) -> RunTable:
         checkpoint = run_file(tags.get("checkpoint_of_run", run_id), "checkpoints/best.ckpt")
     except UserError:
         checkpoint = None
-    experiment = mlflow.MlflowClient(tracking_uri()).get_experiment(run.info.experiment_id).name
+    experiment = None
+    if local_run(run_id) is None:
+        experiment = open_store(tracking_uri()).client().get_experiment(run.info.experiment_id).name
     return RunTable(run.info.run_name or run_id[:8], _read_table(path), facts, run_id, experiment, checkpoint)
 
 
 def _experiment_tables(name: str, known: set[str | None]) -> list[RunTable]:
-    import mlflow
-
-    from bustseg.runs.store import Store, open_store, tracking_uri
-
-    uri = tracking_uri()
-    open_store(uri)
-    client = mlflow.MlflowClient(uri)
+    store = open_store(tracking_uri())
+    client = store.client()
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         names = ", ".join(found.name for found in client.search_experiments())
-        raise UserError(f"no experiment {name} in {Store(uri).shown}: there are {names or 'none'}")
+        raise UserError(f"no experiment {name} in {store.shown}: there are {names or 'none'}")
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
     tables, untested = [], 0
     for run in runs:

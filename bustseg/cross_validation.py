@@ -18,7 +18,7 @@ from bustseg.experiment import Experiment
 from bustseg.metrics.registry import headline_scores, score
 from bustseg.nested_runs import Scores, config_digest, fit_and_test, reopen_parent
 from bustseg.progress import console, labelled, print_wide
-from bustseg.tracking import PARENT_TAG, Tracker
+from bustseg.tracking import PARENT_TAG, Tracker, runs_logger
 from bustseg.training import Run, prepare
 from bustseg.training.setup import default_name
 
@@ -45,7 +45,7 @@ def cross_validate(experiment: Experiment, folds: int | None = None, resume: boo
             raise UserError(f"--folds is {folds}: give a whole number of at least 2")
         experiment = experiment.but({"data.folds": folds})
     plan = prepare(experiment)
-    if not isinstance(plan.trainer.logger, Tracker):
+    if not isinstance(runs_logger(plan.trainer), Tracker):
         raise UserError("cv keeps its folds in MLflow: leave trainer.logger and trainer.fast_dev_run as they are")
     numbers, split = _folds(plan.data)
     key = _key(plan)
@@ -68,9 +68,7 @@ def cross_validate(experiment: Experiment, folds: int | None = None, resume: boo
     _record(parent, results)
     parent.finalize("success")
     _print(results)
-    console.print(
-        f"run {parent.run_id}  experiment {parent._experiment_name}  store {parent.store.shown}", highlight=False
-    )
+    console.print(parent.where, highlight=False)
     console.print(f"next: bustseg ensemble {' '.join(runs)} --out ensemble.ckpt", highlight=False)
     return 0
 

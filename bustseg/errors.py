@@ -27,6 +27,21 @@ class SweepError(UserError):
     """A sweep whose file, study or storage cannot be used."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a file size that is used up."""
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, says that there is no room left."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if "disk is full" in str(error) or "No space left on device" in str(error):  # sqlite, and what wraps an OSError
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def in_one_line(error: BaseException) -> tuple[str, int]:
     """What the command line says of an error, in one line whatever names it quotes, and its exit code."""
     words, code = _words(error)
@@ -39,7 +54,7 @@ def _words(error: BaseException) -> tuple[str, int]:
         return str(error), 2
     if isinstance(error, KeyboardInterrupt):
         return "stopped by the user", 130
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if disk_is_full(error):
         return "the disk is full: free some space; finished epochs are kept in the run's last.ckpt", 2
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.strerror}: {error.filename!s:.200}", 2

@@ -192,10 +192,12 @@ def _environment(trainer: Trainer) -> LightningEnvironment | None:
 
 def _close(trainer: Trainer, message: str, quiet: bool = False) -> None:
     """End the training's run as failed, and say why."""
-    from bustseg.tracking import Tracker
+    from bustseg.tracking import runs_logger
 
-    if isinstance(trainer.logger, Tracker):
-        trainer.logger.close_as_failed(message)
+    logger = runs_logger(trainer)
+    if logger is not None:
+        logger.close_as_failed(message)
+        logger.finalize("failed")  # this process ends without its own farewell
     if not quiet:
         error_console.print(f"[bold red]error:[/] {message}", highlight=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import hashlib
 import json
@@ -24,7 +23,7 @@ from rich.table import Table
 
 from bustseg.checkpoint import build_data, pretrained_parts, pretrained_value
 from bustseg.data.datamodule import BUSIDataModule
-from bustseg.errors import UserError
+from bustseg.errors import UserError, disk_is_full
 from bustseg.estimate import Cost, measure_cost
 from bustseg.experiment import Experiment
 from bustseg.metrics import CONVENTIONS
@@ -431,7 +430,7 @@ def _run_all(
                 with labelled(f"row {number + 1}/{len(todo)}"):
                     _run_one(job, parent, client, table, options.resume)
             except Exception as error:
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                if disk_is_full(error):
                     raise
                 job.failure = f"{type(error).__name__}: {one_line(error)}"
                 console.print(f"[red]{escape(job.name)} failed:[/] {escape(job.failure)}", highlight=False)

@@ -1,21 +1,50 @@
-"""MLflow: where the store is, and a logger that keeps what a run has computed even when the store goes away."""
+"""The loggers that keep a run: in an MLflow store, or in a folder of its own beside whatever other loggers do."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from bustseg.errors import TrackingError, UserError
 from bustseg.progress import error_console
-from bustseg.runs.store import RUNS_DIR, local_path, one_line, open_store, tracking_uri
+from bustseg.runs.entries import LOCAL
+from bustseg.runs.lookup import local_run, local_runs
+from bustseg.runs.record import NAME_TAG, Record, flatten
+from bustseg.runs.redact import redact_nested
+from bustseg.runs.run import Run
+from bustseg.runs.sender import breaker_of
+from bustseg.runs.sinks import (
+    PARENT_TAG,
+    ExperimentDeleted,
+    MlflowSink,
+    RecordSink,
+    begin_away,
+    experiment_id,
+)
+from bustseg.runs.store import (
+    RUNS_DIR,
+    Store,
+    explained,
+    local_path,
+    one_line,
+    open_store,
+    tracking_uri,
+    was_opened,
+)
 
 __all__ = [
     "PARENT_TAG",
     "RUNS_DIR",
+    "FolderLogger",
+    "RunLogger",
     "Tracker",
     "child_runs",
     "flatten",
@@ -23,15 +52,131 @@ __all__ = [
     "newest_run",
     "one_line",
     "open_store",
+    "run_of",
+    "runs_logger",
     "tracking_uri",
 ]
 
+_TERMINAL = ("FINISHED", "FAILED", "KILLED")
 
-class Tracker(MLFlowLogger):
+
+class RunLogger:
+    """What the loggers of this module share: writing a run. The subclass says how the run begins.
+
+    Attributes:
+        killed: set when the user stopped the run, which MLflow tells apart from a failure
+        final_status: status to leave the run in whatever happens now (a test must not fail the training that it
+            looks at)
+        shared: whether other processes write the run too, so that it does not end with this one
+    """
+
+    store: Store
+    """Where the run is kept"""
+
+    def __init__(self) -> None:
+        self.killed = False
+        self.final_status: str | None = None
+        self.shared = False
+        self._run: Run | None = None
+        self._run_id: str | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run, on every process of a training once it was shared."""
+        if getattr(rank_zero_only, "rank", 0) == 0 and self._run is None:
+            self._run = self._begin()
+        return self._run_id
+
+    def _begin(self) -> Run:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        """The run, begun with the first question for it."""
+        if self._run is None:
+            self._run = self._begin()
+        return self._run
+
+    @property
+    def started(self) -> bool:
+        """Whether the run exists yet."""
+        return self._run is not None
+
+    @property
+    def where(self) -> str:
+        """One line that says where the run is."""
+        raise NotImplementedError
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write metrics into the run, over epochs where they are of an epoch."""
+        values = dict(metrics)
+        epoch = values.pop("epoch", None)
+        # curves over epochs compare between batch sizes; Lightning counts optimiser steps
+        if epoch is not None and not any(name.endswith("_step") for name in values):
+            step = int(epoch)
+        self.run.log_metrics(values, step or 0)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: Lightning offers a part of the configuration here, `log_config` records all of it."""
+
+    @rank_zero_only
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Record the whole configuration as parameters; what differs when a run is continued becomes a tag."""
+        self.run.log_params(dict(flatten(redact_nested(config))))
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags, skipping those that are None."""
+        self.run.set_tags(tags)
+
+    @rank_zero_only
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Put a local file into the run's ``folder``; what lies there already stays."""
+        self.run.add_file(path, folder)
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Close the run with the status that a person would give it: FINISHED, FAILED, or KILLED for Ctrl-C."""
+        if self._run is None:
+            return
+        ended = "KILLED" if self.killed else "FAILED" if status == "failed" else "FINISHED"
+        # ending it again would count the time until now as the training's
+        # a test that failed has its scores; one that was stopped is repeated, and a fit goes on from its checkpoint
+        complete = ended == "FINISHED" or (ended == "FAILED" and not self._run.resumable)
+        self._run.close(ended if self.final_status is None else None, complete)
+        self.killed = False
+
+    @rank_zero_only
+    def close_as_failed(self, error: str) -> None:
+        """End the run as FAILED because of ``error``, unless it has ended already."""
+        if self._run is None or self.final_status is not None or self._run.record.status in _TERMINAL:
+            return
+        self._run.set_tags({"error": error})
+        self._run.set_status("FAILED")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run has ended."""
+        return self._run is not None and self._run.record.status in _TERMINAL
+
+    @rank_zero_only
+    def reopen(self) -> None:
+        """Mark a continued run as running again."""
+        if self.run.record.status != "RUNNING":
+            self.run.set_status("RUNNING")
+
+    def share(self, broadcast: Callable[[str | None], str | None]) -> None:
+        """Tell the other processes of a training the id of the run, which only the first one begins."""
+        self._run_id = broadcast(self.run_id)
+
+
+class Tracker(RunLogger, MLFlowLogger):
     """MLflow logger of a run.
 
-    Metrics that a store does not take are kept, sent with the next ones, and at the end written to a file if they
-    still cannot be sent: losing the server never loses a training.
+    What is logged goes into the run's journal on this machine first and is sent from there in the background: losing
+    the server never loses a training, see :mod:`bustseg.runs`.
 
     Args:
         experiment: MLflow experiment
@@ -53,13 +198,15 @@ class Tracker(MLFlowLogger):
         run_id: str | None = None,
         log_model: bool = True,
     ) -> None:
+        RunLogger.__init__(self)
         self.log_model = log_model
         self.uri = tracking_uri(uri)
-        self.store = open_store(self.uri, write=True)
+        self.store, self._away = self._open()
         all_tags = dict(tags or {})
         if description:
             all_tags["mlflow.note.content"] = description
-        super().__init__(
+        MLFlowLogger.__init__(
+            self,
             experiment_name=experiment,
             run_name=run_name,
             tracking_uri=self.uri,
@@ -67,190 +214,247 @@ class Tracker(MLFlowLogger):
             run_id=run_id,
             artifact_location=self.store.artifact_location,
         )
-        self._unsent: list[tuple[dict[str, float], int]] = []
-        self.killed = False
-        """Set when the user stopped the run, which MLflow tells apart from a failure."""
-        self.final_status: str | None = None
-        """Status to leave the run in whatever happens now (a test must not fail the training that it looks at)."""
+
+    def _open(self) -> tuple[Store, bool]:
+        """The store, and whether it is away for a while: then the run begins here, and is made there later.
+
+        Raises:
+            TrackingError: the store cannot be used, and this process has not used it before
+        """
+        if not was_opened(self.uri):
+            return open_store(self.uri, write=True), False
+        breaker = breaker_of(self.uri)
+        if breaker.remaining:
+            return Store(self.uri), True
+        start = time.monotonic()
+        try:
+            return open_store(self.uri, write=True), False
+        except TrackingError as error:
+            if breaker.failed(str(error), time.monotonic() - start):
+                error_console.print(f"[yellow]warning:[/] {error}; until then runs begin here", highlight=False)
+            return Store(self.uri), True
+
+    @property
+    def begun_away(self) -> bool:
+        """Whether the store did not answer when the run began, so that it has no run of this id yet."""
+        return self._away
+
+    @property
+    def experiment_name(self) -> str:
+        """Name of the MLflow experiment."""
+        return self._experiment_name
+
+    @property
+    def artifact_dir(self) -> Path | None:
+        """The run's artifact folder when it is on this machine, else None."""
+        return None if self.run.upload else self.run.files
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run's files on this machine: the artifact folder itself when it is local."""
+        return self.run.files
+
+    @property
+    def where(self) -> str:
+        return f"run {self.run_id}  experiment {self._experiment_name}  store {self.store.shown}"
 
     @property
     def save_dir(self) -> str:
         """Local folder for what callbacks write; MLFlowLogger has none for a database store (Lightning #19441)."""
         return str(RUNS_DIR)
 
-    @property
-    def artifact_dir(self) -> Path | None:
-        """The run's artifact folder when it is on this machine, else None."""
-        return self.store.artifact_folder(self.experiment.get_run(self.run_id))
+    def _begin(self) -> Run:
+        if self._away:
+            return self._begin_away()
+        known = self._run_id is not None
+        with explained(self.store):
+            if not known:
+                self._check_experiment()
+            # MLFlowLogger makes the run; its property is what does
+            client = MLFlowLogger.experiment.fget(self)  # type: ignore[attr-defined]
+            found = client.get_run(self._run_id)
+            record = Record.from_run(found)
+            if known:  # the card needs the scores of the best epoch, and MLflow gives the last ones
+                for name in [name for name in record.history if name.startswith("val/")]:
+                    points = client.get_metric_history(self._run_id, name)
+                    record.history[name] = [(point.step, point.value, point.timestamp) for point in points]
+        record.experiment = self._experiment_name
+        return self._run_in(record, self.store.artifact_folder(found))
 
-    @property
-    def run_dir(self) -> Path:
-        """Folder of this run's files on this machine: the artifact folder itself when it is local."""
-        return self.artifact_dir or RUNS_DIR / "remote" / str(self.run_id)
+    def _begin_away(self) -> Run:
+        """Begin a run, or go on with one, while the store that this process has used before is away."""
+        remote = self.store.folder / "remote"
+        if self._run_id is None:
+            from mlflow.tracking.context.registry import resolve_tags
 
-    def _send(self, send: Callable[[], Any], what: str) -> bool:
-        from mlflow.exceptions import MlflowException
+            run_id = uuid.uuid4().hex
+            tags = resolve_tags({**(self.tags or {}), NAME_TAG: self._run_name or f"run-{run_id[:8]}"})
+            record = Record(run_id, self._experiment_name, start_time=time.time_ns() // 1_000_000, tags=tags)
+            begin_away(record, remote / run_id)
+            self._run_id = run_id
+        else:
+            kept = Record.read(remote / self._run_id)
+            if kept is None:
+                raise TrackingError(f"{self.store.shown} does not answer, and has the run {self._run_id} alone")
+            record = kept
+        return self._run_in(record, None)
 
+    def _run_in(self, record: Record, artifacts: Path | None) -> Run:
+        files = artifacts or self.store.folder / "remote" / record.run_id
+        return Run(
+            record,
+            files,
+            self.store.folder,
+            self.store.shown,
+            MlflowSink(self.store, record.run_id, files),
+            self.uri,
+            upload=artifacts is None,
+            ends_run=self.final_status is None and not self.shared,
+        )
+
+    def _check_experiment(self) -> None:
         try:
-            send()
-        except (MlflowException, OSError) as error:
-            error_console.print(f"[yellow]warning:[/] MLflow did not take {what}: {one_line(error)}", highlight=False)
-            return False
-        return True
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send metrics; keep them for later if the store does not answer."""
-        values = dict(metrics)
-        epoch = values.pop("epoch", None)
-        # curves over epochs compare between batch sizes; Lightning counts optimiser steps
-        if epoch is not None and not any(name.endswith("_step") for name in values):
-            step = int(epoch)
-        within_epoch = any(name.endswith("_step") for name in values)
-        waiting = bool(self._unsent)
-        if values:
-            self._unsent.append((values, step or 0))
-        if within_epoch and waiting:
-            # the store did not answer last time: the epoch's end asks it again, and no step waits for it
-            return
-
-        def send() -> None:
-            while self._unsent:
-                super(Tracker, self).log_metrics(*self._unsent[0])
-                self._unsent.pop(0)
-
-        self._send(send, "metrics (they are kept and sent later)")
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: Lightning offers a part of the configuration here, `log_config` records all of it."""
-
-    @rank_zero_only
-    def log_config(self, config: Mapping[str, Any]) -> None:
-        """Record the whole configuration as parameters; what differs when a run is continued becomes a tag."""
-        from mlflow.entities import Param, RunTag
-
-        self._show_as_training()
-
-        known = self.experiment.get_run(self.run_id).data.params
-        flat = {key: str(value)[:5900] for key, value in flatten(config)}
-        new = [Param(key, value) for key, value in flat.items() if key not in known]
-        changed = [RunTag(f"continued.{key}", value) for key, value in flat.items() if known.get(key, value) != value]
-        for start in range(0, len(new), 100):
-            self.experiment.log_batch(self.run_id, params=new[start : start + 100])
-        self.experiment.log_batch(self.run_id, tags=changed)
-
-    def _show_as_training(self) -> None:
-        """Let the UI show the experiment as model training; by itself it may open its view for language models."""
-        kind = "mlflow.experimentKind"
-        experiment = self.experiment.get_experiment(self.experiment_id)
-        if kind not in experiment.tags:
-            tag = (self.experiment_id, kind, "custom_model_development")
-            self._send(lambda: self.experiment.set_experiment_tag(*tag), "the experiment's kind")
-
-    @rank_zero_only
-    def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags, skipping those that are None."""
-        from mlflow.entities import RunTag
-
-        run_tags = [RunTag(key, str(value)) for key, value in tags.items() if value is not None]
-        self._send(lambda: self.experiment.log_batch(self.run_id, tags=run_tags), "tags")
-
-    @rank_zero_only
-    def log_datasets(self, datasets: Sequence[tuple[Mapping[str, str], str]]) -> None:
-        """Record which data the run used: fields of an MLflow data set, and its context (``training``, ...)."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        inputs = [
-            DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", context)])
-            for dataset, context in datasets
-        ]
-        self._send(lambda: self.experiment.log_inputs(self.run_id, inputs), "the data sets")
-
-    @rank_zero_only
-    def log_file(self, path: Path, folder: str = "") -> None:
-        """Put a local file into the run's artifact ``folder``; what lies there already stays."""
-        artifacts = self.artifact_dir
-        if artifacts is not None and path.resolve() == (artifacts / folder / path.name).resolve():
-            return
-        self._send(lambda: self.experiment.log_artifact(self.run_id, str(path), folder or None), str(path))
-
-    @rank_zero_only
-    def log_text(self, text: str, name: str) -> None:
-        """Put a text into the run's artifacts as the file ``name``."""
-        self._send(lambda: self.experiment.log_text(self.run_id, text, name), name)
-
-    @rank_zero_only
-    def log_folder(self, path: Path, folder: str) -> None:
-        """Put the files of a local folder into the run's artifact ``folder``."""
-        self._send(lambda: self.experiment.log_artifacts(self.run_id, str(path), folder), f"the files of {folder}")
-
-    @rank_zero_only
-    def finalize(self, status: str = "success") -> None:
-        """Close the run with the status that a person would give it: FINISHED, FAILED, or KILLED for Ctrl-C."""
-        if not self._initialized:
-            return
-        if self._unsent and not self._send(lambda: self.log_metrics({}), "the last metrics"):
-            pass
-        if self._unsent:
-            path = self.run_dir / "unsent_metrics.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self._unsent, indent=1))
-            error_console.print(f"[yellow]warning:[/] metrics that MLflow did not take are in {path}", highlight=False)
-        if self.final_status is not None:  # ending it again would count the time until now as the training's
-            return
-        ended = "KILLED" if self.killed else "FAILED" if status == "failed" else "FINISHED"
-        self._send(lambda: self.experiment.set_terminated(self.run_id, ended), f"the run's end ({ended})")
-
-    @property
-    def started(self) -> bool:
-        """Whether the run exists in the store yet."""
-        return self._initialized
+            experiment_id(self._mlflow_client, self._experiment_name, self.store.artifact_location)
+        except ExperimentDeleted as error:
+            raise TrackingError(
+                f"the experiment {self._experiment_name} is in MLflow's trash: restore it with `MLFLOW_TRACKING_URI="
+                f"{self.store.shown} mlflow experiments restore --experiment-id {error.number}`, or name another with "
+                "--tracking.experiment"
+            ) from error
 
     @property
     def status(self) -> str | None:
-        """The run's status in the store, on any process; None while there is no run."""
+        """The run's status in the store, on any process; None while there is no run.
+
+        Raises:
+            MlflowException: the store does not answer
+        """
+        if self._away:
+            return self.run.record.status
         return None if self._run_id is None else self._mlflow_client.get_run(self._run_id).info.status
 
     @property
     def closed(self) -> bool:
-        """Whether the run has ended in the store: another process of the training may have ended it."""
-        from mlflow.exceptions import MlflowException
-
+        """Whether the run has ended: another process of the training may have ended it in the store."""
+        if super().closed or breaker_of(self.uri).reason is not None:  # a store that is away would only be waited for
+            return super().closed
         try:
-            return self.status not in (None, "RUNNING")
-        except (MlflowException, OSError):
+            return self.status in _TERMINAL
+        except Exception:  # whatever keeps the store from answering
             return False
-
-    def share(self, broadcast: Callable[[str | None], str | None]) -> None:
-        """Tell the other processes of a training the id of the run, which only the first one starts."""
-        self._run_id = broadcast(self.run_id)
 
     def close_as_failed(self, error: str) -> None:
         """End the run as FAILED because of ``error``, unless it has ended already. Any process may do so.
 
         The first to fail says why: the others lose their connection to it, and have nothing to add.
         """
-        from mlflow.exceptions import MlflowException
-
+        if self._run is not None:
+            if not self.closed:
+                super().close_as_failed(error)
+            return
         if self._run_id is None or self.final_status is not None:
             return
-        try:
+        try:  # another process than the first, which has no journal
             if self.status == "RUNNING":
                 self._mlflow_client.set_tag(self._run_id, "error", error)
                 self._mlflow_client.set_terminated(self._run_id, "FAILED")
-        except (MlflowException, OSError) as problem:
-            error_console.print(
-                f"[yellow]warning:[/] MLflow did not take {error}: {one_line(problem)}", highlight=False
-            )
-
-    def reopen(self) -> None:
-        """Mark a continued run as running again."""
-        self._send(lambda: self.experiment.update_run(self.run_id, status="RUNNING"), "the run's status")
+        except Exception:  # the first process says that its store is away
+            return
 
 
-PARENT_TAG = "mlflow.parentRunId"
-"""Tag by which MLflow shows a run under another."""
+class FolderLogger(RunLogger, Logger):
+    """Keeps a run in a folder of its own, ``mlruns/local/RUN_ID``, for trainings whose loggers keep no files.
+
+    Args:
+        experiment: what the run is grouped under, in its record
+        run_name: its name
+        tags: its tags
+        run_id: continue this run instead of starting one
+
+    Raises:
+        UserError: there is no such run
+    """
+
+    def __init__(
+        self,
+        experiment: str = "bustseg",
+        run_name: str | None = None,
+        tags: dict[str, str] | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        RunLogger.__init__(self)
+        Logger.__init__(self)
+        self.experiment_name = experiment
+        self.tags = dict(tags or {})
+        self._run_name = run_name
+        self._run_id = run_id
+        self.store = Store(LOCAL)
+        if run_id is not None and local_run(run_id) is None:
+            raise UserError(f"no run {run_id} in {local_runs()}")
+
+    @property
+    def name(self) -> str:
+        return self.experiment_name
+
+    @property
+    def version(self) -> str | None:
+        return self.run_id
+
+    @property
+    def save_dir(self) -> str:
+        return str(local_runs())
+
+    @property
+    def where(self) -> str:
+        return f"run {self.run_id}  in {local_runs() / str(self.run_id)} (kept in no MLflow store)"
+
+    def _begin(self) -> Run:
+        settle_local()
+        new = self._run_id is None
+        self._run_id = self._run_id or uuid.uuid4().hex
+        files = local_runs() / self._run_id
+        if new:
+            record = Record(self._run_id, self.experiment_name, start_time=time.time_ns() // 1_000_000)
+            record.tags = {**self.tags, **({NAME_TAG: self._run_name} if self._run_name else {})}
+            record.save(files)
+        else:
+            record = Record.read(files) or Record(self._run_id)
+        return Run(
+            record,
+            files,
+            RUNS_DIR.resolve(),
+            LOCAL,
+            RecordSink(files),
+            f"{LOCAL}:{files}",
+            upload=False,
+            ends_run=self.final_status is None and not self.shared,
+        )
+
+    @property
+    def status(self) -> str | None:
+        """The run's status; None while there is no run."""
+        if self._run is not None:
+            return self._run.record.status
+        record = None if self._run_id is None else Record.read(local_runs() / self._run_id)
+        return None if record is None else record.status
+
+
+def settle_local() -> None:
+    """End the runs that dead processes have left in this folder's spool."""
+    from bustseg.runs.spool import settle
+
+    settle(Store(LOCAL))
+
+
+def runs_logger(trainer: Trainer) -> Any | None:
+    """The logger that keeps the trainer's run, on every process; None where nothing is kept."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
+
+
+def run_of(trainer: Trainer) -> Run | None:
+    """The run that callbacks write into; None where nothing is kept, and on all processes but the first."""
+    logger = runs_logger(trainer) if trainer.is_global_zero else None
+    return None if logger is None else logger.run
 
 
 def newest_run(client: Any, experiment: str, tag: str, value: str) -> Any | None:
@@ -282,14 +486,3 @@ def child_runs(client: Any, parent: Any) -> list[Any]:
         token = page.token
         if not token:
             return runs
-
-
-def flatten(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as ``(dotted key, value)``; lists of plain values stay values."""
-    if isinstance(config, Mapping) and config:
-        return [
-            pair for key, value in config.items() for pair in flatten(value, f"{prefix}.{key}" if prefix else str(key))
-        ]
-    if isinstance(config, list) and any(isinstance(item, Mapping) for item in config):
-        return [pair for index, item in enumerate(config) for pair in flatten(item, f"{prefix}.{index}")]
-    return [(prefix, config)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from bustseg.errors import TrackingError
+from bustseg.runs.sender import breaker_of
 from bustseg.tracking import Tracker, flatten, open_store, tracking_uri
 
 
@@ -56,21 +56,51 @@ def test_metrics_outlive_a_store_that_goes_away_and_comes_back(monkeypatch: pyte
     assert values(tracker, "loss") == [(0, 3.0), (1, 2.0), (2, 1.0)]
 
 
-def test_metrics_that_could_never_be_sent_are_written_down(
+def test_what_could_not_be_sent_is_sent_once_by_the_next_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker = Tracker(experiment="gone")
-    folder = tracker.run_dir
+    tracker.log_metrics({"loss": 3.0, "epoch": 0})
 
     def dead(*args: Any, **kwargs: Any) -> None:
-        raise MlflowException("connection refused")
+        raise MlflowException("API request to x failed with exception: connection refused")
 
-    monkeypatch.setattr(type(tracker.experiment), "log_batch", dead)
-    monkeypatch.setattr(type(tracker.experiment), "set_terminated", dead)
-    tracker.log_metrics({"loss": 2.0, "epoch": 1})
+    with monkeypatch.context() as away:
+        for name in ("log_batch", "set_terminated"):
+            away.setattr(type(tracker.experiment), name, dead)
+        tracker.log_metrics({"loss": 2.0, "epoch": 1})
+        tracker.set_tags({"kind": "test"})
+        tracker.finalize()
+        said = capsys.readouterr().err
+        assert said.count("is not reached") == 1
+        assert "3 entries of run" in said
+    assert values(tracker, "loss") == [(0, 3.0)]
+    monkeypatch.setattr(breaker_of(tracker.uri), "reason", None)  # the next command is another process
+    open_store(tracker.uri)
+    assert "sent 3 entries" in capsys.readouterr().err
+    open_store(tracker.uri)
+    assert values(tracker, "loss") == [(0, 3.0), (1, 2.0)]
+    run = mlflow.MlflowClient(tracker.uri).get_run(tracker.run_id)
+    assert (run.info.status, run.data.tags["kind"]) == ("FINISHED", "test")
+    assert not list(Path("mlruns/spool").iterdir())
+
+
+def test_a_deleted_experiment_is_named_with_the_command_that_restores_it() -> None:
+    tracker = Tracker(experiment="again")
+    number = tracker.experiment.get_run(tracker.run_id).info.experiment_id
     tracker.finalize()
-    assert json.loads((folder / "unsent_metrics.json").read_text()) == [[{"loss": 2.0}, 1]]
-    assert "unsent_metrics.json" in capsys.readouterr().err
+    tracker.experiment.delete_experiment(number)
+    with pytest.raises(TrackingError, match=f"in MLflow's trash: restore it with .*--experiment-id {number}`") as error:
+        _ = Tracker(experiment="again").run
+    assert "\n" not in str(error.value)
+
+
+def test_credentials_are_no_parameters() -> None:
+    tracker = Tracker(experiment="secret")
+    tracker.log_config({"tracking": {"uri": "http://me:secret@host"}})
+    assert mlflow.MlflowClient(tracker.uri).get_run(tracker.run_id).data.params == {
+        "tracking.uri": "http://me:***@host"
+    }
 
 
 def test_a_continued_run_keeps_its_first_parameters_and_tags_what_changed() -> None:

@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from bustseg.tracking import Tracker
+from bustseg.runs.session import POSITION, Position
+from bustseg.tracking import run_of
 
 
 def run_dir(trainer: Trainer) -> Path:
     """Folder of the run's files on this machine, the same on every rank."""
-    folder = Path(trainer.default_root_dir)
-    if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
-        folder = trainer.logger.run_dir
+    run = run_of(trainer)
+    folder = Path(trainer.default_root_dir) if run is None else run.files
     return Path(trainer.strategy.broadcast(str(folder)))
 
 
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there when it is whole and on the disk.
+
+    Lightning's own goes through the folder for temporary files. Where that is another file system the move is a copy,
+    and a process that is killed in it, or a disk that is full, leaves half a file in place of the last good one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """See Lightning's ``CheckpointIO``."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()  # so that a full disk shows as such, and not as an error of torch's archive writer
+        torch.save(checkpoint, content)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
 class _RunCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint in ``checkpoints/`` of the run's artifacts, so that a local store holds one copy of it."""
+    """A ModelCheckpoint in ``checkpoints/`` of the run's files, so that a local store holds one copy of it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.dirpath = str(run_dir(trainer) / "checkpoints")
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin of the user's own stays
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if trainer.is_global_zero:
+            for half in Path(self.dirpath).glob(".*.ckpt.*.tmp"):  # of a process that was killed while it wrote
+                half.unlink(missing_ok=True)
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -86,9 +122,20 @@ def best_checkpoint(trainer: Trainer) -> BestCheckpoint | None:
 
 
 class LastCheckpoint(_RunCheckpoint):
-    """Everything that is needed to go on after the last finished epoch, as ``last.ckpt``."""
+    """Everything that is needed to go on after the last finished epoch, as ``last.ckpt``.
+
+    An epoch counts once its checkpoint is there, so that no kill leaves metrics out or twice. In this order:
+
+    1. the epoch's metrics go into the run's journal, where they wait;
+    2. the checkpoint is written, with the journal's position in it;
+    3. the journal notes that it was, and the metrics are sent.
+
+    Whoever goes on from the checkpoint passes on what waits up to its position, and drops what came after.
+    """
 
     def __init__(self) -> None:
+        self._position: Position | None = None
+        self._before: dict[str, Any] = {}
         super().__init__(
             filename="last",
             monitor=None,
@@ -97,3 +144,38 @@ class LastCheckpoint(_RunCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and (run := run_of(trainer)) is not None:
+            run.hold(resumable=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback."""
+        return {**super().state_dict(), POSITION: self._position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self._position = state_dict.get(POSITION)
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != POSITION})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # not in setup: only now is the checkpoint's state here
+        if trainer.ckpt_path is not None and (run := run_of(trainer)) is not None:
+            run.go_on_from(self._position)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = dict(trainer.logged_metrics)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning logs what the epoch has measured only after this hook. On every process, since metrics are reduced.
+        metrics = trainer.logged_metrics
+        run = run_of(trainer)
+        if run is not None:
+            # an epoch without a validation still shows the last one's metrics, as the same objects
+            new = {name: float(value) for name, value in metrics.items() if value is not self._before.get(name)}
+            run.log_metrics(new, trainer.current_epoch)
+            self._position = run.position
+        super().on_train_epoch_end(trainer, pl_module)
+        if run is not None:
+            run.commit()

@@ -24,7 +24,7 @@ from bustseg.metrics.curves import SWEEP, thin
 from bustseg.metrics.sweep import ImageSweeps, sweep_means
 from bustseg.progress import console
 from bustseg.task import SegmentationTask
-from bustseg.tracking import Tracker
+from bustseg.tracking import run_of
 
 _SWEPT = ("val", "test")
 
@@ -81,8 +81,8 @@ class TestCurves(SubsetCallback):
             return
         shown = "  ".join(f"{subset} {found['auc_pixel']:.4f}" for subset, found in scores.items())
         console.print(f"pixel AUC  {shown}", highlight=False)
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if not (isinstance(trainer.logger, Tracker) and isinstance(datamodule, BUSIDataModule)):
+        datamodule, run = trainer.datamodule, run_of(trainer)  # type: ignore[attr-defined]
+        if run is None or not isinstance(datamodule, BUSIDataModule):
             return
         bands = curve_bands({subset: images[subset] for subset in scores if subset in images}, datamodule)
         intervals = {subset: {"auc_pixel_interval": own.auc()} for subset, own in bands.items()}
@@ -92,7 +92,7 @@ class TestCurves(SubsetCallback):
         }
         with tempfile.TemporaryDirectory() as folder:
             write_curves(frames, context, bands, Path(folder))
-            trainer.logger.log_folder(Path(folder), "curves")
+            run.add_files(Path(folder), "curves")
 
 
 def curve_bands(images: dict[str, ImageSweeps], datamodule: BUSIDataModule) -> dict[str, CurveBands]:

@@ -31,7 +31,7 @@ from bustseg.figures.panels import Picture
 from bustseg.figures.style import save
 from bustseg.metrics import overlap_scores
 from bustseg.task import SegmentationTask
-from bustseg.tracking import Tracker
+from bustseg.tracking import run_of
 
 BATCH = 8
 """Images explained at once, at most: their graph takes several times the memory of a prediction."""
@@ -87,16 +87,12 @@ class ExplainCallback(Callback):
                 find_layer(pl_module, self.layer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        tracker, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
-        if not (
-            self.enabled
-            and isinstance(pl_module, SegmentationTask)
-            and isinstance(tracker, Tracker)
-            and isinstance(datamodule, BUSIDataModule)
-        ):
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if not (self.enabled and isinstance(pl_module, SegmentationTask) and isinstance(datamodule, BUSIDataModule)):
             return
         counts = pl_module.overlap("test").per_image()
-        if not trainer.is_global_zero:
+        run = run_of(trainer)
+        if run is None:
             return
         rows = select_cases(counts, self.cases, missed_apart=True)
         if not rows:
@@ -130,8 +126,7 @@ class ExplainCallback(Callback):
             save(cases_figure(named, compared, title), folder / "cases.png")
             if detailed and (stages or attention):
                 save(details_figure(detailed, self.method), folder / "layers.png")
-            for path in sorted(folder.iterdir()):
-                tracker.log_file(path, "explain")
+            run.add_files(folder, "explain")
 
     def _explain(
         self,

@@ -10,7 +10,7 @@ from bustseg.callbacks.record import device_name, network_tags
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.progress import console, done_waiting
 from bustseg.task import SegmentationTask
-from bustseg.tracking import Tracker
+from bustseg.tracking import Tracker, runs_logger
 
 _DIGITS = 12
 """Of a digest, enough to tell two data sets apart by eye; the run has all of it."""
@@ -41,14 +41,15 @@ def say_opening(trainer: Trainer, task: LightningModule) -> None:
 
 def opening_lines(trainer: Trainer, task: LightningModule) -> Iterator[tuple[str, str]]:
     """What each line is about, and its text."""
-    tracker, data = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(tracker, Tracker):
-        run = tracker.experiment.get_run(tracker.run_id)
-        yield "run", run.info.run_id
-        yield "name", f"{run.info.run_name}, experiment {tracker._experiment_name}"
-        if tracker.uri.startswith("http"):
-            page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-            yield "page", f"{tracker.store.shown.rstrip('/')}/{page}"
+    logger, data = runs_logger(trainer), trainer.datamodule  # type: ignore[attr-defined]
+    if logger is not None:
+        # from what is known here: a server is not asked for it, and may be away
+        record = logger.run.record
+        yield "run", record.run_id
+        yield "name", f"{record.name}, experiment {record.experiment}"
+        if isinstance(logger, Tracker) and logger.uri.startswith("http") and not logger.begun_away:
+            page = f"#/experiments/{record.experiment_id}/runs/{record.run_id}"
+            yield "page", f"{logger.store.shown.rstrip('/')}/{page}"
     if isinstance(data, BUSIDataModule):
         counts = {subset: len(indices) for subset, indices in data.indices.items()}
         subsets = ", ".join(f"{count} {subset}" for subset, count in counts.items() if count)

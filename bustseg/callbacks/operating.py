@@ -11,7 +11,7 @@ from bustseg.data.datamodule import Batch
 from bustseg.metrics import OperatingPoints
 from bustseg.progress import console
 from bustseg.task import SegmentationTask
-from bustseg.tracking import Tracker
+from bustseg.tracking import run_of
 
 
 class OperatingPointSearch(Callback):
@@ -47,10 +47,10 @@ class OperatingPointSearch(Callback):
         best = self.points.recommended()
         if best is None or not isinstance(pl_module, SegmentationTask):
             return
-        if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
+        if (run := run_of(trainer)) is not None:
             names = ("threshold", "min_area", "dice_empty_one", "dice_lesion", "false_positive_rate_normal")
             tags = {f"chosen.{name}": f"{getattr(best, name):.6g}" for name in names}
-            trainer.logger.set_tags({**tags, "chosen.epoch": str(weights_epoch(trainer))})
+            run.set_tags({**tags, "chosen.epoch": str(weights_epoch(trainer))})
         alarms = (
             ""
             if math.isnan(best.false_positive_rate_normal)

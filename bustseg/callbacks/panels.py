@@ -18,7 +18,7 @@ from bustseg.figures.panels import Picture, sheet
 from bustseg.figures.style import save
 from bustseg.metrics import overlap_scores
 from bustseg.task import SegmentationTask
-from bustseg.tracking import Tracker
+from bustseg.tracking import run_of
 
 
 def failures(counts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -84,15 +84,12 @@ class PredictionPanels(Callback):
         self.failures = failures
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        tracker, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
-        if not (
-            isinstance(pl_module, SegmentationTask)
-            and isinstance(tracker, Tracker)
-            and isinstance(datamodule, BUSIDataModule)
-        ):
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if not (isinstance(pl_module, SegmentationTask) and isinstance(datamodule, BUSIDataModule)):
             return
         counts = pl_module.overlap("test").per_image()
-        if not trainer.is_global_zero:
+        run = run_of(trainer)
+        if run is None:
             return
         painter = _Painter(trainer, pl_module, datamodule, counts)
         lesion = (counts["tp"] + counts["fn"]) > 0
@@ -113,7 +110,7 @@ class PredictionPanels(Callback):
                     width = min(n, max(2, len(shown)))  # room for the title
                     grid = {str(start): shown[start : start + width] for start in range(0, len(shown), width)}
                     painter.draw(grid, width, folder / f"{name}.png", title, row_names=False)
-            tracker.log_folder(folder, "panels")
+            run.add_files(folder, "panels")
 
 
 class _Painter:

@@ -16,7 +16,7 @@ from bustseg.data.datamodule import Batch, BUSIDataModule
 from bustseg.metrics import ImageShapes, SegmentationMetrics, image_table, summarise
 from bustseg.metrics.table import columns, summary_metrics
 from bustseg.task import SegmentationTask
-from bustseg.tracking import Tracker
+from bustseg.tracking import run_of
 
 _SUBSETS = ("val", "test")
 
@@ -68,8 +68,8 @@ class ImageTables(SubsetCallback):
                 about = {**describe(datamodule, pl_module, subset), "summary": summary, "columns": columns()}
                 (Path(folder) / f"{subset}.json").write_text(json.dumps(about, indent=1))
             self._overlap, self._shapes = {}, {}
-            if isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
-                trainer.logger.log_folder(Path(folder), "tables")
+            if (run := run_of(trainer)) is not None:
+                run.add_files(Path(folder), "tables")
 
 
 def describe(datamodule: BUSIDataModule, task: SegmentationTask, subset: str) -> dict[str, Any]:

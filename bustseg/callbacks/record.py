@@ -1,10 +1,11 @@
-"""What a run leaves in MLflow beside its metrics: configuration, origin, split, checkpoint, and how it ended."""
+"""What a run leaves beside its metrics: configuration, origin, split, checkpoint, and how it ended."""
 
 from __future__ import annotations
 
 import json
 import platform
 import subprocess
+import tempfile
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,12 +16,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bustseg.callbacks.checkpoints import best_checkpoint
+from bustseg.callbacks.mirror import show_in
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import LABELS
 from bustseg.data.splits import write_split
 from bustseg.progress import error_console
+from bustseg.runs.record import flatten
+from bustseg.runs.redact import redact_nested
+from bustseg.runs.run import Run
+from bustseg.runs.store import one_line
 from bustseg.task import SegmentationTask
-from bustseg.tracking import PARENT_TAG, Tracker, one_line
+from bustseg.tracking import PARENT_TAG, RunLogger, run_of, runs_logger
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "segmentation-models-pytorch", "albumentations", "mlflow")
 
@@ -113,7 +119,7 @@ def datasets(datamodule: BUSIDataModule, contexts: dict[str, str]) -> list[tuple
 
 
 class RunRecorder(Callback):
-    """Writes a run's configuration, origin, split and best checkpoint to MLflow, and makes checkpoints self-contained.
+    """Writes a run's configuration, origin, split and best checkpoint, and makes checkpoints self-contained.
 
     Args:
         config: the resolved configuration as plain types
@@ -123,15 +129,21 @@ class RunRecorder(Callback):
         self.config = config
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        tracker, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(tracker, Tracker):
-            tracker.share(trainer.strategy.broadcast)
+        logger, datamodule = runs_logger(trainer), trainer.datamodule  # type: ignore[attr-defined]
+        if logger is not None:
+            logger.share(trainer.strategy.broadcast)
         if stage == "fit" and isinstance(pl_module, SegmentationTask):
-            pl_module.record = self._record(tracker, datamodule)
-        if not isinstance(tracker, Tracker) or not trainer.is_global_zero:
+            pl_module.record = self._record(logger, datamodule)
+        run = run_of(trainer)
+        if logger is None or run is None:
             return
-        if tracker.final_status is None and tracker.status != "RUNNING":
-            tracker.reopen()
+        run.write_through = False
+        others = [other for other in trainer.loggers if other is not logger]
+        run.listeners = [shown for other in others if (shown := show_in(other)) is not None]
+        if stage != "fit":
+            run.hold(resumable=False)
+        if logger.final_status is None:
+            logger.reopen()
         # one tag, so that the few that people read do not drown
         tags: dict[str, str | None] = {"versions": ", ".join(f"{name} {value}" for name, value in versions().items())}
         if isinstance(pl_module, SegmentationTask):
@@ -145,70 +157,68 @@ class RunRecorder(Callback):
                 "source": datamodule.source.name,
                 **{f"images_{subset}": str(len(indices)) for subset, indices in datamodule.indices.items()},
             }
-        if stage == "fit" or tracker.final_status is None:
-            self._record_config(tracker, datamodule)
-            tracker.set_tags(tags)
+        if stage == "fit" or logger.final_status is None:
+            self._record_config(logger, run, datamodule)
+            for other in others:
+                other.log_hyperparams(dict(flatten(redact_nested(self.config))))
+            run.set_tags(tags)
         if isinstance(datamodule, BUSIDataModule):
-            tracker.log_datasets(datasets(datamodule, CONTEXTS.get(stage, {})))
+            run.log_datasets(datasets(datamodule, CONTEXTS.get(stage, {})))
 
-    def _record(self, tracker: Any, datamodule: Any) -> dict[str, Any]:
+    def _record(self, logger: RunLogger | None, datamodule: Any) -> dict[str, Any]:
         record: dict[str, Any] = {"config": self.config, "versions": dict(versions()), "git_commit": git_commit()}
-        if isinstance(tracker, Tracker):
-            record |= {"run_id": tracker.run_id, "tracking_uri": tracker.store.shown}
+        if logger is not None:
+            record |= {"run_id": logger.run_id, "tracking_uri": logger.store.shown}
         if isinstance(datamodule, BUSIDataModule):
             record |= {"data_digest": datamodule.data_digest, "split_digest": datamodule.split_digest}
         return record
 
-    def _record_config(self, tracker: Tracker, datamodule: Any) -> None:
-        import mlflow
+    def _record_config(self, logger: RunLogger, run: Run, datamodule: Any) -> None:
         import yaml
 
-        tracker.log_config(self.config)
-        with mlflow.utils.file_utils.TempDir() as folder:
-            path = Path(folder.path()) / "config.yaml"
-            path.write_text(yaml.safe_dump(self.config, sort_keys=False))
-            tracker.log_file(path)
-            if isinstance(datamodule, BUSIDataModule) and datamodule.split is not None:
-                path = Path(folder.path()) / "split.csv"
+        logger.log_config(self.config)
+        run.add_text(yaml.safe_dump(redact_nested(self.config), sort_keys=False), "config.yaml")
+        if isinstance(datamodule, BUSIDataModule) and datamodule.split is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "split.csv"
                 write_split(datamodule.split, path)
-                tracker.log_file(path)
+                run.add_file(path)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._send_best(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not isinstance(trainer.logger, Tracker):
+        logger = runs_logger(trainer)
+        if logger is None:
             return
-        tracker = trainer.logger
         what = f"{type(exception).__name__}: {one_line(exception)}"
         stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         if not trainer.is_global_zero:
             if not stopped:
-                tracker.close_as_failed(f"process {trainer.global_rank}: {what}")
+                logger.close_as_failed(f"process {trainer.global_rank}: {what}")
             return
-        if not tracker.started:  # bad input that is found before the run leaves no trace of one
+        if not logger.started:  # bad input that is found before the run leaves no trace of one
             return
-        if stopped and not tracker.closed:
-            tracker.killed = True
+        if stopped and not logger.closed:
+            logger.killed = True
         else:
-            tracker.close_as_failed(what)
+            logger.close_as_failed(what)
         self._send_best(trainer)
-        last = tracker.run_dir / "checkpoints" / "last.ckpt"
+        last = logger.run.files / "checkpoints" / "last.ckpt"
         if trainer.state.fn != "fit":
             return
         if last.is_file():
             error_console.print(
                 f"to go on from the last finished epoch: bustseg fit --ckpt_path {last}", highlight=False
             )
-        elif stopped and PARENT_TAG not in (tracker.tags or {}):
+        elif stopped and PARENT_TAG not in logger.run.record.tags:
             error_console.print("no epoch is finished, so nothing can be continued: begin again", highlight=False)
 
     def _send_best(self, trainer: Trainer) -> None:
         """Upload the best checkpoint to a store on another machine; a local one holds it already."""
-        if not isinstance(trainer.logger, Tracker) or not trainer.is_global_zero:
+        best, run = best_checkpoint(trainer), run_of(trainer)
+        if best is None or run is None:
             return
-        best = best_checkpoint(trainer)
-        if best is not None:
-            trainer.logger.log_file(Path(best.best_model_path), "checkpoints")
-            if best.best_model_score is not None:
-                trainer.logger.set_tags({f"best.{best.monitor}": f"{float(best.best_model_score):.6g}"})
+        run.add_file(Path(best.best_model_path), "checkpoints")
+        if best.best_model_score is not None:
+            run.set_tags({f"best.{best.monitor}": f"{float(best.best_model_score):.6g}"})

@@ -13,7 +13,6 @@ from bustseg.checkpoint import read_checkpoint
 from bustseg.data.datamodule import Batch, BUSIDataModule
 from bustseg.progress import console, track
 from bustseg.task import SegmentationTask
-from bustseg.tracking import Tracker
 
 
 class SubsetCallback(Callback):
@@ -52,8 +51,9 @@ def log_subset(trainer: Trainer, subset: str, metrics: dict[str, float]) -> None
     if subset == "test":
         # the metrics have been reduced over ranks already
         trainer.lightning_module.log_dict(values, rank_zero_only=False)
-    elif isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
-        trainer.logger.log_metrics({**values, "epoch": weights_epoch(trainer)})
+    elif trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "epoch": weights_epoch(trainer)}, step=weights_epoch(trainer))
 
 
 def weights_epoch(trainer: Trainer) -> int:
@@ -133,10 +133,10 @@ class TestPasses(Callback):
         total = time.perf_counter() - self._started
         forward, other = self._seconds["forward"], self._seconds["other_subsets"]
         beyond = total - forward - other
-        if isinstance(trainer.logger, Tracker):
-            seconds = {"seconds": total, "seconds_forward": forward, "seconds_other_subsets": other}
-            seconds["seconds_report"] = beyond
-            trainer.logger.log_metrics({f"test/{name}": value for name, value in seconds.items()})
+        seconds = {"seconds": total, "seconds_forward": forward, "seconds_other_subsets": other}
+        seconds["seconds_report"] = beyond
+        for logger in trainer.loggers:
+            logger.log_metrics({f"test/{name}": value for name, value in seconds.items()}, step=0)
         console.print(
             f"test: {int(images)} images in {total:.1f} s: scored in {forward:.1f} s, "
             f"{' and '.join(self.subsets) or 'no other subsets'} in {other:.1f} s, "

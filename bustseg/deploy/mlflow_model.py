@@ -31,8 +31,9 @@ from bustseg.checkpoint import load_task, read_checkpoint
 from bustseg.data.sources import read_native
 from bustseg.deploy.predictor import Prediction, Predictor
 from bustseg.errors import DataError, UserError
+from bustseg.runs.record import flatten
+from bustseg.runs.store import local_path
 from bustseg.task import RECORD
-from bustseg.tracking import flatten, local_path
 from bustseg.trust import trusting
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlparse
 
 from filelock import FileLock
 
-from bustseg.errors import TrackingError
+from bustseg.errors import TrackingError, disk_is_full
 from bustseg.progress import error_console
 from bustseg.runs.redact import redact
 
@@ -43,6 +43,14 @@ for _noisy in (
     "lightning.pytorch.loggers.mlflow",
 ):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+
+_opened: set[str] = set()
+
+
+def was_opened(uri: str) -> bool:
+    """Whether this process could write to the store before, so that it is away for a while if it cannot now."""
+    return uri in _opened
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,13 @@ def open_store(uri: str, write: bool = False) -> Store:
             _open_database(store, store.database, write)
         else:
             store.client().search_experiments(max_results=1)
+    if write:
+        _opened.add(uri)
+    if (store.folder / "spool").is_dir():
+        from bustseg.runs.spool import settle
+
+        with contextlib.suppress(OSError):  # a folder that can only be read
+            settle(store)
     return store
 
 
@@ -205,6 +220,8 @@ def _explanation(store: Store, error: Exception) -> str:
             f"the MLflow store {shown} can only be read: make its folder and its database writable, or name another "
             "with MLFLOW_TRACKING_URI or --tracking.uri"
         )
+    if disk_is_full(error):
+        return f"the disk is full: free some space for the MLflow store {shown}"
     if "database is locked" in text:
         return f"the MLflow store {shown} is locked by another process: wait for it, or end it, and repeat the command"
     if "file is not a database" in text or "malformed" in text:

@@ -10,17 +10,18 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from bustseg.errors import SweepError
+from bustseg.errors import SweepError, TrackingError
 from bustseg.experiment import put
 from bustseg.presets import find_config
 from bustseg.progress import console, error_console, labelled
+from bustseg.runs.store import explained, open_store, tracking_uri
 from bustseg.sweep import result
 from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Plan, read_plan
 from bustseg.sweep.study import FAILURE, PRUNED, RESULT, SharedStudy, interrupted
 from bustseg.sweep.trial import known_metrics, outcome_text, run_trial, settle_runs, unknown_metric
 from bustseg.sweep.workers import Workers, follow_supervisor, termination_is_interrupt, threads_each
-from bustseg.tracking import Tracker, child_runs, newest_run
+from bustseg.tracking import Tracker, child_runs, newest_run, runs_logger
 from bustseg.training import prepare
 
 TOKEN = "sweep.token"
@@ -110,7 +111,7 @@ def _check_objective(plan: Plan) -> None:
 def _rehearse(plan: Plan) -> None:
     """Make everything of the first trial but run nothing: missing data or weights would fail every trial alike."""
     run = prepare(plan.first)
-    if not isinstance(run.trainer.logger, Tracker):
+    if not isinstance(runs_logger(run.trainer), Tracker):
         raise SweepError(
             "a sweep keeps its trials in MLflow: leave trainer.logger and trainer.fast_dev_run as they are"
         )
@@ -120,8 +121,6 @@ def _rehearse(plan: Plan) -> None:
 
 def _parent(plan: Plan, study: SharedStudy) -> Tracker:
     """The sweep's own run, the same for all who work on the study."""
-    from mlflow.exceptions import MlflowException
-
     options: dict[str, Any] = {**plan.base["tracking"], "run_name": f"sweep {plan.study}"}
     tags = {**(options.pop("tags", None) or {})}
     with study.lock():
@@ -129,7 +128,7 @@ def _parent(plan: Plan, study: SharedStudy) -> Tracker:
         run_id = attrs.get("mlflow_run_id")
         if run_id is None:
             # one whose id could not be written down any more
-            client = Tracker(**options)._mlflow_client
+            client = open_store(tracking_uri(options["uri"]), write=True).client()
             found = newest_run(client, options["experiment"], TOKEN, attrs["token"])
             tags |= {TOKEN: attrs["token"], "sweep.study": plan.study, "sweep.objective": ", ".join(plan.objectives)}
             parent = Tracker(**options, tags=tags, run_id=found.info.run_id if found else None)
@@ -139,17 +138,17 @@ def _parent(plan: Plan, study: SharedStudy) -> Tracker:
             return parent
         parent = Tracker(**options, run_id=run_id)
     try:
-        run = parent.experiment.get_run(run_id)
-    except MlflowException as error:
+        status = parent.run.record.status
+    except TrackingError as error:
         raise SweepError(
             f"the run {run_id} of study {plan.study} is not in {parent.store.shown}: set MLFLOW_TRACKING_URI to the "
             "store that the sweep began with"
         ) from error
-    if run.info.status != "RUNNING":
+    if status != "RUNNING":
         if study.open_trials():
             parent.reopen()
         else:
-            parent.final_status = run.info.status
+            parent.final_status = status
     return parent
 
 
@@ -166,9 +165,13 @@ def _described(plan: Plan) -> dict[str, Any]:
 
 
 def _settle_runs(study: SharedStudy, parent: Tracker) -> None:
-    client = parent.experiment
-    with study.lock():
-        settle_runs(client, child_runs(client, client.get_run(parent.run_id)), study.trials())
+    """Close the runs of trials whose worker died; a store that is away is no reason to stop."""
+    try:
+        with study.lock(), explained(parent.store):
+            client = parent.store.client()
+            settle_runs(client, child_runs(client, client.get_run(str(parent.run_id))), study.trials())
+    except TrackingError as error:
+        error_console.print(f"[yellow]warning:[/] {error}", highlight=False)
 
 
 def _work(plan: Plan, study: SharedStudy, parent: Tracker) -> int:

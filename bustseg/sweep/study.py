@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 import sqlalchemy
 from filelock import FileLock
 from optuna.exceptions import ExperimentalWarning, OptunaError
@@ -29,8 +28,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from bustseg.errors import SweepError
+from bustseg.runs.owner import alive, machine, process
+from bustseg.runs.store import one_line
 from bustseg.sweep.plan import Plan
-from bustseg.tracking import one_line
 
 HEARTBEAT, GRACE = 20, 120
 """Seconds between a worker's signs of life, and after which one on another machine counts as dead."""
@@ -97,33 +97,6 @@ class StorageLock:
             with self._engine.connect() as connection:
                 connection.execute(sqlalchemy.text("SELECT GET_LOCK(:name, -1)"), {"name": hex(LOCK_ID)})
                 yield  # closing the connection gives it back
-
-
-def machine() -> str:
-    """Identity of the system whose process ids these are: host, boot and process namespace."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):  # systems without /proc have the host's name alone
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
-
-
-def process(pid: int) -> dict[str, Any] | None:
-    """A process as ``pid`` and ``started`` (ids are used again), or None when there is none."""
-    try:
-        found = psutil.Process(pid)
-        if found.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-            return None
-        return {"pid": pid, "started": found.create_time()}
-    except psutil.Error:
-        return None
-
-
-def alive(recorded: dict[str, Any]) -> bool:
-    """Whether a recorded process of this machine still runs."""
-    now = process(recorded["pid"])
-    # the clock may have been set since; ids are not used again within seconds
-    return now is not None and abs(now["started"] - recorded["started"]) < 10
 
 
 class SharedStudy:

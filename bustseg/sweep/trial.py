@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import gc
 import math
 import time
@@ -17,15 +16,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bustseg.card import MARK
-from bustseg.errors import SweepError, TrackingError
+from bustseg.errors import SweepError, TrackingError, disk_is_full
 from bustseg.metrics import PixelCurves, SegmentationMetrics
 from bustseg.metrics.registry import score
-from bustseg.progress import console, error_console
+from bustseg.progress import console
 from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Plan
 from bustseg.sweep.study import FAILURE, PRUNED, RESULT, RUN, SharedStudy, interrupted, point
 from bustseg.task import SegmentationTask
-from bustseg.tracking import PARENT_TAG, Tracker, one_line
+from bustseg.tracking import PARENT_TAG, Tracker, one_line, runs_logger
 from bustseg.training import run_fit
 
 TRIAL, STATE, REASON = "sweep.trial", "sweep.state", "sweep.reason"
@@ -63,8 +62,8 @@ class TrialReporter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._start = time.perf_counter()
-        if isinstance(trainer.logger, Tracker):
-            self.tracker = trainer.logger
+        if isinstance(logger := runs_logger(trainer), Tracker):
+            self.tracker = logger
             self.trial.set_user_attr(RUN, self.tracker.run_id)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -159,7 +158,7 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
     except (SweepError, TrackingError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if disk_is_full(error):
             raise
         failure, details = reason(error), traceback.format_exc()
     missing = [name for name in plan.objectives if name not in reporter.scores]
@@ -182,11 +181,14 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
         study.note(trial, **{RUN: tracker.run_id})
         tracker.log_config(plan.described(trial.params))
         tracker.finalize("failed")
-    run_id = str(tracker.run_id)
+    run = tracker.run
     if details:
-        tracker.log_text(details, "error.txt")
+        run.add_text(details, "error.txt")
     frozen = study.trial(trial)
-    write_outcome(tracker.experiment, run_id, frozen, _state(frozen), time.perf_counter() - start, plan)
+    metrics, tags = outcome(frozen, _state(frozen), time.perf_counter() - start, plan)
+    run.log_metrics(metrics)
+    run.set_tags(tags)
+    run.close()
     return study.finish(trial)
 
 
@@ -218,22 +220,17 @@ def _state(trial: FrozenTrial) -> str:
     return "COMPLETE" if RESULT in trial.user_attrs else "INTERRUPTED"
 
 
-def write_outcome(
-    client: Any, run_id: str, trial: FrozenTrial, state: str, seconds: float | None = None, plan: Plan | None = None
-) -> None:
-    """Write a trial's state, reason and objective on its run; a store that is away gets a warning, not the sweep.
+def outcome(
+    trial: FrozenTrial, state: str, seconds: float | None = None, plan: Plan | None = None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """What a trial's run says of it: objective and time as metrics; state, reason and description as tags.
 
     Args:
-        client: MLflow's client
-        run_id: the trial's run
         trial: the trial
         state: how it ended
         seconds: how long the whole trial took
         plan: the sweep, for the run's description and what the further objectives are called
     """
-    from mlflow.entities import Metric, RunTag
-    from mlflow.exceptions import MlflowException
-
     attrs = trial.user_attrs
     tags = {STATE: state}
     if why := attrs.get(FAILURE) or attrs.get(PRUNED):
@@ -248,15 +245,30 @@ def write_outcome(
         tags["mlflow.note.content"] = _note(plan, trial, state)
         costs = {name: value for name, value in zip(plan.objectives, _values(result), strict=False) if name in COSTS}
         metrics |= {f"sweep/{name}": value for name, value in costs.items()}
+    return {name: float(value) for name, value in metrics.items() if value is not None}, tags
+
+
+def write_outcome(client: Any, run_id: str, trial: FrozenTrial, state: str) -> None:
+    """Write what became of a trial on the run of a worker that died.
+
+    Args:
+        client: MLflow's client
+        run_id: the trial's run
+        trial: the trial
+        state: how it ended
+
+    Raises:
+        MlflowException: the store does not take it
+    """
+    from mlflow.entities import Metric, RunTag
+
+    metrics, tags = outcome(trial, state)
     now = int(time.time() * 1000)
-    try:
-        client.log_batch(
-            run_id,
-            metrics=[Metric(name, value, now, 0) for name, value in metrics.items() if value is not None],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
-    except (MlflowException, OSError) as error:
-        error_console.print(f"[yellow]warning:[/] MLflow did not take trial {trial.number}: {one_line(error)}")
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
 
 
 def _values(result: Mapping[str, Any]) -> list[float]:

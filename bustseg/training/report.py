@@ -16,28 +16,29 @@ from bustseg.metrics.measures import measures
 from bustseg.metrics.registry import score, single_scores, value_of
 from bustseg.progress import console, print_wide
 from bustseg.statistics import Bootstrap
-from bustseg.tracking import Tracker
+from bustseg.tracking import Tracker, runs_logger
 
 
 def report(trainer: pl.Trainer, verb: str) -> None:
     """Print it, on the first process."""
     if not trainer.is_global_zero:
         return
-    tracker = trainer.logger
+    logger = runs_logger(trainer)
     if verb != "fit":
         tables = next((one for one in trainer.callbacks if isinstance(one, ImageTables)), None)  # type: ignore[attr-defined]
         table = None if tables is None else tables.tested
         _print_scores(trainer.callback_metrics, verb if verb == "test" else "val", table)
-    if not isinstance(tracker, Tracker):
+    if logger is None:
         return
-    lines = [f"run {tracker.run_id}  experiment {tracker._experiment_name}  store {tracker.store.shown}"]
-    if tracker.artifact_dir is not None:
-        if verb == "test":
-            lines.append(f"pictures, curves and tables in {tracker.artifact_dir}")
-        if verb == "fit":
-            lines.append(f"checkpoint {tracker.artifact_dir / 'checkpoints' / 'best.ckpt'}")
-    lines.append(next_line(verb, str(tracker.run_id)))
-    lines.append("look at it: bustseg ui")
+    files = logger.run.files
+    lines = [logger.where]
+    if verb == "test":
+        lines.append(f"pictures, curves and tables in {files}")
+    if verb == "fit" and (best := files / "checkpoints" / "best.ckpt").is_file():
+        lines.append(f"checkpoint {best}")
+    lines.append(next_line(verb, str(logger.run_id)))
+    if isinstance(logger, Tracker):
+        lines.append("look at it: bustseg ui")
     for line in lines:
         console.print(line, highlight=False)
 

@@ -24,9 +24,9 @@ from bustseg.preflight import chosen_in, try_network, try_optimizer
 from bustseg.processes import OtherProcesses
 from bustseg.progress import wait_for
 from bustseg.task import SegmentationTask
-from bustseg.tracking import Tracker
+from bustseg.tracking import RunLogger, runs_logger
 from bustseg.training.report import report
-from bustseg.training.setup import make_tracker, make_trainer, quiet_libraries, seeded
+from bustseg.training.setup import make_loggers, make_trainer, quiet_libraries, seeded
 
 Verb = Literal["fit", "validate", "test"]
 
@@ -55,8 +55,9 @@ class Run:
 
     @property
     def run_id(self) -> str | None:
-        """Id of the MLflow run; None when the run is kept elsewhere."""
-        return self.trainer.logger.run_id if isinstance(self.trainer.logger, Tracker) else None
+        """Id of the run; None where none is kept."""
+        logger = runs_logger(self.trainer)
+        return None if logger is None else logger.run_id
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -167,15 +168,16 @@ def prepare(
     experiment = seeded(experiment)
     # what is recorded still says which pretrained weights the network began with
     parts = (experiment if content is None else experiment.untrained()).instantiate()
-    tracker = make_tracker(experiment, verb, parts, content, tags)
+    loggers = make_loggers(experiment, verb, parts, content, tags)
     continued: list[ContinuedFit] = []
     if content is not None and verb == "fit":
-        same_run = isinstance(tracker, Tracker) and tracker.status is not None
+        keepers = [logger for logger in loggers or [] if isinstance(logger, RunLogger)]
+        same_run = any(keeper.status is not None for keeper in keepers)
         continued.append(ContinuedFit(content, experiment.config, parts.model, same_run))
     if verb == "fit" and parts.trainer.max_epochs == 0:
         raise UserError("trainer.max_epochs is 0: nothing would be trained")
     with chosen_in("trainer"):
-        trainer = make_trainer(experiment, verb, parts, tracker, checkpoint, [*callbacks, *continued])
+        trainer = make_trainer(experiment, verb, parts, loggers, checkpoint, [*callbacks, *continued])
     cores = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
         # each is a process with a network of its own: many of them take all memory before one is refused

@@ -29,12 +29,16 @@ from bustseg.callbacks import (
 )
 from bustseg.callbacks.progress import Pace
 from bustseg.data.datamodule import BUSIDataModule
+from bustseg.errors import TrackingError
 from bustseg.experiment import CALLBACKS, Experiment
 from bustseg.preflight import chosen_in
 from bustseg.processes import OneProcessStops
 from bustseg.progress import error_console
+from bustseg.runs.lookup import local_run, server_id
+from bustseg.runs.record import Record
+from bustseg.runs.store import Store, open_store, tracking_uri, was_opened
 from bustseg.task import RECORD
-from bustseg.tracking import Tracker, open_store, tracking_uri
+from bustseg.tracking import FolderLogger, RunLogger, Tracker
 from bustseg.trust import own_store
 
 _CHATTY = (
@@ -73,14 +77,14 @@ def seeded(experiment: Experiment) -> Experiment:
     return experiment.but({"seed_everything": used}) if seed is True else experiment
 
 
-def make_tracker(
+def make_loggers(
     experiment: Experiment,
     verb: str,
     parts: Namespace,
     checkpoint: Mapping[str, Any] | None,
     tags: Mapping[str, str] | None = None,
-) -> Logger | list[Logger] | bool:
-    """The run that a verb writes into, or the user's own loggers.
+) -> list[Logger] | bool:
+    """The user's loggers, and one that keeps the run unless there is one among them: MLflow's by default.
 
     Args:
         experiment: its `tracking` section
@@ -88,26 +92,38 @@ def make_tracker(
         parts: what was made of the experiment
         checkpoint: content of the checkpoint that the verb begins with
         tags: further tags
+
+    Returns:
+        the loggers; False for a run that nothing is kept of (`trainer.fast_dev_run`)
     """
-    chosen = parts.trainer.logger
-    if chosen is not None and chosen is not True:
-        return chosen
     if parts.trainer.fast_dev_run:
         return False
+    chosen = parts.trainer.logger
+    loggers: list[Logger] = [] if chosen in (None, True, False) else chosen if isinstance(chosen, list) else [chosen]
+    if any(isinstance(logger, RunLogger) for logger in loggers):
+        return loggers
     options = experiment["tracking"]
     if experiment.origin:
         options["uri"] = own_store(options["uri"], experiment.origin)
     # MLflow's random names repeat, since the training's seed seeds them too
     network = type(parts.model.network).__name__
     options["run_name"] = options["run_name"] or default_name(experiment, network if checkpoint else None)
-    run_id, keep = _run_to_continue(options.get("uri"), verb, parts.data, (checkpoint or {}).get(RECORD, {}))
+    record = (checkpoint or {}).get(RECORD, {})
+    by_default = chosen is None or chosen is True
+    run_id, keep, local = _run_to_continue(options.get("uri"), verb, parts.data, record, by_default)
     own = {**(options["tags"] or {}), **(tags or {})}
     if run_id is None and checkpoint is not None:
-        own["checkpoint_of_run"] = checkpoint[RECORD].get("run_id", "unknown")
-    tracker = Tracker(**{**options, "tags": own or None}, run_id=run_id)
+        own["checkpoint_of_run"] = record.get("run_id", "unknown")
+    keeper: RunLogger
+    if by_default and not local:
+        keeper = Tracker(**{**options, "tags": own or None}, run_id=run_id)
+    else:
+        if options["description"]:
+            own["mlflow.note.content"] = options["description"]
+        keeper = FolderLogger(options["experiment"], options["run_name"], own, run_id)
     if keep:
-        tracker.final_status = tracker.status
-    return tracker
+        keeper.final_status = keeper.status
+    return [*loggers, keeper]
 
 
 def default_name(experiment: Experiment, network: str | None = None) -> str:
@@ -117,39 +133,56 @@ def default_name(experiment: Experiment, network: str | None = None) -> str:
 
 
 def _run_to_continue(
-    uri: str | None, verb: str, data: BUSIDataModule, record: Mapping[str, Any]
-) -> tuple[str | None, bool]:
-    """Run that a checkpoint belongs to, if its store has it and the data are the same; whether to keep its status.
+    uri: str | None, verb: str, data: BUSIDataModule, record: Mapping[str, Any], with_mlflow: bool
+) -> tuple[str | None, bool, bool]:
+    """Run that a checkpoint belongs to, if it is there and the data are the same.
 
     Scores on other data than the run was trained for get a run of their own.
+
+    Args:
+        uri: the MLflow store that is asked for
+        verb: ``fit``, ``validate`` or ``test``
+        data: the images
+        record: what the checkpoint says of its origin
+        with_mlflow: whether runs of that store are looked for, beside those that no store keeps
+
+    Returns:
+        the run's id, if it is to be continued; whether it keeps its status; whether no store keeps it
     """
     run_id = record.get("run_id")
     if run_id is None:
-        return None, False
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
-    store = tracking_uri(uri)
-    open_store(store)
-    try:
-        run = MlflowClient(store).get_run(run_id)
-    except MlflowException:
-        return None, False
-    if run.info.lifecycle_stage == "deleted":
-        return None, False
+        return None, False, False
+    local = local_run(run_id) is not None
+    if not local and not (with_mlflow and _is_in_store(run_id, tracking_uri(uri))):
+        return None, False, False
     if verb == "fit":
-        return run_id, False
+        return run_id, False, local
     data.prepare_data()
     data.setup(verb)
     same = (data.data_digest, data.split_digest) == (record.get("data_digest"), record.get("split_digest"))
-    return (run_id, True) if same else (None, False)
+    return (run_id, True, local) if same else (None, False, local)
+
+
+def _is_in_store(run_id: str, uri: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store = open_store(uri)
+    except TrackingError:
+        if was_opened(uri):  # it is away for a while, and this machine may have the run's record
+            return Record.read(Store(uri).folder / "remote" / run_id) is not None
+        raise
+    try:
+        return store.client().get_run(server_id(store, run_id)).info.lifecycle_stage != "deleted"
+    except (MlflowException, TrackingError):
+        return False
 
 
 def make_trainer(
     experiment: Experiment,
     verb: str,
     parts: Namespace,
-    logger: Logger | list[Logger] | bool,
+    loggers: list[Logger] | bool,
     checkpoint: Path | None,
     first: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
@@ -159,7 +192,7 @@ def make_trainer(
         experiment: what is recorded
         verb: ``fit``, ``validate`` or ``test``
         parts: what was made of the experiment
-        logger: see :func:`make_tracker`
+        loggers: see :func:`make_loggers`
         checkpoint: what the verb begins with
         first: callbacks that come before the others
     """
@@ -180,7 +213,7 @@ def make_trainer(
             # bars fill log files with control characters; there EpochLines says what happens
             options["enable_progress_bar"] = False
     # Lightning moves checkpoints to the end, so that they see what the other callbacks have done
-    return pl.Trainer(**{**options, "logger": logger, "callbacks": callbacks})
+    return pl.Trainer(**{**options, "logger": loggers, "callbacks": callbacks})
 
 
 def _callbacks_of(verb: str, record: dict[str, Any], pace: Pace, steps: StepMetrics) -> list[pl.Callback]:

@@ -1,0 +1,144 @@
+"""Runs by their id, wherever they are kept: in the MLflow store in use, or in folders of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bustseg.errors import TrackingError, UserError
+from bustseg.runs.record import RUN_FILE, Record
+from bustseg.runs.store import RUNS_DIR, Store, one_line, open_store, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+SERVER_ID = "server_run_id"
+"""File in the folder of a run that began while its server was away: the id that the server gave it later."""
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text has the form of a run's id."""
+    return re.fullmatch("[0-9a-f]{32}", text) is not None
+
+
+def local_runs() -> Path:
+    """Folder of the runs that no store keeps."""
+    return RUNS_DIR.resolve() / "local"
+
+
+def local_run(run_id: str) -> Record | None:
+    """The record of a run that no store keeps; None when there is no such run."""
+    return Record.read(local_runs() / run_id) if is_run_id(run_id) else None
+
+
+def server_id(store: Store, run_id: str) -> str:
+    """A run's id in its store, which differs where the run began while the store was away."""
+    try:
+        return (store.folder / "remote" / run_id / SERVER_ID).read_text().strip()
+    except OSError:
+        return run_id
+
+
+def find_run(run_id: str) -> Run:
+    """A run by its id.
+
+    Raises:
+        UserError: there is no such run, or the store cannot be asked
+    """
+    from mlflow.exceptions import MlflowException
+
+    if (record := local_run(run_id)) is not None:
+        return record.to_run(local_runs() / run_id)
+    store = open_store(tracking_uri())
+    try:
+        return store.client().get_run(server_id(store, run_id))
+    except MlflowException as error:
+        raise UserError(f"no run {run_id} in {store.shown}: {one_line(error)}") from error
+
+
+def run_file(run_id: str, inner: str) -> Path:
+    """Path of a file of a run: the file itself where it is on this machine, else a downloaded copy.
+
+    A store on a server is asked first, since another machine may have renewed the file; where it does not answer, the
+    copy that this machine has kept will do.
+
+    Raises:
+        UserError: no such run, or it has no such file
+    """
+    if local_run(run_id) is not None:
+        path = local_runs() / run_id / inner
+        if path.is_file():
+            return path
+        raise UserError(f"run {run_id} has no {inner}: nothing at {path}")
+    kept = Store(tracking_uri()).folder / "remote" / run_id / inner
+    try:
+        return _file_in_store(run_id, inner)
+    except UserError:
+        if kept.is_file():
+            return kept
+        raise
+
+
+def _file_in_store(run_id: str, inner: str) -> Path:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    store = open_store(tracking_uri())
+    try:
+        run = store.client().get_run(server_id(store, run_id))
+        folder = store.artifact_folder(run)
+        if folder is not None and (folder / inner).is_file():
+            return folder / inner
+        if folder is not None:
+            raise FileNotFoundError(f"nothing at {folder / inner}")
+        uri = f"runs:/{run.info.run_id}/{inner}"
+        return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=store.uri))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {run_id} has no {inner} in {store.shown}: {one_line(error)}") from error
+
+
+def latest_run() -> str:
+    """Id of the newest run that was trained and did not fail.
+
+    Raises:
+        UserError: there is none, or the store cannot be asked
+    """
+    local = max(_trained_local_runs(), default=None)
+    store = Store(tracking_uri())
+    if local is not None and store.database is not None and not store.database.is_file():
+        return local[1]  # asking the store would make one
+    try:
+        found = _latest_in(open_store(store.uri))
+    except TrackingError:
+        if local is None:
+            raise
+        found = None
+    newest = max((one for one in (local, found) if one is not None), default=None)
+    if newest is None:
+        raise UserError(f"no trained run in {store.shown}: `bustseg fit --config configs/quickstart.yaml` makes one")
+    return newest[1]
+
+
+def _latest_in(store: Store) -> tuple[int, str] | None:
+    client = store.client()
+    runs = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()],
+        filter_string="metrics.`val/loss` > -1e30 and attributes.status != 'FAILED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return (runs[0].info.start_time, runs[0].info.run_id) if runs else None
+
+
+def _trained_local_runs() -> Iterator[tuple[int, str]]:
+    """Start and id of the runs that no store keeps, that were trained and did not fail."""
+    for path in local_runs().glob(f"*/{RUN_FILE}"):
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if "val/loss" in values["metrics"] and values["status"] != "FAILED":
+                yield int(values["start_time"]), path.parent.name
+        except (OSError, ValueError, KeyError):
+            continue

@@ -1,0 +1,70 @@
+"""Which process is at work on something, written down so that another can tell whether it still is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+Owner = dict[str, Any]
+"""A process as plain types: ``machine``, ``host``, ``boot``, ``pid``, ``started``."""
+
+
+def boot() -> str:
+    """Identity of this start of this machine's kernel, the same in all its containers; empty where it is not told."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def machine() -> str:
+    """Identity of the system whose process ids these are: host, boot and process namespace."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # systems without /proc have the host's name alone
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def process(pid: int) -> dict[str, Any] | None:
+    """A process as ``pid`` and ``started`` (ids are used again), or None when there is none."""
+    try:
+        found = psutil.Process(pid)
+        if found.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        return {"pid": pid, "started": found.create_time()}
+    except psutil.Error:
+        return None
+
+
+def alive(recorded: Owner) -> bool:
+    """Whether a recorded process of this machine still runs."""
+    now = process(recorded["pid"])
+    # the clock may have been set since; ids are not used again within seconds
+    return now is not None and abs(now["started"] - recorded["started"]) < 10
+
+
+def this_process() -> Owner:
+    """This process, to be written down."""
+    return {"machine": machine(), "host": socket.gethostname(), "boot": boot(), **(process(os.getpid()) or {})}
+
+
+def is_dead(recorded: Owner, locked: bool) -> bool:
+    """Whether a process has ended for certain, as far as can be told from here.
+
+    Args:
+        recorded: what :func:`this_process` gave it
+        locked: whether a file lock that it held all its life is still held
+
+    A process of this machine is looked up. One of another container has ids of its own, but shares the kernel and its
+    locks. One from before this host's last start has ended with it. Of other hosts nothing is known.
+    """
+    if recorded["machine"] == machine():
+        return not alive(recorded)
+    if recorded["boot"] and recorded["boot"] == boot():
+        return not locked
+    return recorded["host"] == socket.gethostname()

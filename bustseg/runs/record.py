@@ -1,0 +1,240 @@
+"""What is known of a run on this machine: its settings, tags, metrics and data sets, without asking a server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from bustseg.runs.entries import DATASETS, METRICS, MODEL, PARAMS, STATUS, TAGS
+from bustseg.runs.journal import Entry
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+Point = tuple[int, float, int]
+"""Step, value and time in milliseconds of a metric."""
+
+RUN_FILE, METRICS_FILE = "run.json", "metrics.csv"
+"""The record of a run that no server keeps, in its folder."""
+
+NAME_TAG = "mlflow.runName"
+
+
+@dataclass
+class Record:
+    """A run as it is known here.
+
+    Attributes:
+        run_id: 32 hexadecimal digits
+        experiment: what it is grouped under
+        status: as in MLflow: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``
+        start_time, end_time: milliseconds since 1970
+        params, tags: text by name
+        history: points by metric, in the order in which they came
+        datasets: fields of an MLflow data set, and its context
+        has_model: whether it has a logged model
+    """
+
+    run_id: str
+    experiment: str = ""
+    status: str = "RUNNING"
+    start_time: int = 0
+    end_time: int | None = None
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    history: dict[str, list[Point]] = field(default_factory=dict)
+    datasets: list[tuple[dict[str, str], str]] = field(default_factory=list)
+    has_model: bool = False
+    experiment_id: str = "0"
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.tags.get(NAME_TAG, self.run_id[:8])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Each metric as MLflow shows it in its table: the value of the latest step, and of that step the newest."""
+        return {name: max(points, key=lambda point: (point[0], point[2]))[1] for name, points in self.history.items()}
+
+    def at(self, name: str, step: int) -> float | None:
+        """The newest value of a metric at a step."""
+        return next((value for at, value, _ in reversed(self.history.get(name, [])) if at == step), None)
+
+    def apply(self, entry: Entry) -> None:
+        """Take in an entry of a journal; one that is in already changes nothing."""
+        data = entry.data
+        if entry.kind == METRICS:
+            for name, value in data["values"].items():
+                point = (int(data["step"]), float(value), entry.time)
+                points = self.history.setdefault(name, [])
+                if name.endswith("_step"):  # one per batch, without end: the sinks have them
+                    points[:] = [point]
+                elif not (points and point[2] <= points[-1][2] and any(_equal(point, known) for known in points)):
+                    points.append(point)
+        elif entry.kind == PARAMS:
+            self.params |= data
+        elif entry.kind == TAGS:
+            self.tags |= data
+        elif entry.kind == DATASETS:
+            known = {json.dumps(dataset, sort_keys=True) for dataset in self.datasets}
+            self.datasets += [
+                (dict(dataset), context)
+                for dataset, context in data["datasets"]
+                if json.dumps((dataset, context), sort_keys=True) not in known
+            ]
+        elif entry.kind == STATUS:
+            self.status = data["status"]
+            self.end_time = None if self.status == "RUNNING" else entry.time
+        elif entry.kind == MODEL:
+            self.has_model = True
+
+    def to_run(self, files: Path | None = None) -> Run:
+        """The record as MLflow's own object, which is what everything that reads runs takes.
+
+        Args:
+            files: folder of its files
+        """
+        from mlflow.entities import (
+            Dataset,
+            DatasetInput,
+            InputTag,
+            LifecycleStage,
+            LoggedModelOutput,
+            Metric,
+            Param,
+            Run,
+            RunData,
+            RunInfo,
+            RunInputs,
+            RunOutputs,
+            RunTag,
+        )
+
+        info = RunInfo(
+            run_id=self.run_id,
+            experiment_id=self.experiment_id,
+            user_id="",
+            status=self.status,
+            start_time=self.start_time,
+            end_time=self.end_time,
+            lifecycle_stage=LifecycleStage.ACTIVE,
+            artifact_uri=None if files is None else files.resolve().as_uri(),
+            run_name=self.name,
+        )
+        latest = {name: max(points, key=lambda point: (point[0], point[2])) for name, points in self.history.items()}
+        data = RunData(
+            metrics=[Metric(name, value, time, step) for name, (step, value, time) in latest.items()],
+            params=[Param(name, value) for name, value in self.params.items()],
+            tags=[RunTag(name, value) for name, value in self.tags.items()],
+        )
+        inputs = [
+            DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", context)])
+            for dataset, context in self.datasets
+        ]
+        outputs = [LoggedModelOutput("model", 0)] if self.has_model else []
+        return Run(info, data, RunInputs(inputs), RunOutputs(outputs))
+
+    @classmethod
+    def from_run(cls, run: Run) -> Record:
+        """The record of a run as a store knows it, with the latest point of each metric."""
+        inputs = run.inputs.dataset_inputs if run.inputs else []
+        names = ("name", "digest", "source_type", "source", "schema", "profile")
+        return cls(
+            run_id=run.info.run_id,
+            status=run.info.status,
+            start_time=run.info.start_time,
+            end_time=run.info.end_time,
+            params=dict(run.data.params),
+            tags=dict(run.data.tags),
+            history={
+                metric.key: [(metric.step, metric.value, metric.timestamp)] for metric in run.to_proto().data.metrics
+            },
+            datasets=[
+                (
+                    {name: text for name in names if (text := getattr(item.dataset, name)) is not None},
+                    next((tag.value for tag in item.tags if tag.key == "mlflow.data.context"), ""),
+                )
+                for item in inputs
+            ],
+            has_model=bool(run.outputs and run.outputs.model_outputs),
+            experiment_id=run.info.experiment_id,
+        )
+
+    # -------------------------------------------------------------------------------------------------------- as files
+
+    def save(self, folder: Path) -> None:
+        """Write the record into a folder as ``run.json`` and ``metrics.csv``.
+
+        Raises:
+            OSError: the disk does not take them; what was there stays
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        values: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "history"}
+        with replacing(folder / RUN_FILE) as file:
+            json.dump({**values, "metrics": self.metrics}, file, indent=1)
+        with replacing(folder / METRICS_FILE) as file:
+            writer = csv.writer(file)
+            writer.writerow(("metric", "step", "value", "time"))
+            writer.writerows((name, step, repr(value), time) for name, step, value, time in self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, int, float, int]]:
+        for name, points in self.history.items():
+            for step, value, time in points:
+                yield name, step, value, time
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """The record in a folder; None when there is none that can be read."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+            values.pop("metrics", None)
+            record = cls(**{**values, "datasets": [(dict(one), str(context)) for one, context in values["datasets"]]})
+            with suppress(FileNotFoundError), (folder / METRICS_FILE).open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    point = (int(row["step"]), float(row["value"]), int(row["time"]))
+                    record.history.setdefault(row["metric"], []).append(point)
+            return record
+        return None
+
+
+def _equal(one: Point, other: Point) -> bool:
+    same_value = one[1] == other[1] or (one[1] != one[1] and other[1] != other[1])  # nan is nan
+    return same_value and one[0] == other[0] and one[2] == other[2]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A text file that takes the place of ``path`` once it is whole, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            yield file
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def flatten(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as ``(dotted key, value)``; lists of plain values stay values."""
+    if isinstance(config, Mapping) and config:
+        return [
+            pair for key, value in config.items() for pair in flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if isinstance(config, list) and any(isinstance(item, Mapping) for item in config):
+        return [pair for index, item in enumerate(config) for pair in flatten(item, f"{prefix}.{index}")]
+    return [(prefix, config)]
+
+
+def apply_all(record: Record, entries: Iterable[Entry]) -> Record:
+    """The record after these entries."""
+    for entry in entries:
+        record.apply(entry)
+    return record

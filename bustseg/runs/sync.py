@@ -1,0 +1,42 @@
+"""`bustseg sync`: send what a store missed, and say what is left."""
+
+from __future__ import annotations
+
+from bustseg.progress import console
+from bustseg.runs.entries import LOCAL
+from bustseg.runs.spool import settle
+from bustseg.runs.store import Store, open_store, tracking_uri
+
+
+def sync_command(uri: str | None = None) -> int:
+    """Send what earlier commands could not, each entry once, and end the runs of processes that are gone.
+
+    Args:
+        uri: store; ``MLFLOW_TRACKING_URI`` or the local sqlite store when not given
+
+    Returns:
+        0 when nothing is left to send to this store, else 1
+
+    Raises:
+        TrackingError: the store cannot be used
+    """
+    store = open_store(tracking_uri(uri), write=True)  # which settles its spool, and says what it did
+    left = settle(store)
+    here = Store(LOCAL)
+    if here.folder != store.folder:
+        settle(here)
+    for run_id, entries in left.left.items():
+        console.print(
+            f"{entries} entries of run {run_id} could not be sent and wait in {store.folder / 'spool' / run_id}"
+        )
+    for run_id, metrics in left.held.items():
+        console.print(
+            f"{metrics} metrics of an epoch of run {run_id} that was cut off wait for whoever continues it: "
+            f"bustseg fit --ckpt_path {run_id}",
+            highlight=False,
+        )
+    for other in sorted(left.elsewhere):
+        console.print(f"runs of {other} wait here, too: bustseg sync --uri {other} sends them", highlight=False)
+    if not left.left:
+        console.print(f"nothing waits to be sent to {store.shown}", highlight=False)
+    return 1 if left.left else 0

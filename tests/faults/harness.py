@@ -1,0 +1,233 @@
+"""Runs commands in processes that can be killed, without paying for their imports each time."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = REPOSITORY / "tests" / "configs" / "tiny.yaml"
+LONG = os.environ.get("BUSTSEG_FAULTS") == "long"
+"""Whether the long form runs (``python -m tests.faults``), or the short one that CI runs."""
+
+Patch = Callable[[], None]
+"""Changes the child process before it runs its command: where it is killed, what its disk or store does."""
+
+
+@dataclass
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        code: its exit code; negative for a signal
+        out, err: what it printed
+        seconds: how long it took
+    """
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+@dataclass
+class Started:
+    """A command that is running in a process of its own."""
+
+    pid: int
+    log: Path
+    start: float
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to the command and whatever it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def wait(self, limit: float = 900) -> Ended:
+        """Wait for the command's end; one that takes longer than ``limit`` seconds is killed."""
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() - self.start > limit:
+                os.kill(self.pid, signal.SIGUSR1)  # where it hangs
+                time.sleep(1)
+                self.kill()
+                os.waitpid(self.pid, 0)
+                raise AssertionError(f"no end after {limit} s:\n{self.log.with_suffix('.err').read_text()[-3000:]}")
+            time.sleep(0.01)
+        self.kill()  # loader processes that a killed command leaves
+        seconds = time.monotonic() - self.start
+        out, err = (self.log.with_suffix(suffix).read_text(errors="replace") for suffix in (".out", ".err"))
+        return Ended(os.waitstatus_to_exitcode(status), out, err, seconds)
+
+
+_count = 0
+
+
+def start(folder: Path, *args: object, patch: Patch | None = None, env: dict[str, str] | None = None) -> Started:
+    """Start ``bustseg ARGS`` in a folder, in a fork of this process, which has everything imported."""
+    global _count
+    _count += 1
+    log = folder.parent / f"{folder.name}-{_count:03d}"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    begun = time.monotonic()
+    pid = os.fork()
+    if pid:
+        with suppress(OSError):
+            os.setpgid(pid, pid)
+        return Started(pid, log, begun)
+    code = 70
+    try:
+        os.setpgid(0, 0)
+        os.chdir(folder)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        os.environ.update(env or {})
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        for stream, suffix in ((1, ".out"), (2, ".err")):
+            file = os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.dup2(file, stream)
+        sys.stdin = open(os.devnull)  # noqa: SIM115 (for the life of the process)
+        faulthandler.register(signal.SIGUSR1, file=2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        if patch is not None:
+            patch()
+        from bustseg.cli import main
+
+        code = main([str(arg) for arg in args])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(
+    folder: Path, *args: object, patch: Patch | None = None, env: dict[str, str] | None = None, limit: float = 900
+) -> Ended:
+    """Run ``bustseg ARGS`` in a folder and wait for its end, see :func:`start`."""
+    return start(folder, *args, patch=patch, env=env).wait(limit)
+
+
+def warm_up() -> None:
+    """Import what commands import, so that forks need not."""
+    import torch
+
+    assert torch.get_num_threads() == 1, "threads do not survive a fork: set OMP_NUM_THREADS=1"
+
+
+class World:
+    """A folder with phantoms and a fresh local store, in which commands run.
+
+    Args:
+        folder: made
+        phantoms: their data
+        template: a database that a local store begins with, since making one takes seconds; None for none
+    """
+
+    def __init__(self, folder: Path, phantoms: Path, template: Path | None = None) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.options = ["--config", str(TINY), "--data.root", str(phantoms), "--tracking.log_model", "false"]
+        if template is not None:
+            (folder / "mlruns").mkdir()
+            shutil.copy(template, folder / "mlruns" / "mlflow.db")
+
+    @property
+    def database(self) -> Path:
+        """The local store's database."""
+        return self.folder / "mlruns" / "mlflow.db"
+
+    def fit(self, *options: object, patch: Patch | None = None, env: dict[str, str] | None = None) -> Ended:
+        """Run a fit."""
+        return run(self.folder, "fit", *self.options, *options, patch=patch, env=env)
+
+    def run(self, *args: object, patch: Patch | None = None, env: dict[str, str] | None = None) -> Ended:
+        """Run any command."""
+        return run(self.folder, *args, patch=patch, env=env)
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest ``last.ckpt``."""
+        found = sorted(self.folder.glob("mlruns/**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        return found[-1] if found else None
+
+    def spooled(self) -> list[Path]:
+        """Journals that wait in the spool."""
+        return sorted(self.folder.glob("mlruns/spool/*/*.jsonl"))
+
+
+def read(database: Path, query: str, *values: object) -> list[tuple]:
+    """Rows of a query, read without MLflow, whose connections would not survive a fork."""
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    try:
+        return connection.execute(query, values).fetchall()
+    finally:
+        connection.close()
+
+
+def statuses(database: Path) -> dict[str, str]:
+    """Status by run id."""
+    return dict(read(database, "SELECT run_uuid, status FROM runs"))
+
+
+Points = dict[str, list[tuple[int, float]]]
+"""Step and value of every point of every metric, in order of steps."""
+
+
+def points(database: Path, run_id: str | None = None) -> Points:
+    """All points of a run, or of the only one."""
+    if run_id is None:
+        (run_id,) = statuses(database)
+    found: Points = {}
+    for name, step, value in read(
+        database, "SELECT key, step, value FROM metrics WHERE run_uuid = ? ORDER BY key, step, value", run_id
+    ):
+        found.setdefault(name, []).append((step, value))
+    return found
+
+
+TIMED = ("train/epoch_seconds", "train/images_per_second", "train/peak_memory_gib")
+"""Metrics that differ between two runs of the same."""
+
+
+def compare_points(found: Points, expected: Points) -> None:
+    """Check that every metric is there at every step exactly once, with the value of an undisturbed run.
+
+    Raises:
+        AssertionError: a point is missing, there twice, or has another value
+    """
+    for name in sorted({*found, *expected}):
+        if name.endswith("_step"):  # at most one a second, so that no two runs have the same
+            steps = [step for step, _ in found.get(name, [])]
+            assert len(set(steps)) == len(steps), f"{name} has steps twice: {steps}"
+            continue
+        steps, wanted = [step for step, _ in found.get(name, [])], [step for step, _ in expected.get(name, [])]
+        assert steps == wanted, f"{name} has the steps {steps}, not {wanted}"
+        if not name.startswith(TIMED) and "seconds" not in name:
+            assert found[name] == expected[name], f"{name} has other values: {found[name]}, not {expected[name]}"
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A fit to which nothing happened.
+
+    Attributes:
+        points: all its points
+        seconds: how long it took
+    """
+
+    points: Points
+    seconds: float
