@@ -240,6 +240,12 @@ class Tracker(RunLogger, MLFlowLogger):
         return self._away
 
     @property
+    def experiment(self) -> Any:
+        """MLflow's client, once there is a run."""
+        _ = self.run_id  # which begins it
+        return self._mlflow_client
+
+    @property
     def experiment_name(self) -> str:
         """Name of the MLflow experiment."""
         return self._experiment_name
