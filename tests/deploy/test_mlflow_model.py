@@ -193,20 +193,10 @@ def test_requirements_name_all_that_inference_imports(trained_run: TrainedRun, t
     unpinned = {
         module
         for module in imported - sys.stdlib_module_names - {"bustseg"}
-        # some modules come with a package that is pinned: yaml, sqlalchemy, alembic and pydantic with mlflow, safetensors and
+        # some modules come with a package that is pinned: yaml, sqlalchemy and alembic with mlflow, safetensors and
         # huggingface_hub with timm; only exported models need a runtime
         if not {name.replace("_", "-") for name in distributions[module]} & set(pinned)
-        and module
-        not in (
-            "yaml",
-            "sqlalchemy",
-            "alembic",
-            "pydantic",
-            "safetensors",
-            "huggingface_hub",
-            "onnxruntime",
-            "openvino",
-        )
+        and module not in ("yaml", "sqlalchemy", "alembic", "safetensors", "huggingface_hub", "onnxruntime", "openvino")
     }
     assert len(loaded) > 15
     assert "torch" in imported
