@@ -285,7 +285,10 @@ class Tracker(RunLogger, MLFlowLogger):
                     points = client.get_metric_history(self._run_id, name)
                     record.history[name] = [(point.step, point.value, point.timestamp) for point in points]
         record.experiment = self._experiment_name
-        return self._run_in(record, self.store.artifact_folder(found))
+        run = self._run_in(record, self.store.artifact_folder(found))
+        if not known:
+            run.begin()
+        return run
 
     def _begin_away(self) -> Run:
         """Begin a run, or go on with one, while the store that this process has used before is away."""

@@ -114,6 +114,21 @@ def test_a_continued_run_keeps_its_first_parameters_and_tags_what_changed() -> N
     assert "continued.model.lr" not in run.data.tags
 
 
+def test_a_run_that_got_nothing_but_files_ends_too() -> None:
+    tracker = Tracker(experiment="files")
+    client = mlflow.MlflowClient(tracker.uri)
+    Path("note.txt").write_text("x")
+    tracker.log_file(Path("note.txt"))
+    assert list(Path("mlruns/spool").glob(f"{tracker.run_id}/*.jsonl")), "whoever comes after a kill can tell whose it is"
+    tracker.finalize()
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    again = Tracker(experiment="files", run_id=tracker.run_id)
+    again.reopen()
+    again.finalize()
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert not list(Path("mlruns/spool").iterdir())
+
+
 def test_flatten_names_nested_values() -> None:
     config = {"a": {"b": 1, "c": [1, 2], "d": [{"e": None}]}, "f": {}}
     assert flatten(config) == [("a.b", 1), ("a.c", [1, 2]), ("a.d.0.e", None), ("f", {})]

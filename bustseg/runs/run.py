@@ -174,6 +174,10 @@ class Run:
         """Set the run's status, as MLflow names it."""
         self._append(STATUS, {"status": status})
 
+    def begin(self) -> None:
+        """Write down that this process writes the run, so that the next command can end it should this one be killed."""
+        self._open()
+
     def _append(self, kind: str, data: dict[str, Any], time_ms: int | None = None) -> None:
         start = time.perf_counter()
         session = self._open()
@@ -253,6 +257,8 @@ class Run:
             status: what the run ends with; None when it stays as it is
             complete: see :meth:`bustseg.runs.session.Session.close`
         """
+        if self._session is None and status is not None and self.record.status == "RUNNING":
+            self._open()  # a run that got nothing but files ends, too
         session, sender = self._session, self._sender
         if session is None or sender is None:
             return
