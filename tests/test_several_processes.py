@@ -214,7 +214,7 @@ def test_the_run_says_which_process_died(trained_run: TrainedRun, monkeypatch: p
     """Callbacks learn of an error before the command line does, and the first of them to close the run says why."""
     closed: list[str] = []
     monkeypatch.setattr(Tracker, "close_as_failed", lambda self, error: closed.append(error))
-    others, trainer = OtherProcesses(), SimpleNamespace(logger=Tracker(uri=trained_run.uri))
+    others, trainer = OtherProcesses(), SimpleNamespace(loggers=[Tracker(uri=trained_run.uri)], is_global_zero=True)
 
     def fail() -> None:
         try:

@@ -494,7 +494,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fit], list[dict[str, Any]
             seen.append(config)
             options = {**config["tracking"], "tags": tags}
             tracker = Tracker(**options)
-            callbacks[0].setup(SimpleNamespace(logger=tracker), None, "fit")  # type: ignore[arg-type]
+            callbacks[0].setup(SimpleNamespace(loggers=[tracker]), None, "fit")  # type: ignore[arg-type]
             try:
                 found = fit(config)
                 callbacks[0].scores = (
