@@ -91,6 +91,11 @@ class RunLogger:
         raise NotImplementedError
 
     @property
+    def status(self) -> str | None:
+        """The run's status; None while there is no run."""
+        raise NotImplementedError
+
+    @property
     def run(self) -> Run:
         """The run, begun with the first question for it."""
         if self._run is None:
@@ -146,7 +151,6 @@ class RunLogger:
         # a test that failed has its scores; one that was stopped is repeated, and a fit goes on from its checkpoint
         complete = ended == "FINISHED" or (ended == "FAILED" and not self._run.resumable)
         self._run.close(ended if self.final_status is None else None, complete)
-        self.killed = False
 
     @rank_zero_only
     def close_as_failed(self, error: str) -> None:

@@ -119,7 +119,9 @@ def test_a_run_that_got_nothing_but_files_ends_too() -> None:
     client = mlflow.MlflowClient(tracker.uri)
     Path("note.txt").write_text("x")
     tracker.log_file(Path("note.txt"))
-    assert list(Path("mlruns/spool").glob(f"{tracker.run_id}/*.jsonl")), "whoever comes after a kill can tell whose it is"
+    assert list(Path("mlruns/spool").glob(f"{tracker.run_id}/*.jsonl")), (
+        "whoever comes after a kill can tell whose it is"
+    )
     tracker.finalize()
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
     again = Tracker(experiment="files", run_id=tracker.run_id)

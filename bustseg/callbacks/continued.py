@@ -22,7 +22,7 @@ from bustseg.checkpoint import pretrained_parts
 from bustseg.errors import UserError
 from bustseg.progress import console
 from bustseg.task import RECORD, SegmentationTask
-from bustseg.tracking import Tracker
+from bustseg.tracking import run_of
 
 _OF_THE_MACHINE = ("data.root", "data.num_workers")
 """Options that another machine may need, whatever is left to train."""
@@ -191,9 +191,9 @@ class ContinuedFit(Callback):
         return f"{callback.monitor}: {reason.name.lower().replace('_', ' ')}"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.same_run and isinstance(trainer.logger, Tracker):
+        if self.same_run and (run := run_of(trainer)) is not None:
             tags = self.changed.get("tracking.tags") or self._of("tracking.tags.")
-            trainer.logger.set_tags({**tags, "mlflow.runName": self.changed.get("tracking.run_name")})
+            run.set_tags({**tags, "mlflow.runName": self.changed.get("tracking.run_name")})
         if self._end is not None and trainer.is_global_zero:
             console.print(f"{self._end[0]}: nothing is left to train; {self._end[1]}", highlight=False, soft_wrap=True)
 

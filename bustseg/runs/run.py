@@ -175,7 +175,7 @@ class Run:
         self._append(STATUS, {"status": status})
 
     def begin(self) -> None:
-        """Write down that this process writes the run, so that the next command can end it should this one be killed."""
+        """Write down whose the run is, so that the next command can end it should this process be killed."""
         self._open()
 
     def _append(self, kind: str, data: dict[str, Any], time_ms: int | None = None) -> None:

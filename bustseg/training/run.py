@@ -171,8 +171,8 @@ def prepare(
     loggers = make_loggers(experiment, verb, parts, content, tags)
     continued: list[ContinuedFit] = []
     if content is not None and verb == "fit":
-        keepers = [logger for logger in loggers or [] if isinstance(logger, RunLogger)]
-        same_run = any(keeper.status is not None for keeper in keepers)
+        keepers = loggers if isinstance(loggers, list) else []
+        same_run = any(isinstance(logger, RunLogger) and logger.status is not None for logger in keepers)
         continued.append(ContinuedFit(content, experiment.config, parts.model, same_run))
     if verb == "fit" and parts.trainer.max_epochs == 0:
         raise UserError("trainer.max_epochs is 0: nothing would be trained")
