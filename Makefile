@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # test files go to this many processes; a file stays in one, since its tests share trained networks
 WORKERS ?= 2
 
-.PHONY: help setup quickstart test coverage test-fast lint format docs ui clean
+.PHONY: help setup quickstart test coverage test-fast faults lint format docs ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ coverage: $(STAMP) ## run all tests and show the lines that none of them runs
 
 test-fast: $(STAMP) ## run the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow'
+
+faults: $(STAMP) ## kill processes, fill disks, break servers (hours), and write what held into the docs
+	$(BIN)/python -m tests.faults
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .

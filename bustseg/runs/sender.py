@@ -165,7 +165,8 @@ class Sender(threading.Thread):
                     return
                 ticket, urgent = self._asked, self._urgent
                 self._urgent = False
-            if not self.gone and (urgent or not self._breaker.remaining):
+            # asked again, since what was being sent when somebody began to wait may have failed after a whole time-out
+            if not self.gone and ((urgent and self._breaker.cheap) or not self._breaker.remaining):
                 self._send()
             with self._condition:
                 self._done = ticket

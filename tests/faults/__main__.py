@@ -30,6 +30,8 @@ class Outcomes:
         self.promises: dict[str, str] = {}
         self.found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         """Names of cases by promise and outcome"""
+        self.figures: dict[str, list[str]] = defaultdict(list)
+        """What the cases of a promise have measured"""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Note which promise each case is of."""
@@ -44,16 +46,20 @@ class Outcomes:
             return
         case = found[1] if (found := re.search(r"\[(.*)\]$", report.nodeid)) else "it"
         self.found[promise][report.outcome].append(case)
+        for name, text in report.user_properties:
+            if name == "figure":
+                self.figures[promise].append(str(text) if case == "it" else f"{case}: {text}")
 
 
-def cell(outcomes: dict[str, list[str]]) -> str:
+def cell(outcomes: dict[str, list[str]], figures: list[str]) -> str:
     """What the table says of one promise."""
     failed, passed, skipped = (outcomes.get(name, []) for name in ("failed", "passed", "skipped"))
     if failed:
         return f"**{len(failed)} of {len(failed) + len(passed)} do not hold**: {', '.join(failed)}"
     if not passed:
         return "not tried on this machine"
-    return "all hold" + (f"; {len(skipped)} not tried on this machine" if skipped else "")
+    parts = ["all hold", *([f"{len(skipped)} not tried on this machine"] if skipped else []), *figures]
+    return "; ".join(parts)
 
 
 def write_page(outcomes: Outcomes) -> None:
@@ -70,7 +76,7 @@ def write_page(outcomes: Outcomes) -> None:
     measured = f"{datetime.date.today()}, {commit}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     for promise, found in outcomes.found.items():
         cases = sum(map(len, found.values()))
-        rows[promise] = f"| {promise} | {cases} | {cell(found)} | {measured} |"
+        rows[promise] = f"| {promise} | {cases} | {cell(found, outcomes.figures[promise])} | {measured} |"
     table = "\n".join([*HEADER, *rows.values()])
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 

@@ -10,6 +10,13 @@ import pytest
 from tests.faults import harness
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only the long form tries, unless it runs."""
+    left_out = [item for item in items if item.get_closest_marker("long_form") is not None and not harness.LONG]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _warm() -> None:
     harness.warm_up()

@@ -74,7 +74,9 @@ def fill_at(name: str, nth: int, folder: Path) -> None:
 
 
 @pytest.mark.promise("A disk that fills up ends a fit in one line; with room it goes on, and no metric is missing")
-@pytest.mark.parametrize("place", ["on_train_epoch_start", "on_train_epoch_end"])
+@pytest.mark.parametrize(
+    "place", ["on_train_epoch_end", *(["on_train_epoch_start"] if harness.LONG else [])], ids=lambda name: name[9:]
+)
 def test_a_full_disk_ends_a_fit_in_one_line(
     small_disk: Callable[[int], Path],
     few_phantoms: Path,
@@ -116,6 +118,7 @@ def test_a_disk_that_is_full_from_the_beginning_is_said_in_one_line(
     assert "RUNNING" not in harness.statuses(world.database).values()
 
 
+@pytest.mark.long_form
 @pytest.mark.promise("A disk that fills up in a test ends it in one line, and its run stays as it was")
 def test_a_full_disk_ends_a_test_in_one_line(
     small_disk: Callable[[int], Path], few_phantoms: Path, template: Path
@@ -146,6 +149,7 @@ def test_a_full_disk_ends_a_test_in_one_line(
     assert found["test/dice_lesion"]
 
 
+@pytest.mark.long_form
 @pytest.mark.promise("A database that another process locks for a while holds up no fit, and has everything at the end")
 def test_a_locked_database_holds_up_no_fit(world: harness.World, undisturbed: harness.Undisturbed) -> None:
     holder: list[sqlite3.Connection] = []
@@ -215,6 +219,7 @@ def test_a_read_only_store(world: harness.World) -> None:
             world.database.chmod(0o644)
 
 
+@pytest.mark.long_form
 @pytest.mark.promise("A project that was moved finds its checkpoints, and keeps new runs to itself")
 def test_a_moved_project(world: harness.World) -> None:
     assert world.fit("--trainer.max_epochs", 1).code == 0
