@@ -34,6 +34,7 @@ REQUEST_SECONDS = 10
 # request is made once. setdefault leaves a user's choice.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
+os.environ.setdefault("PGCONNECT_TIMEOUT", str(REQUEST_SECONDS))  # read by every client of PostgreSQL
 
 for _noisy in (
     "alembic",
@@ -44,6 +45,9 @@ for _noisy in (
 ):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
+
+_DATABASES = ("postgresql", "mysql", "mssql")
+"""Databases that MLflow reaches without a server of its own; sqlite's is a file here."""
 
 _opened: set[str] = set()
 
@@ -141,6 +145,8 @@ def open_store(uri: str, write: bool = False) -> Store:
         if store.database is not None:
             _open_database(store, store.database, write)
         else:
+            if scheme.partition("+")[0] in _DATABASES:
+                _connect_once(uri)
             store.client().search_experiments(max_results=1)
     if write:
         _opened.add(uri)
@@ -154,6 +160,14 @@ def open_store(uri: str, write: bool = False) -> Store:
 
 def _of_databricks(uri: str) -> bool:
     return uri in ("databricks", "databricks-uc", "uc") or urlparse(uri).scheme in ("databricks", "databricks-uc", "uc")
+
+
+def _connect_once(uri: str) -> None:
+    """Raise the driver's error at once where a database does not answer: MLflow would try for a hundred seconds."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    engine.connect().close()
 
 
 def _open_database(store: Store, path: Path, write: bool) -> None:
