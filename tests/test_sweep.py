@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -67,21 +67,9 @@ def write(content: dict[str, Any], name: str = "own.yaml") -> Path:
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """URL of a new database on a PostgreSQL server; skips where none answers."""
-    server = os.environ.get("BUSTSEG_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
-    url = sqlalchemy.make_url(server)
-    name = f"bustseg_test_{os.getpid()}"
-    try:
-        engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 3})
-        with engine.connect() as connection:
-            connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        pytest.skip(f"no PostgreSQL answers (set BUSTSEG_TEST_POSTGRES): {str(error).splitlines()[0]}")
-    yield url.set(database=name).render_as_string(hide_password=False)
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
+def postgres(new_database: Callable[[], str]) -> str:
+    """URL of a new database on a PostgreSQL server."""
+    return new_database()
 
 
 # the space

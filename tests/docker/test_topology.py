@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,7 +25,6 @@ from tests.conftest import REPOSITORY, TINY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]
 COMPOSE = yaml.safe_load((REPOSITORY / "docker" / "compose.yaml").read_text())
-POSTGRES = "127.0.0.1:5432"
 
 
 def command(service: str) -> list[str]:
@@ -36,37 +34,15 @@ def command(service: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Databases:
-    """Databases of their own on the PostgreSQL of this machine."""
+    """URLs of the two databases of the compose file's PostgreSQL."""
 
-    user: str
     mlflow: str
     optuna: str
 
 
 @pytest.fixture(scope="module")
-def databases() -> Iterator[Databases]:
-    psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed (pip install 'bustseg[server]')")
-    connection, host, port = None, *POSTGRES.split(":")
-    for user in (os.environ.get("PGUSER"), os.environ.get("USER"), "postgres", "root"):
-        if user and connection is None:
-            try:
-                connection = psycopg.connect(
-                    host=host, port=port, user=user, dbname="postgres", connect_timeout=3, autocommit=True
-                )
-            except psycopg.OperationalError:
-                continue
-    if connection is None:
-        pytest.skip(f"no PostgreSQL lets us in at {POSTGRES}")
-    prefix = f"bustseg_test_{uuid.uuid4().hex[:12]}"
-    names = [f"{prefix}_{name}" for name in ("mlflow", "optuna")]
-    try:
-        for name in names:
-            connection.execute(f"CREATE DATABASE {name}")
-        yield Databases(connection.info.user, *names)
-    finally:
-        for name in names:
-            connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        connection.close()
+def databases(new_database: Callable[[], str]) -> Databases:
+    return Databases(new_database(), new_database())
 
 
 @dataclass(frozen=True)
@@ -87,9 +63,7 @@ def server(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> It
         "--host=0.0.0.0": "--host=127.0.0.1",
         "--port=5000": f"--port={port}",
         "--workers=2": "--workers=1",
-        "--backend-store-uri=postgresql+psycopg://postgres:5432/mlflow": (
-            f"--backend-store-uri=postgresql+psycopg://{POSTGRES}/{databases.mlflow}"
-        ),
+        "--backend-store-uri=postgresql+psycopg://postgres:5432/mlflow": f"--backend-store-uri={databases.mlflow}",
         "--artifacts-destination=/artifacts": f"--artifacts-destination={folder / 'artifacts'}",
     }
     given = command("mlflow")
@@ -101,7 +75,6 @@ def server(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> It
             stdout=log,
             stderr=log,
             cwd=folder,
-            env={**os.environ, "PGUSER": databases.user},
             start_new_session=True,
         )
         try:
@@ -127,8 +100,7 @@ def status(uri: str, host: str) -> int:
 
 def move_local_store(local: TrainedRun, client: mlflow.MlflowClient, databases: Databases, artifacts: Path) -> None:
     """As the documentation says: the database with `move_store.py`, the files by a copy."""
-    target = f"postgresql+psycopg://{POSTGRES}/{databases.mlflow}"
-    move = [sys.executable, str(REPOSITORY / "docker" / "move_store.py"), local.uri, target]
+    move = [sys.executable, str(REPOSITORY / "docker" / "move_store.py"), local.uri, databases.mlflow]
     done = subprocess.run(move, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "runs: 1" in done.stdout.splitlines()
@@ -151,9 +123,8 @@ def move_local_store(local: TrainedRun, client: mlflow.MlflowClient, databases: 
 
 
 @pytest.fixture
-def _containers_settings(server: Server, databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+def _containers_settings(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setenv("PGUSER", databases.user)
 
 
 @pytest.mark.slow
@@ -222,7 +193,7 @@ def test_two_sweep_workers_share_a_study_in_postgresql(
         pytest.skip("there is no `bustseg sweep` here")
     here = {
         "${SWEEP_CONFIG:-/configs/sweeps/paper_grid.yaml}": str(sweep),
-        "postgresql+psycopg://postgres:5432/optuna": f"postgresql+psycopg://{POSTGRES}/{databases.optuna}",
+        "postgresql+psycopg://postgres:5432/optuna": databases.optuna,
         "${SWEEP_WORKERS:-1}": "1",
     }
     given = COMPOSE["services"]["worker"]["command"]
