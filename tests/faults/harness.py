@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -73,13 +74,15 @@ class Started:
 
 
 _count = 0
+_logs = tempfile.TemporaryDirectory(prefix="bustseg-faults-")
+"""What commands print, on a disk that no test fills"""
 
 
 def start(folder: Path, *args: object, patch: Patch | None = None, env: dict[str, str] | None = None) -> Started:
     """Start ``bustseg ARGS`` in a folder, in a fork of this process, which has everything imported."""
     global _count
     _count += 1
-    log = folder.parent / f"{folder.name}-{_count:03d}"
+    log = Path(_logs.name) / f"{_count:03d}"
     sys.stdout.flush()
     sys.stderr.flush()
     begun = time.monotonic()
@@ -110,9 +113,10 @@ def start(folder: Path, *args: object, patch: Patch | None = None, env: dict[str
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)  # whatever happens, or there would be two processes that run the tests
 
 
 def run(
