@@ -12,6 +12,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.transforms import without_own_readers
 from bustseg.errors import UserError
 from bustseg.runs.lookup import is_run_id, latest_run, run_file
 from bustseg.runs.store import one_line
@@ -103,7 +104,7 @@ def build_data(data: Mapping[str, Any]) -> BUSIDataModule:
     """The data module of a configuration's `data` section; not set up yet."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(BUSIDataModule, "data", fail_untyped=False)
-    return parser.instantiate(parser.parse_object({"data": dict(data)})).data
+    return parser.instantiate(parser.parse_object({"data": without_own_readers(dict(data))})).data
 
 
 def load_data(path: Path) -> BUSIDataModule:

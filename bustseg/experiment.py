@@ -22,6 +22,7 @@ from bustseg.bounds import read_yaml
 from bustseg.callbacks import BestCheckpoint, ExplainCallback, FrozenFeatures, TestPasses
 from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, run_file, without_pretrained
 from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.transforms import without_own_readers
 from bustseg.errors import UserError
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
 from bustseg.presets import find_config
@@ -180,8 +181,9 @@ class Experiment:
         """
         if origin:
             check_config(config, origin)
+        own = {key: without_own_readers(value) for key, value in config.items() if key not in OF_A_RUN}
         with _guarded(origin):
-            namespace = _parser().parse_object({key: value for key, value in config.items() if key not in OF_A_RUN})
+            namespace = _parser().parse_object(own)
         return cls(namespace, name, origin)
 
     @classmethod
@@ -283,7 +285,7 @@ class Experiment:
     def config(self) -> dict[str, Any]:
         """The configuration as plain types, defaults filled in; a copy."""
         text = _parser().dump(self._namespace, skip_link_targets=False, skip_unset=False, format="yaml")
-        return {key: value for key, value in yaml.safe_load(text).items() if key not in OF_A_RUN}
+        return {key: without_own_readers(value) for key, value in yaml.safe_load(text).items() if key not in OF_A_RUN}
 
     @property
     def ckpt_path(self) -> str | None:

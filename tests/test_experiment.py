@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+from bustseg.checkpoint import build_data
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment, put
 from tests.conftest import TINY, TrainedRun
@@ -108,3 +110,24 @@ def test_put() -> None:
     put(config, "a.b", 2)
     put(config, "c.d.e", 3)
     assert config == {"a": {"b": 2}, "c": {"d": {"e": 3}}}
+
+
+def test_transforms_that_read_other_images_come_back_from_what_was_stored(tmp_path: Path) -> None:
+    """albumentations' default of ``read_fn`` is a function, whose name in a dump is none."""
+    looks = [
+        {"class_path": f"albumentations.{name}", "init_args": {"metadata_key": "reference", "p": 0.5, **own}}
+        for name, own in (("HistogramMatching", {"blend_ratio": [0.3, 1.0]}), ("FDA", {"beta_limit": [0.0, 0.05]}))
+    ]
+    file = tmp_path / "looks.yaml"
+    file.write_text(yaml.safe_dump({"data": {"augmentation": looks}}))
+    stored = Experiment.read(TINY, file).config
+    assert "read_fn" not in str(stored)
+    for step in stored["data"]["augmentation"]:
+        step["init_args"]["read_fn"] = "albumentations.read_rgb_image"  # as runs have it that were stored before
+    again = Experiment.of_config(stored, origin="a run")
+    steps = again.instantiate().data.augmentation
+    assert [type(step).__name__ for step in steps] == ["HistogramMatching", "FDA"]
+    assert [type(step).__name__ for step in build_data(stored["data"]).augmentation] == ["HistogramMatching", "FDA"]
+    stored["data"]["augmentation"][0]["init_args"]["read_fn"] = "os.system"
+    with pytest.raises(UserError):
+        Experiment.of_config(stored, origin="a run").instantiate()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import albumentations as A
 import cv2
@@ -184,6 +184,27 @@ def lesion_free_crop(
         crop = cv2.resize(image[window], (width, height), interpolation=cv2.INTER_LINEAR)
         return crop, np.zeros_like(mask)
     return None
+
+
+_OWN_READERS = ("albumentations.read_rgb_image", "albumentations.core.utils.read_rgb_image")
+"""Names by which a dumped configuration knows the default of ``read_fn`` of albumentations' transforms."""
+
+
+def without_own_readers(config: Any) -> Any:
+    """Copy of a configuration of transforms in which no ``read_fn`` names albumentations' own default.
+
+    A dump writes the function's name, and a name is no function when it is read back; left out, it is the default again.
+
+    Args:
+        config: mappings, lists and plain values
+    """
+    if isinstance(config, Mapping):
+        return {
+            key: without_own_readers(value)
+            for key, value in config.items()
+            if not (key == "read_fn" and value in _OWN_READERS)
+        }
+    return [without_own_readers(item) for item in config] if isinstance(config, list) else config
 
 
 class Images(Protocol):
