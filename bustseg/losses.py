@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bustseg.errors import UserError
+from bustseg.masks import PRESENCE_SHARE
 
 
 def _as_float32(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +135,7 @@ class PresenceLoss(nn.Module):
     Shapes: as in :class:`DiceLoss`.
     """
 
-    def __init__(self, pixels: nn.Module | None = None, weight: float = 0.1, share: float = 0.002) -> None:
+    def __init__(self, pixels: nn.Module | None = None, weight: float = 0.1, share: float = PRESENCE_SHARE) -> None:
         super().__init__()
         if not weight >= 0 or not 0 < share <= 1:
             raise UserError(f"presence weight {weight} and share {share}: give 0 or more, and above 0 up to 1")
@@ -147,7 +148,7 @@ class PresenceLoss(nn.Module):
         return self.pixels(logits, mask) + self.weight * F.binary_cross_entropy_with_logits(evidence, present)
 
 
-def peak_logit(logits: Tensor, share: float = 0.002) -> Tensor:
+def peak_logit(logits: Tensor, share: float = PRESENCE_SHARE) -> Tensor:
     """Mean of the highest logits of each image, float32 (B,): of ``share`` of its pixels, of at least one.
 
     Args:

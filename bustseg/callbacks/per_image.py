@@ -15,6 +15,7 @@ from bustseg.callbacks.subsets import SubsetCallback, log_subset
 from bustseg.data.datamodule import Batch, BUSIDataModule
 from bustseg.metrics import ImageShapes, SegmentationMetrics, image_table, summarise
 from bustseg.metrics.table import columns, summary_metrics
+from bustseg.presence import fit_presence
 from bustseg.task import SegmentationTask
 from bustseg.tracking import run_of
 
@@ -54,12 +55,15 @@ class ImageTables(SubsetCallback):
         if not (isinstance(pl_module, SegmentationTask) and isinstance(datamodule, BUSIDataModule)):
             return
         groups = known_groups(datamodule)
+        presence = None
         with tempfile.TemporaryDirectory() as folder:
-            for subset in _SUBSETS:
+            for subset in _SUBSETS:  # the validation images first, which say what evidence is worth
                 counts, shapes = self._overlap[subset].per_image(), self._shapes[subset].per_image()
                 if not len(counts["index"]):
                     continue
-                table = image_table(counts, shapes, datamodule.samples, groups)
+                table = image_table(counts, shapes, datamodule.samples, groups, presence)
+                if subset == "val":
+                    presence = fit_presence(shapes["presence_evidence"], (table["lesion_px"] > 0).to_numpy())
                 if subset == "test":
                     self.tested = table
                 summary = summarise(table)

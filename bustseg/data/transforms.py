@@ -193,7 +193,7 @@ _OWN_READERS = ("albumentations.read_rgb_image", "albumentations.core.utils.read
 def without_own_readers(config: Any) -> Any:
     """Copy of a configuration of transforms in which no ``read_fn`` names albumentations' own default.
 
-    A dump writes the function's name, and a name is no function when it is read back; left out, it is the default again.
+    A dump writes the function's name, which is no function when it is read back; left out, it is the default again.
 
     Args:
         config: mappings, lists and plain values

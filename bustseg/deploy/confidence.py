@@ -17,6 +17,7 @@ from scipy import optimize
 
 from bustseg.errors import UserError
 from bustseg.masks import logit_of
+from bustseg.presence import Presence
 
 CALIBRATION = "calibration"
 """Where a model's record keeps its temperature."""
@@ -43,12 +44,14 @@ class Calibration:
 
     Args:
         temperature: logits are divided by it; above 1 the network was too sure
+        presence: makes a probability of the evidence that an image shows a lesion, where the model knows
 
     Raises:
         UserError: not a positive number
     """
 
     temperature: float
+    presence: Presence | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.temperature, int | float) and 0 < self.temperature < float("inf")):
@@ -65,11 +68,11 @@ class Calibration:
             return None
         if "temperature" not in settings:
             raise UserError(f"the model's {CALIBRATION} has no temperature, and this version knows nothing else")
-        return cls(settings["temperature"])
+        return cls(settings["temperature"], Presence.from_dict(settings))
 
     def to_dict(self) -> dict[str, Any]:
         """The calibration as plain types."""
-        return {"temperature": self.temperature}
+        return {"temperature": self.temperature, **(self.presence.to_dict() if self.presence else {})}
 
     def __call__(self, probability: np.ndarray) -> np.ndarray:
         """Calibrated probabilities, ``float32`` of the same shape."""

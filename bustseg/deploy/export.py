@@ -40,9 +40,18 @@ from bustseg.deploy.check import (
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, fit_temperature
 from bustseg.deploy.exported import FORMAT_VERSION, FORMATS, METADATA, PRECISIONS, ExportedModel, sha256
 from bustseg.errors import UserError
-from bustseg.masks import POSTPROCESS, MaskRule, PostProcess, logit_threshold, probability_of, with_mirror
+from bustseg.masks import (
+    POSTPROCESS,
+    MaskRule,
+    PostProcess,
+    evidence_of,
+    logit_threshold,
+    probability_of,
+    with_mirror,
+)
 from bustseg.metrics import CONVENTIONS, EMPTY_MASK
 from bustseg.models import FusionUNet
+from bustseg.presence import fit_presence
 from bustseg.progress import console, error_console
 from bustseg.task import SegmentationTask
 from bustseg.tracking import one_line, tracking_uri
@@ -588,7 +597,7 @@ def describe(
 
 
 def learned(check: CheckImages, reference: np.ndarray) -> dict[str, Any]:
-    """What validation and training images say of a model: its temperature, and what images it knows.
+    """What validation and training images say of a model: its temperature, its presence, and what images it knows.
 
     Args:
         check: images; nothing is learned from others than those of the model's own training
@@ -599,7 +608,10 @@ def learned(check: CheckImages, reference: np.ndarray) -> dict[str, Any]:
     found: dict[str, Any] = {TRAINING_IMAGES: check.training.to_dict()}
     if 0 < check.masks.mean() < 1:
         temperature = fit_temperature(zip(map(probability_of, reference), check.masks, strict=True))
-        found[CALIBRATION] = Calibration(temperature).to_dict()
+        presence = fit_presence(
+            np.array([evidence_of(plane) for plane in reference]), np.asarray(check.masks.any((1, 2)))
+        )
+        found[CALIBRATION] = Calibration(temperature, presence).to_dict()
     return found
 
 

@@ -38,6 +38,7 @@ COLUMNS = {
     "area_mm2": "area of the mask where the file says how large a pixel is",
     "components": "8-connected parts of the mask",
     "largest_component_px": "pixels of the largest of them",
+    "presence": "calibrated probability that there is a lesion; empty when the model is not calibrated for it",
     "lesion_probability": "highest probability of a pixel",
     "confidence": "calibrated; empty when the model is not calibrated",
     "threshold": "probability above which a pixel is in the mask",

@@ -422,6 +422,7 @@ class _Writer:
             "area_mm2": "" if area_mm2 is None else f"{area_mm2:.2f}",
             "components": said["components"],
             "largest_component_px": said["largest_component_px"],
+            "presence": "" if said["presence"] is None else f"{said['presence']:.4f}",
             "lesion_probability": f"{said['lesion_probability']:.4f}",
             "confidence": "" if confidence is None else f"{confidence:.4f}",
             "threshold": f"{said['threshold']:g}",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bustseg.deploy.confidence import LOW_CONFIDENCE, NEAR_THRESHOLD, TINY, Calibration, ImageRange, mask_confidence
-from bustseg.masks import MaskRule, labelled, presence, probability_of
+from bustseg.masks import MaskRule, evidence_of, highest_probability, labelled, probability_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Prediction:
         threshold: probability above which a pixel is in the mask
         calibration: what makes the probabilities frequencies, where the model knows
         unlike: what sets the image apart from the training's
+        evidence: of a lesion, see :func:`bustseg.masks.evidence_of`
     """
 
     mask: np.ndarray
@@ -29,6 +30,7 @@ class Prediction:
     threshold: float
     calibration: Calibration | None = None
     unlike: tuple[str, ...] = ()
+    evidence: float | None = None
 
     @classmethod
     def of(
@@ -38,6 +40,7 @@ class Prediction:
         calibration: Calibration | None = None,
         prepared: np.ndarray | None = None,
         images: ImageRange | None = None,
+        evidence: float | None = None,
     ) -> Prediction:
         """The prediction that logits (H, W) of the image's own size make.
 
@@ -47,16 +50,28 @@ class Prediction:
             calibration: the model's, if it has one
             prepared: the image as the network saw it, to compare with ``images``
             images: range of the training images
+            evidence: of a lesion, from the logits at the network's own size; of ``logits`` when not given
         """
         probability = probability_of(logits)
         mask = rule.mask(logits, probability)
         unlike = () if prepared is None else tuple((images or ImageRange()).unlike(prepared))
-        return cls(mask, probability, rule.threshold, calibration, unlike)
+        evidence = evidence_of(logits) if evidence is None else evidence
+        return cls(mask, probability, rule.threshold, calibration, unlike, evidence)
 
     @cached_property
     def lesion_probability(self) -> float:
-        """The highest probability of a pixel, see :func:`bustseg.masks.presence`."""
-        return presence(self.probability)
+        """The highest probability of a pixel, see :func:`bustseg.masks.highest_probability`."""
+        return highest_probability(self.probability)
+
+    @cached_property
+    def presence(self) -> float | None:
+        """The probability that the image shows a lesion, see :mod:`bustseg.presence`; it changes no mask.
+
+        None when the model was not calibrated for it: nothing stands in for it.
+        """
+        if self.calibration is None or self.calibration.presence is None or self.evidence is None:
+            return None
+        return float(self.calibration.presence(self.evidence))
 
     @cached_property
     def area_px(self) -> int:
@@ -109,6 +124,7 @@ class Prediction:
             "area_mm2": None if spacing is None else self.area_px * spacing[0] * spacing[1],
             "components": len(self.components),
             "largest_component_px": self.components[0] if self.components else 0,
+            "presence": self.presence,
             "lesion_probability": self.lesion_probability,
             "confidence": self.confidence,
             "threshold": self.threshold,

@@ -18,7 +18,7 @@ from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration,
 from bustseg.deploy.exported import METADATA, ExportedModel, is_exported, sha256
 from bustseg.deploy.prediction import Prediction
 from bustseg.errors import DataError, UserError
-from bustseg.masks import PostProcess, resampled
+from bustseg.masks import PostProcess, evidence_of, resampled
 
 if TYPE_CHECKING:  # an exported model needs no torch, whose import takes seconds
     import torch
@@ -156,7 +156,8 @@ class Predictor:
             prepared: the image as :meth:`prepare` made it, to compare it with the training's
         """
         rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)
-        return Prediction.of(resampled(logits[0], shape), rule, self.calibration, prepared, self.images)
+        own = resampled(logits[0], shape)
+        return Prediction.of(own, rule, self.calibration, prepared, self.images, evidence_of(logits[0]))
 
     def __call__(self, image: np.ndarray, threshold: float | None = None) -> Prediction:
         """Prediction for one image, see :func:`as_grey` for what it may be.

@@ -3,7 +3,7 @@
 from bustseg.metrics import definitions as _definitions  # noqa: F401 (registers what bustseg brings)
 from bustseg.metrics.components import ComponentCounts, match_components
 from bustseg.metrics.curves import Calibration, PixelCurves
-from bustseg.metrics.operating import OperatingPoint, OperatingPoints
+from bustseg.metrics.operating import OperatingPoint, OperatingPoints, PresenceEvidence, QuietPoint, QuietPoints
 from bustseg.metrics.overlap import SegmentationMetrics, aggregate, overlap_scores
 from bustseg.metrics.registry import (
     CONVENTIONS,
@@ -35,6 +35,9 @@ __all__ = [
     "OperatingPoints",
     "OverlapMetric",
     "PixelCurves",
+    "PresenceEvidence",
+    "QuietPoint",
+    "QuietPoints",
     "RateMetric",
     "SegmentationMetrics",
     "ThresholdSweep",

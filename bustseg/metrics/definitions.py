@@ -20,6 +20,12 @@ def _has_lesion(columns: Columns) -> np.ndarray:
     return (columns["tp"] + columns["fn"]) > 0
 
 
+def _squared_error(columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+    presence = np.asarray(columns["presence"], dtype=np.float64)
+    known = ~np.isnan(presence)
+    return np.where(known, (presence - _has_lesion(columns)) ** 2, 0), known.astype(np.float64)
+
+
 def _missed(columns: Columns) -> tuple[np.ndarray, np.ndarray]:
     lesion = _has_lesion(columns)
     return lesion & (columns["tp"] == 0), lesion
@@ -183,6 +189,29 @@ register(
         columns=("lesions_spurious",),
         terms=_spurious,
     ),
+    # of the whole image, see bustseg.presence
+    Metric(
+        "presence_auc",
+        "AUC of presence",
+        "how often the evidence of an image with a lesion is higher than that of one without",
+        "area under the ROC curve of images by presence_evidence",
+    ),
+    Metric(
+        "presence_ece",
+        "ECE of presence",
+        "expected calibration error of presence, which was fitted on the validation images",
+        "mean of |presence - share of images with a lesion| over 10 bins, weighted by their images",
+        higher_is_better=False,
+    ),
+    RateMetric(
+        "presence_brier",
+        "Brier score of presence",
+        "mean squared error of presence, which was fitted on the validation images",
+        "mean of (presence - 1 with a lesion, 0 without)^2",
+        higher_is_better=False,
+        columns=("presence", "tp", "fn"),
+        terms=_squared_error,
+    ),
     # from curves over thresholds, see bustseg.metrics.curves
     Metric("auc_pixel", "pixel AUC", "area under the ROC curve of all pixels of the subset", prominence="headline"),
     Metric("average_precision", "average precision", "precision of the pixels averaged over the steps in recall"),
@@ -255,6 +284,11 @@ register_columns(
     ),
     Column(
         "max_probability", "highest predicted probability in the image", lambda image: float(image.probability.max())
+    ),
+    Column(
+        "presence_evidence",
+        "evidence of a lesion: mean of the highest logits, of 0.2 % of the image's pixels",
+        lambda image: image.evidence,
     ),
     Column(
         "lesions_found",

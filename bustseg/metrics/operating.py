@@ -1,23 +1,29 @@
-"""Threshold and smallest component, chosen together on images that may be used for choosing."""
+"""Threshold, smallest component and peak, chosen together on images that may be used for choosing."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bustseg.masks import MaskRule, PostProcess, labelled, probability_of
+from bustseg.masks import MaskRule, PostProcess, evidence_of, labelled, probability_of
 from bustseg.metrics.rows import DiceRows, check_shapes, lesion_pixels
+from bustseg.presence import detection_auc
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(15))
 """Candidates for the probability above which a pixel belongs to a lesion."""
 
 MIN_AREAS = (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
 """Candidates for the share of the image below which a component is removed."""
+
+PEAKS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
+"""Candidates for the probability that one pixel of a component needs, where false positives are limited."""
+
+Wish = Literal["dice", "detection"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,124 @@ class OperatingPoints(DiceRows):
             (point for point, close in zip(points, good, strict=True) if close),
             key=lambda point: (_steps(point), -point.dice_empty_one),
         )
+
+
+@dataclass(frozen=True)
+class QuietPoint:
+    """What a model's masks are cut by so that images without a lesion stay empty, and what that gives.
+
+    Attributes:
+        threshold: probability above which a pixel belongs to a lesion
+        peak: probability that one pixel of a component needs (``min_peak_probability``)
+        dice_lesion: mean Dice over the images with a lesion
+        missed: share of these on which nothing is predicted
+        false_positive_rate_normal: share of the others on which anything is
+    """
+
+    threshold: float
+    peak: float
+    dice_lesion: float
+    missed: float
+    false_positive_rate_normal: float
+
+
+class QuietPoints(DiceRows):
+    """Dice of each image, and whether anything is predicted on it, for every pair of :data:`THRESHOLDS` and `PEAKS`.
+
+    Keeps 480 numbers (3.8 kB) per image.
+
+    Args:
+        postprocess: its ``min_area_px_relative`` and ``max_confidence_gap`` are applied, too; its
+            ``min_peak_probability`` is what is chosen
+        kwargs: options of :class:`torchmetrics.Metric`
+    """
+
+    def __init__(self, postprocess: PostProcess | None = None, **kwargs: Any) -> None:
+        super().__init__(settings=2 * len(THRESHOLDS) * len(PEAKS), **kwargs)
+        self.postprocess = postprocess or PostProcess()
+
+    def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
+        """Count one batch; as :meth:`OperatingPoints.update`."""
+        check_shapes(logits, mask, index)
+        if not len(logits):
+            return
+        planes = logits.detach().float().cpu().numpy()[:, 0]
+        lesion = lesion_pixels(mask).cpu().numpy()[:, 0]
+        rows = np.stack([_quiet(*pair, self.postprocess) for pair in zip(planes, lesion, strict=True)])
+        self.append(index, torch.from_numpy(lesion.sum((1, 2))), torch.from_numpy(rows), logits.device)
+
+    def compute(self) -> Tensor:
+        """Columns of :class:`QuietPoint` (240, 5), float64; no rows unless images with and without a lesion are there.
+
+        Thresholds outside, peaks inside. Every process must call it.
+        """
+        rows, lesion = self.per_image()
+        if not lesion.any() or lesion.all():
+            return torch.zeros(0, 5, dtype=torch.float64)
+        dice, found = rows.chunk(2, dim=1)
+        pairs = torch.tensor([(threshold, peak) for threshold in THRESHOLDS for peak in PEAKS], dtype=torch.float64)
+        means = torch.stack([dice[lesion].mean(0), 1 - found[lesion].mean(0), found[~lesion].mean(0)], dim=1)
+        return torch.cat([pairs, means], dim=1)
+
+    def chosen(self, most: Wish, max_false_positives: float) -> QuietPoint | None:
+        """The point that is best in ``most`` of those with at most so many false positives; None without such a point.
+
+        Of equals the lower peak, then the threshold nearer to 0.5.
+
+        Args:
+            most: ``dice`` of the lesions, or ``detection``, the share of lesion images that are marked
+            max_false_positives: share of the images without a lesion that may be marked, 0 to 1
+        """
+        points = [QuietPoint(*row) for row in self.compute().tolist()]
+        quiet = [point for point in points if point.false_positive_rate_normal <= max_false_positives + 1e-12]
+        if not quiet:
+            return None
+
+        def worth(point: QuietPoint) -> tuple[float, ...]:
+            wanted = (point.dice_lesion, -point.missed)
+            return (*(wanted if most == "dice" else wanted[::-1]), -point.peak, -abs(point.threshold - 0.5))
+
+        return max(quiet, key=lambda point: tuple(round(value, 9) for value in worth(point)))
+
+
+class PresenceEvidence(DiceRows):
+    """The evidence of each image that it shows a lesion (:func:`bustseg.masks.evidence_of`).
+
+    Args:
+        kwargs: options of :class:`torchmetrics.Metric`
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(settings=1, **kwargs)
+
+    def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
+        """Count one batch; as :meth:`OperatingPoints.update`."""
+        check_shapes(logits, mask, index)
+        if not len(logits):
+            return
+        planes = logits.detach().float().cpu().numpy()[:, 0]
+        evidence = torch.tensor([[evidence_of(plane)] for plane in planes], dtype=torch.float64)
+        self.append(index, lesion_pixels(mask).sum((1, 2, 3)), evidence, logits.device)
+
+    def compute(self) -> Tensor:
+        """AUC of presence, float64 on the CPU; nan without images of both kinds. Every process must call it."""
+        evidence, lesion = self.per_image()
+        return torch.from_numpy(detection_auc(evidence[:, 0].numpy(), lesion.numpy()))[0]
+
+
+def _quiet(logits: np.ndarray, lesion: np.ndarray, postprocess: PostProcess) -> np.ndarray:
+    """Dice of one image (H, W) for all pairs, then whether anything is predicted, float64 (480,)."""
+    probability = probability_of(logits)
+    dice, found = np.empty((2, len(THRESHOLDS), len(PEAKS)))
+    for row, threshold in enumerate(THRESHOLDS):
+        mask = MaskRule(threshold).above(logits).view(np.uint8)
+        for column, peak in enumerate(PEAKS):
+            # a higher peak removes components of those that are left, unless the gap has another one to compare with
+            own = replace(postprocess, min_peak_probability=peak)(mask, probability).astype(bool)
+            total = own.sum() + lesion.sum()
+            dice[row, column] = 2 * (own & lesion).sum() / total if total else 1
+            found[row, column] = own.any()
+    return np.concatenate([dice.ravel(), found.ravel()])
 
 
 def _means(dice: Tensor, lesion: Tensor) -> Tensor:

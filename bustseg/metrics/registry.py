@@ -25,6 +25,7 @@ import numpy as np
 
 from bustseg.data.sources import LABELS
 from bustseg.errors import UserError
+from bustseg.masks import evidence_of, logit_of
 from bustseg.metrics.components import ComponentCounts, match_components
 from bustseg.metrics.surface import surface_distances
 
@@ -136,6 +137,11 @@ class ImageResult:
     prediction: np.ndarray
     mask: np.ndarray
     probability: np.ndarray
+
+    @cached_property
+    def evidence(self) -> float:
+        """Evidence that there is a lesion, see :func:`bustseg.masks.evidence_of`."""
+        return evidence_of(logit_of(self.probability))
 
     @cached_property
     def distances(self) -> Mapping[str, float]:

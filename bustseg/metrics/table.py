@@ -22,6 +22,10 @@ from bustseg.metrics.registry import (
     table_metrics,
 )
 from bustseg.metrics.rows import RowMetric, check_shapes, lesion_pixels
+from bustseg.presence import Presence, calibration_error, detection_auc
+
+PRESENCE = ("presence_auc", "presence_ece")
+"""Scores of :func:`presence_scores`."""
 
 
 def columns() -> dict[str, str]:
@@ -50,6 +54,8 @@ def columns() -> dict[str, str]:
             for metric in overlap_metrics()
         },
         **{column.name: column.description for column in measured_columns()},
+        "presence": "probability that there is a lesion, fitted on the evidence of the validation images; empty where "
+        "these lack images with or without a lesion, and of the validation images themselves",
     }
 
 
@@ -134,6 +140,7 @@ def image_table(
     shapes: Mapping[str, np.ndarray],
     samples: Sequence[Sample],
     groups: Mapping[str, str] | None = None,
+    presence: Presence | None = None,
 ) -> pd.DataFrame:
     """The per-image table, with the columns of :func:`columns`.
 
@@ -142,6 +149,7 @@ def image_table(
         shapes: of :meth:`ImageShapes.per_image`, for the same images
         samples: the data set that ``index`` points into
         groups: group by image id, where it is known beyond the samples' own
+        presence: makes a probability of the evidence of a lesion
 
     Raises:
         ValueError: counts and shapes are of different images
@@ -163,6 +171,7 @@ def image_table(
         **{"tp": tp, "fp": fp, "fn": fn, "tn": tn},
         **{name: score.numpy() for name, score in overlap_scores(tp, fp, fn, tn).items()},
         **shapes,
+        "presence": presence(shapes["presence_evidence"]) if presence else np.full(len(index), np.nan),
     }
     return pd.DataFrame({name: values[name] for name in columns()})
 
@@ -195,7 +204,19 @@ def _means(table: pd.DataFrame) -> dict[str, Any]:
         names = [f"{metric.name}_lesion" for metric in overlap_metrics() if metric.alias_of is None]
         result |= {name: float(lesions[name].mean()) for name in names}
     values = {metric.name: metric.value(as_columns(table)) for metric in table_metrics()}
-    return result | {name: value for name, value in values.items() if value is not None}
+    return result | presence_scores(table) | {name: value for name, value in values.items() if value is not None}
+
+
+def presence_scores(table: pd.DataFrame) -> dict[str, float]:
+    """``presence_auc`` and ``presence_ece`` of a per-image table, as far as its images define them."""
+    if "presence_evidence" not in table:
+        return {}
+    lesion = (table["lesion_px"] > 0).to_numpy()
+    auc = float(detection_auc(table["presence_evidence"].to_numpy(), lesion)[0])
+    scores = {} if np.isnan(auc) else {"presence_auc": auc}
+    if len(table) and table["presence"].notna().all():
+        scores["presence_ece"] = float(calibration_error(table["presence"].to_numpy(), lesion)[0])
+    return scores
 
 
 def as_columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -208,7 +229,7 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
 
     The confusion counts' own scores are not among them: :func:`bustseg.metrics.aggregate` gives those.
     """
-    found: dict[str, float] = {}
+    found = {name: summary["overall"][name] for name in PRESENCE if name in summary["overall"]}
     for metric in table_metrics():
         if metric.name in summary["overall"] and not set(metric.columns) <= set(COUNTS):
             found[metric.name] = summary["overall"][metric.name]

@@ -75,7 +75,10 @@ class Found(BaseModel):
     area_mm2: float | None = Field(default=None, description="its area, where the file says how large a pixel is")
     components: int | None = Field(default=None, description="8-connected parts of the mask")
     largest_component_px: int | None = None
-    lesion_probability: float | None = Field(default=None, description="presence: the highest probability of a pixel")
+    presence: float | None = Field(
+        default=None, description="calibrated probability that there is a lesion; null where the model is not"
+    )
+    lesion_probability: float | None = Field(default=None, description="the highest probability of a pixel")
     confidence: float | None = Field(default=None, description="calibrated; null where the model is not")
     threshold: float | None = Field(default=None, description="probability above which a pixel is in the mask")
     look_at_this: bool | None = Field(default=None, description="a person should look at it")

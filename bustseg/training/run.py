@@ -93,9 +93,19 @@ def run_fit(
     return _run("fit", experiment, checkpoint, tags, callbacks)
 
 
-def run_validate(experiment: Experiment, checkpoint: Path, *, tags: Mapping[str, str] | None = None) -> Run:
-    """Score a checkpoint on the validation images, and recommend a threshold; as :func:`run_test`."""
-    return _run("validate", experiment, checkpoint, tags)
+def run_validate(
+    experiment: Experiment,
+    checkpoint: Path,
+    *,
+    tags: Mapping[str, str] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> Run:
+    """Score a checkpoint on the validation images, and recommend a threshold; as :func:`run_test`.
+
+    Args:
+        callbacks: further callbacks; an :class:`~bustseg.callbacks.OperatingPointSearch` takes the place of the usual
+    """
+    return _run("validate", experiment, checkpoint, tags, callbacks)
 
 
 def run_test(experiment: Experiment, checkpoint: Path, *, tags: Mapping[str, str] | None = None) -> Run:

@@ -204,7 +204,13 @@ def make_trainer(
         *first,
         *(chosen if isinstance(chosen, list) else [chosen]),
         *(parts[section] for section in CALLBACKS.values()),
-        *_callbacks_of(verb, {**record, "weights_only": experiment.weights_only}, pace, steps),
+        *_callbacks_of(
+            verb,
+            {**record, "weights_only": experiment.weights_only},
+            pace,
+            steps,
+            searched=any(isinstance(one, OperatingPointSearch) for one in first),
+        ),
     ]
     if options["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in callbacks):
         if error_console.is_terminal:
@@ -216,14 +222,14 @@ def make_trainer(
     return pl.Trainer(**{**options, "logger": loggers, "callbacks": callbacks})
 
 
-def _callbacks_of(verb: str, record: dict[str, Any], pace: Pace, steps: StepMetrics) -> list[pl.Callback]:
+def _callbacks_of(verb: str, record: dict[str, Any], pace: Pace, steps: StepMetrics, searched: bool = False) -> list[pl.Callback]:
     # what is said of a run follows what records it, and so makes it
     callbacks: list[pl.Callback] = [RunRecorder(record), Opening(), EpochLines(pace), OneProcessStops()]
     if verb == "fit":
         callbacks.append(steps)
     if verb == "test":
         callbacks += [ImageTables(), TestCurves(), PredictionPanels()]
-    if verb == "validate":
+    if verb == "validate" and not searched:
         callbacks.append(OperatingPointSearch())
     # after the others, so that the model card has their figures
     callbacks.append(ModelRecorder())

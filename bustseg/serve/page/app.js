@@ -256,7 +256,8 @@ function showValues() {
   const spacing = info.spacing, trust = masks.confidence(frame.mask, frame.logits, model.temperature);
   const rows = [
     ["Lesion", size ? "outlined" : "none"],
-    ["Presence probability", info.lesion_probability.toFixed(3)],
+    ["Probability of a lesion", info.presence === null ? "not calibrated" : info.presence.toFixed(2)],
+    ["Highest of a pixel", info.lesion_probability.toFixed(3)],
     ["Confidence", trust === null ? "not calibrated" : `${trust.toFixed(2)}${frame.edited ? " (of your mask)" : ""}`],
     ["Area", `${size} px`],
     ["", spacing ? `${(size * spacing[0] * spacing[1]).toFixed(1)} mm²` : "mm² not known"],
@@ -405,13 +406,13 @@ const quoted = (value) => {
 };
 
 function saveTable() {
-  const columns = ["image", "frame", "width", "height", "area_px", "area_mm2", "components", "lesion_probability", "confidence", "threshold", "look_at_this", "reason", "verdict", "corrected_area_px", "model", "error"];
+  const columns = ["image", "frame", "width", "height", "area_px", "area_mm2", "components", "presence", "lesion_probability", "confidence", "threshold", "look_at_this", "reason", "verdict", "corrected_area_px", "model", "error"];
   const rows = [columns];
   for (const entry of entries) {
     if (entry.state === "error") rows.push([entry.name, ...Array(columns.length - 2).fill(""), entry.error]);
     for (const [number, { info, saved, mask, edited }] of [...entry.data].sort((a, b) => a[0] - b[0])) {
       if (!info) continue;
-      rows.push([entry.name, entry.frames > 1 ? number : "", info.width, info.height, info.area_px, info.area_mm2 ?? "", info.components, info.lesion_probability,
+      rows.push([entry.name, entry.frames > 1 ? number : "", info.width, info.height, info.area_px, info.area_mm2 ?? "", info.components, info.presence ?? "", info.lesion_probability,
         info.confidence ?? "", info.threshold, Number(info.look_at_this), info.reasons.join("; "), saved?.verdict ?? "", edited && mask ? masks.area(mask) : "", model.digest.slice(0, 12), ""]);
     }
   }
