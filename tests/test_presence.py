@@ -101,7 +101,7 @@ def test_the_operating_point_at_a_stated_rate_of_false_positives() -> None:
     assert points.chosen("dice", 0.0) == QuietPoint(0.5, 0.9, 0.75, 0.25, 0.0)
     assert points.chosen("detection", 0.0) == points.chosen("dice", 0.0)
     grown = logits.clone()
-    grown[:3, 0, 6:24, 6:24] = torch.maximum(grown[:3, 0, 6:24, 6:24], torch.tensor(float(np.log(0.6 / 0.4))))
+    grown[:3, 0, 6:24, 6:24] = torch.maximum(grown[:3, 0, 6:24, 6:24], torch.tensor(float(np.log(0.62 / 0.38))))
     grown[3, 0, 10:20, 10:20] = float(np.log(0.52 / 0.48))
     points = QuietPoints()
     points.update(grown, mask, torch.arange(6))
