@@ -222,7 +222,9 @@ def make_trainer(
     return pl.Trainer(**{**options, "logger": loggers, "callbacks": callbacks})
 
 
-def _callbacks_of(verb: str, record: dict[str, Any], pace: Pace, steps: StepMetrics, searched: bool = False) -> list[pl.Callback]:
+def _callbacks_of(
+    verb: str, record: dict[str, Any], pace: Pace, steps: StepMetrics, searched: bool = False
+) -> list[pl.Callback]:
     # what is said of a run follows what records it, and so makes it
     callbacks: list[pl.Callback] = [RunRecorder(record), Opening(), EpochLines(pace), OneProcessStops()]
     if verb == "fit":
