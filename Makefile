@@ -35,10 +35,11 @@ test-fast: $(STAMP) ## run the tests that take seconds
 faults: $(STAMP) ## kill processes, fill disks, break servers (hours), and write what held into the docs
 	$(BIN)/python -m tests.faults
 
-lint: $(STAMP) ## check style and types
+lint: $(STAMP) ## check style, types and the order of the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## put the code into the project's style
 	$(BIN)/ruff check --fix .
