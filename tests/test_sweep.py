@@ -148,7 +148,9 @@ def test_the_shipped_sweeps_can_be_read(name: str, total: int) -> None:
 
 def test_known_metrics_are_those_that_a_fit_logs(trained_run: Any) -> None:
     logged = set(mlflow.MlflowClient(trained_run.uri).get_run(trained_run.run_id).data.metrics)
-    assert {name for name in logged if name.startswith(("val/", "train/"))} <= set(known_metrics())
+    # values of a step are none of an epoch, which alone an objective can be
+    of_epochs = {name for name in logged if name.startswith(("val/", "train/")) and not name.endswith("_step")}
+    assert of_epochs <= set(known_metrics())
 
 
 BAD = {

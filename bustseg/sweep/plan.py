@@ -478,8 +478,12 @@ def changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> E
     try:
         return experiment.but(changes)
     except UserError as error:
+        known_keys = experiment.all_keys()
         for key in changes:
-            if any(f"{quote}{name}{quote}" in str(error) for name in (key, key.rpartition(".")[2]) for quote in "'`"):
+            # a key that is known has a value that cannot be used, which the error says itself
+            if key not in known_keys and any(
+                f"{quote}{name}{quote}" in str(error) for name in (key, key.rpartition(".")[2]) for quote in "'`"
+            ):
                 hint = _did_you_mean(key, [known for known in experiment.all_keys() if known not in changes])
                 raise SweepError(f"{where} names `{key}`, which `fit` does not know{hint}") from error
         raise
