@@ -18,7 +18,8 @@ from bustseg.trust import taken_out, trusting
 VERBS = (
     *("fit", "validate", "test", "summary", "cv", "sweep", "reproduce", "compare", "explain"),
     *("data phantom", "data fetch", "data check", "data split"),
-    *("configs", "predict", "serve", "live", "node", "export", "ensemble", "bench", "ui", "sync"),
+    *("configs", "doctor", "completion", "predict", "serve", "live", "node", "export", "ensemble", "bench"),
+    *("ui", "sync"),
 )
 """Each is a function in a module of :mod:`bustseg.commands`, which is imported only when it is called."""
 

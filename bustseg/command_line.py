@@ -128,7 +128,7 @@ def call(function: Command, args: Sequence[str], prog: str) -> int:
         UserError: arguments that it does not take
         SystemExit: after printing the help
     """
-    rest = next(((name, marker) for name, _, marker in _parameters(function) if isinstance(marker, Rest)), None)
+    rest = rest_of(function)
     if rest is not None and rest[1].shown and {"-h", "--help", "--help-all"} & set(args):
         print((_experiment_help if "--help-all" in args else _short_help)(function, prog), end="")
         return 0
@@ -138,6 +138,11 @@ def call(function: Command, args: Sequence[str], prog: str) -> int:
         return function(**vars(parser.parse_args(list(args))))
     known, others = parser.parse_known_args(list(args))
     return function(**vars(known), **{rest[0]: others})
+
+
+def rest_of(function: Command) -> tuple[str, Rest] | None:
+    """The parameter that takes the options of an experiment, by name, and its marker; None when there is none."""
+    return next(((name, marker) for name, _, marker in _parameters(function) if isinstance(marker, Rest)), None)
 
 
 def beginning(verb: str, args: Sequence[str]) -> AbstractContextManager[None]:

@@ -70,6 +70,8 @@ CONTRACT = {
     ),
     "ui": ("--host --port --uri", []),
     "configs": ("", ["?"]),
+    "doctor": ("", []),
+    "completion": ("", ["?"]),
 }
 
 
