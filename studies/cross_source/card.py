@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from bustseg.deploy.confidence import CALIBRATION
+from bustseg.errors import UserError
+from bustseg.presence import Presence
+
 CARD = """# The model in the box
 
 Research software. **Not a medical device**: not validated for diagnosis; no finding in a patient may rest on it.
@@ -48,6 +52,14 @@ drawn together). `oldbox` is the model that this one replaced, trained on BUSI a
 `AUC of presence` ranks images by the mean of their most probable 0.2 % of pixels. The flag is `look_at_this`: the share
 of images with a Dice below 0.5 that it catches, and of the others that it shows a person all the same.
 
+## Presence
+`presence`, the probability that an image shows a lesion, was fitted on the evidence of the {images} validation
+images of all three sources ({lesions} with a lesion, {normals} without; BUS-BRA has no normals) by
+`python -m studies.cross_source.presence`; no test image was used for the fit. What the evidence is was settled on
+networks that had left a source out and on the test images of networks of the same kind, which were so looked at once
+more. The masks do not depend on it. Within the sources its calibration error is small, on a scanner that was not among
+them it is not: see docs/results/scanners.md.
+
 ## Limits
 * It outlines what looks like a lesion; it does not tell benign from malignant.
 * Test images come from the same scanners as the training's. On a source that a training of this kind had not seen, Dice
@@ -68,6 +80,11 @@ def card(folder: Path, scores: str, split: pd.DataFrame) -> str:
     """
     counts = pd.crosstab(split["image"].str.partition("/")[0].rename("source"), split["subset"])
     about = json.loads((folder / "bustseg.json").read_text())
+    presence = Presence.from_dict(about[CALIBRATION])
+    if presence is None:
+        raise UserError(
+            f"{folder} has no calibration of presence: run studies.cross_source.presence with --write first"
+        )
     table = "\n".join(line for line in scores.splitlines() if line.startswith("|"))
     return CARD.format(
         split_digest=about["split_digest"],
@@ -79,6 +96,9 @@ def card(folder: Path, scores: str, split: pd.DataFrame) -> str:
         gap=about["postprocess"]["max_confidence_gap"],
         peak=about["postprocess"]["min_peak_probability"],
         scores=table,
+        images=presence.lesions + presence.normals,
+        lesions=presence.lesions,
+        normals=presence.normals,
         data=counts[["train", "val", "test"]].to_markdown(),
     )
 

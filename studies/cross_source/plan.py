@@ -3,6 +3,7 @@
     python -m studies.cross_source.plan design QUEUE          # 16 recipes for each source that is left out
     python -m studies.cross_source.plan effects OUT           # what each factor was worth
     python -m studies.cross_source.plan trainings OUT         # a row per training and source that it had not seen
+    python -m studies.cross_source.plan presence OUT          # how well presence holds on sources left out
     python -m studies.cross_source.plan matrix QUEUE --on zoom looks ...       # every subset of sources, one recipe
 
 The design is a two-level factorial: the columns of a Hadamard matrix of order 16, dealt anew for each source that is
@@ -22,8 +23,10 @@ import pandas as pd
 from scipy.linalg import hadamard
 
 from bustseg.data.splits import make_split
+from bustseg.presence import calibration_error, fit_presence
 from bustseg.statistics import Bootstrap
 from studies.cross_source.data import SOURCES, table_of
+from studies.cross_source.presence import held_out
 from studies.cross_source.recipe import FACTORS, Recipe, leave_one_out
 from studies.cross_source.work import auc
 
@@ -160,6 +163,43 @@ def trainings(out: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def presence(out: Path) -> pd.DataFrame:
+    """A row per source left out (images of both kinds): means over trainings of AUC and of calibration error (ECE).
+
+    The AUC is that of the evidence (the highest 0.2 % of the logits), of the highest logit and of the area of the mask.
+    Presence is fitted on the training's own validation images, or on the source's images, each fold's left out.
+    """
+    rows = []
+    for path in sorted(out.glob("*.csv")):
+        table = pd.read_csv(path).rename(columns={"peak_2": "evidence"})
+        table["source"] = table["image"].str.partition("/")[0]
+        table["lesion"], table["group"] = table["area"] > 0, table["image"]
+        val = table[table["subset"] == "val"]
+        for source, own in table[table["subset"] == "left out"].groupby("source"):
+            lesion = own["lesion"].to_numpy()
+            if lesion.all():
+                continue
+            row = {"left out": source, "trainings": 1, "calibrated": 0}
+            for title, column in {"evidence": "evidence", "highest": "max", "area": "area_0.5"}.items():
+                row[f"AUC of {title}"] = auc(own[column].to_numpy(), lesion)
+            fitted = fit_presence(val["evidence"].to_numpy(), val["lesion"].to_numpy())
+            if fitted is not None:
+                row["calibrated"] = 1
+                probability = fitted(own["evidence"].to_numpy())
+                row["ECE, other sources' fit"] = float(calibration_error(probability, lesion)[0])
+            crossed = held_out(own, str(source), pd.Series(True, index=own.index))
+            row["ECE, its own fit"] = float(calibration_error(crossed, lesion)[0])
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    counts = ["trainings", "calibrated"]
+    grouped = table.groupby("left out")
+    means = grouped.mean().drop(columns=counts)
+    means.loc["all trainings"] = table.drop(columns=["left out", *counts]).mean()
+    totals = grouped[counts].sum()
+    totals.loc["all trainings"] = table[counts].sum()
+    return totals.join(means.round(3)).rename_axis("left out").reset_index()
+
+
 def effects(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Effect of each factor on each column: mean with it less mean without, each source counting alike, and its error.
 
@@ -201,7 +241,7 @@ def print_effects(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "verb", choices=["design", "effects", "trainings", "matrix", "box", "student", "busi", "splits"]
+        "verb", choices=["design", "effects", "trainings", "presence", "matrix", "box", "student", "busi", "splits"]
     )
     parser.add_argument("folder", type=Path, help="of the recipes; for `effects` of what they gave")
     parser.add_argument("--on", nargs="*", default=[], choices=list(FACTORS))
@@ -223,6 +263,8 @@ def main() -> None:
         print_effects(args.folder)
     elif args.verb == "trainings":
         print(trainings(args.folder).to_markdown(index=False))
+    elif args.verb == "presence":
+        print(presence(args.folder).to_markdown(index=False))
     elif args.verb == "splits":
         write_splits({name: getattr(args, name.replace("-", "_")) for name in SOURCES}, args.folder)
     else:

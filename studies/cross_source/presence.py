@@ -1,12 +1,16 @@
-"""The presence of an exported model, fitted on the validation images of all sources, and how far its scale carries.
+"""The coefficients of presence of an exported model, and how well they hold within a source and on another.
 
     python -m studies.cross_source.presence MODEL --split configs/flagship/three_sources_split.csv \\
         --busi DIR --bus_bra DIR --bus_uclm DIR [--write]
 
-Prints a Markdown table with the AUC of presence and its expected calibration error (ECE) on the validation images of
-each source that has normal images: with the coefficients fitted on all sources (the figure that flatters), and with
-those fitted on the other sources alone. The network itself was trained on other images of all of them. ``--write``
-puts the coefficients of all sources into the model's ``bustseg.json``.
+Fits presence (:func:`bustseg.presence.fit_presence`) on the evidence of the validation images of all sources, from file
+to evidence as ``bustseg predict`` does it, and prints the figures below as a Markdown table. ``--write`` puts the
+coefficients into the model's record, where ``predict`` finds them.
+
+For each source with images of both kinds the table has the AUC of presence and the calibration error (ECE, 10 bins) of
+three fits: on the source's own validation images, each patient's left out of the fit that is applied to them; on those
+of all sources, in the same way; and on those of the other sources alone. Intervals draw patients and near-duplicates
+together; they are of the images, not of the fit.
 """
 
 from __future__ import annotations
@@ -18,80 +22,108 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bustseg.data.sources import Sample
-from bustseg.deploy.output import write_whole
+from bustseg.data.cache import cache_root, cached_groups
+from bustseg.data.splits import merge_groups
+from bustseg.deploy.confidence import CALIBRATION
+from bustseg.deploy.exported import METADATA
 from bustseg.deploy.predictor import Predictor
-from bustseg.presence import Presence, calibration_error, detection_auc, fit_presence
+from bustseg.errors import UserError
+from bustseg.presence import calibration_error, detection_auc, fit_presence
 from bustseg.progress import track
+from bustseg.statistics import Bootstrap
 from studies.cross_source.data import SOURCES
-from studies.cross_source.score import test_samples
+from studies.cross_source.score import RESAMPLES, test_samples
+
+FOLDS = 10
 
 
-def evidence(predictor: Predictor, samples: list[Sample], title: str) -> pd.DataFrame:
-    """A row per image: the evidence of a lesion, and whether there is one."""
+def evidence_table(predictor: Predictor, split: Path, roots: dict[str, Path], subset: str) -> pd.DataFrame:
+    """Source, image, group, whether there is a lesion, and evidence; a row per image of the subset."""
     rows = []
-    for sample in track(samples, title):
-        image = sample.read_image()
-        rows.append({"evidence": predictor(image).evidence, "lesion": bool(sample.read_mask(image.shape).any())})
-    return pd.DataFrame(rows)
+    for name, samples in test_samples(split, roots, subset).items():
+        every = SOURCES[name]().read(roots[name])
+        merged = merge_groups(every, cached_groups(every, cache_root(roots[name])))
+        for sample in track(samples, name):
+            image = sample.read_image()
+            lesion = bool(sample.read_mask(image.shape).any())
+            group = f"{name}/{merged.get(sample.id, sample.id)}"
+            rows.append((name, sample.id, group, lesion, predictor(image).evidence))
+    return pd.DataFrame(rows, columns=["source", "image", "group", "lesion", "evidence"])
 
 
-def fitted(tables: list[pd.DataFrame]) -> Presence:
-    """The presence of some sources' images."""
-    table = pd.concat(tables)
-    presence = fit_presence(table["evidence"].to_numpy(), table["lesion"].to_numpy())
-    if presence is None:
-        raise SystemExit("these images all have a lesion, or none has one: name a source with both")
-    return presence
+def held_out(table: pd.DataFrame, source: str, fitted_on: pd.Series) -> np.ndarray:
+    """Presence of a source's images, of fits on the rows that ``fitted_on`` marks and that are not of their fold.
+
+    Groups are dealt to the folds in turn, the source's groups with normals apart from the others.
+
+    Raises:
+        UserError: a fit has images of one kind only
+    """
+    own = table["source"] == source
+    kind = table[own].groupby("group")["lesion"].all().sort_values(kind="stable")
+    fold = table["group"].map(dict(zip(kind.index, np.arange(len(kind)) % FOLDS, strict=True))).fillna(-1).to_numpy()
+    probability = np.full(len(table), np.nan)
+    for number in range(FOLDS):
+        train = fitted_on.to_numpy() & (fold != number)
+        presence = fit_presence(table["evidence"].to_numpy()[train], table["lesion"].to_numpy()[train])
+        if presence is None:
+            raise UserError(f"{source}: presence needs images with a lesion and without in every fit")
+        here = own.to_numpy() & (fold == number)
+        probability[here] = presence(table["evidence"].to_numpy()[here])
+    return probability[own.to_numpy()]
 
 
-def report(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row per source with images of both kinds."""
-    everywhere = fitted(list(tables.values()))
+def figures(table: pd.DataFrame) -> pd.DataFrame:
+    """AUC and calibration errors of each source that has images of both kinds, with intervals."""
     rows = []
-    for name, table in tables.items():
-        lesion, values = table["lesion"].to_numpy(), table["evidence"].to_numpy()
+    for source, own in table.groupby("source"):
+        lesion = own["lesion"].to_numpy()
         if lesion.all() or not lesion.any():
             continue
-        others = [other for other_name, other in tables.items() if other_name != name]
-        row = {"source": name, "images": len(table), "normals": int((~lesion).sum())}
-        row["AUC"] = f"{detection_auc(values, lesion)[0]:.3f}"
-        row["ECE, fitted on all"] = f"{calibration_error(everywhere(values), lesion)[0]:.3f}"
-        if any(not other["lesion"].all() for other in others):
-            row["ECE, fitted on the others"] = f"{calibration_error(fitted(others)(values), lesion)[0]:.3f}"
+        draws = Bootstrap(own["group"].tolist(), resamples=RESAMPLES, seed=0)
+        weights = draws.weights[:, draws.unit].astype(np.float64)
+        fits = {
+            "its own": table["source"] == source,
+            "all sources": pd.Series(True, index=table.index),
+            "the other sources": table["source"] != source,
+        }
+        row = {"source": source, "lesions": int(lesion.sum()), "normals": int((~lesion).sum())}
+        evidence = own["evidence"].to_numpy()
+        row["AUC"] = interval(detection_auc(evidence, lesion), detection_auc(evidence, lesion, weights))
+        for title, chosen in fits.items():
+            probability = held_out(table, str(source), chosen)
+            drawn = calibration_error(probability, lesion, weights)
+            row[f"ECE, fitted on {title}"] = interval(calibration_error(probability, lesion), drawn)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def interval(estimate: np.ndarray, drawn: np.ndarray) -> str:
+    """A figure with its 95 % percentile interval."""
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return f"{estimate[0]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--split", type=Path, required=True)
-    parser.add_argument("--write", action="store_true", help="put the coefficients into the model's bustseg.json")
+    parser.add_argument("--write", action="store_true", help="put the coefficients into the model's record")
     for name in SOURCES:
         parser.add_argument(f"--{name.replace('-', '_')}", type=Path)
     args = parser.parse_args()
     roots = {name: root for name in SOURCES if (root := getattr(args, name.replace("-", "_"))) is not None}
-    predictor = Predictor(str(args.model))
-    tables = {
-        name: evidence(predictor, samples, name) for name, samples in test_samples(args.split, roots, "val").items()
-    }
-    presence = fitted(list(tables.values()))
-    print(
-        f"presence = sigmoid({presence.scale:.6g} x evidence + {presence.offset:.6g}), fitted on {presence.lesions} "
-        f"images with a lesion and {presence.normals} without"
-    )
-    for level in (0.5, 0.9):
-        marked = [presence(table["evidence"].to_numpy()) >= level for table in tables.values()]
-        lesion = np.concatenate([table["lesion"].to_numpy() for table in tables.values()])
-        both = np.concatenate(marked)
-        print(f"at {level}: {both[lesion].mean():.3f} of the lesions and {both[~lesion].mean():.3f} of the normals")
-    print(report(tables).to_markdown(index=False))
+    table = evidence_table(Predictor(str(args.model)), args.split, roots, "val")
+    presence = fit_presence(table["evidence"].to_numpy(), table["lesion"].to_numpy())
+    if presence is None:
+        raise UserError("presence needs validation images with a lesion and without: name more sources")
+    print(figures(table).to_markdown(index=False))
+    print("\n" + json.dumps(presence.to_dict()))
     if args.write:
-        path = args.model / "bustseg.json"
-        about = json.loads(path.read_text())
-        about["calibration"] = {**(about.get("calibration") or {}), **presence.to_dict()}
-        write_whole(path, (json.dumps(about, indent=2) + "\n").encode())
+        path = args.model / METADATA
+        record = json.loads(path.read_text())
+        record[CALIBRATION] = {**record[CALIBRATION], **presence.to_dict()}
+        path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
