@@ -97,6 +97,15 @@ def test_the_flagship_recipe_on_a_tiny_network(bustseg, phantoms: Path) -> None:
     tags = client.get_run(run).data.tags
     assert tags["chosen.threshold"] == options[1]
     assert tags["chosen.epoch"] == "2"
+    code, out, err = bustseg("validate", "--ckpt_path", run, "--max_false_positives", "1", "--most", "detection")
+    assert code == 0, err
+    (chosen,) = (line for line in out.splitlines() if line.startswith("best on these images with at most 100.0%"))
+    assert chosen.split()[12:16:2] == ["--model.threshold", "--model.postprocess.min_peak_probability"], chosen
+    assert client.get_run(run).data.tags["chosen.peak"] == chosen.split()[15]
+    assert "presence of a lesion: AUC " in out
+    code, out, err = bustseg("validate", "--ckpt_path", run, "--max_false_positives", "1.5")
+    assert code == 2
+    assert "--max_false_positives is 1.5: give a share from 0 to 1" in err
     code, out, err = bustseg("export", run, "--threshold", options[1], "--min_area", "0.01", "--out", "exported")
     assert code == 0, err
     metadata = json.loads(Path("exported/bustseg.json").read_text())
