@@ -69,6 +69,7 @@ CONTRACT = {
         [],
     ),
     "ui": ("--host --port --uri", []),
+    "sync": ("--uri", []),
     "configs": ("", ["?"]),
     "doctor": ("", []),
     "completion": ("", ["?"]),
