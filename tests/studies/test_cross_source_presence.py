@@ -50,7 +50,7 @@ def test_a_scale_that_does_not_carry_over_is_seen(table: pd.DataFrame) -> None:
         within, outside = (
             float(found.loc[source, f"ECE, fitted on {who}"].split()[0]) for who in ("its own", "the other sources")
         )
-        assert within < 0.12
+        assert within < 0.15, "150 images in ten bins: chance alone gives about 0.1"
         assert outside > 0.25
     with pytest.raises(UserError, match="images with a lesion and without"):
         held_out(table, "busi", (table["source"] == "busi") & table["lesion"])
