@@ -41,6 +41,8 @@ OPTIONS = {
     ("--trainer.devices", "1000"): "trainer.devices is 1000 and this machine has",
     ("--trainer.devices", "x"): "error:",
     ("--seed_everything", "-1"): "seed_everything: -1 is not in bounds",
+    ("--tracking.experiment", ""): "experiment",
+    ("--tracking.experiment", "a" * 600): "500 characters",
     ("--checkpoint.mode", "up"): "`mode` can be min, max but got up",
 }
 """What a fit refuses, and what it says."""
