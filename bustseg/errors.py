@@ -1,6 +1,7 @@
 """Errors that a user can mend: the command line prints their message as one line and exits with code 2."""
 
 import errno
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -31,14 +32,22 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk, a quota or a file size that is used up."""
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came from, and so on; each once, since libraries chain errors in circles, too."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def disk_is_full(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, says that there is no room left."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in FULL:
             return True
-        if "disk is full" in str(error) or "No space left on device" in str(error):  # sqlite, and what wraps an OSError
+        if "disk is full" in str(cause) or "No space left on device" in str(cause):  # sqlite, and what wraps an OSError
             return True
-        error = error.__cause__ or error.__context__
     return False
 
 

@@ -23,7 +23,7 @@ from bustseg.callbacks import BestCheckpoint, ExplainCallback, FrozenFeatures, T
 from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, run_file, without_pretrained
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.transforms import without_own_readers
-from bustseg.errors import UserError
+from bustseg.errors import UserError, causes
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
 from bustseg.presets import find_config
 from bustseg.task import RECORD, SegmentationTask
@@ -399,13 +399,11 @@ def explained() -> Iterator[None]:
 
 def explain(error: Exception) -> UserError:
     """One line for what jsonargparse, or what it has built, says in several."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, UserError):
             return cause
         if type(cause).__name__ in _DOWNLOAD_ERRORS:
             return download_error("the network's encoder", cause)  # type: ignore[arg-type]
-        cause = cause.__cause__ or cause.__context__
     text = str(error)
     if missing := re.search(r"arguments are required: ([^\s,]+)", text):
         return UserError(f"no {missing[1]}: name a config (--config configs/quickstart.yaml) or give --{missing[1]}")

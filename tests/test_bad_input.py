@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from bustseg.errors import in_one_line
 from tests.conftest import TINY
 
 Run = Callable[..., tuple[int, str, str]]
@@ -159,3 +160,9 @@ def test_names_that_no_file_has(
 def test_ports(command: str, port: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bustseg: Run) -> None:
     monkeypatch.chdir(tmp_path)
     check_refused(bustseg(command, "--port", port), f"--port is {port}: give a number from 0 to 65535")
+
+
+def test_errors_that_are_chained_in_a_circle_are_told() -> None:
+    first, second = ValueError("first"), RuntimeError("second")
+    first.__context__, second.__context__ = second, first
+    assert in_one_line(first) == ("ValueError: first (run again with --debug for the traceback)", 1)
