@@ -420,7 +420,8 @@ def test_claims_by_hand() -> None:
 
 
 def test_no_tables_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("bustseg.paper_tables.__file__", str(tmp_path / "site" / "bustseg" / "paper_tables.py"))
+    monkeypatch.setattr("bustseg.presets.__file__", str(tmp_path / "site" / "bustseg" / "presets.py"))
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="run it in a checkout"):
         find_table("1")
     assert (CONFIGS / "tables" / "table1.yaml").is_file()

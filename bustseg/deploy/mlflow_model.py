@@ -65,6 +65,7 @@ REQUIREMENTS = (
     "matplotlib",
     "filelock",
     "platformdirs",
+    "psutil",
     "rich",
     "pydantic",
 )

@@ -466,7 +466,7 @@ def test_a_full_disk_is_one_line_and_what_is_done_stays(
     # the table's own disk, in the middle of a row
     with monkeypatch.context() as patch:
         write = os.write
-        patch.setattr("os.write", lambda file, data: write(file, data[:10] if data.count(b",") == 16 else data))
+        patch.setattr("os.write", lambda file, data: write(file, data[:10] if data.count(b",") == 17 else data))
         code, _, stderr = bustseg(*command)
     assert (code, stderr.count("\n")) == (2, 1)
     assert len(Path("out/predictions.csv").read_bytes().splitlines()) == 21
