@@ -101,7 +101,7 @@ def test_the_flagship_recipe_on_a_tiny_network(bustseg, phantoms: Path) -> None:
     assert code == 0, err
     (chosen,) = (line for line in out.splitlines() if line.startswith("best on these images with at most 100.0%"))
     assert chosen.split()[12:16:2] == ["--model.threshold", "--model.postprocess.min_peak_probability"], chosen
-    assert client.get_run(run).data.tags["chosen.peak"] == chosen.split()[15]
+    assert float(client.get_run(run).data.tags["chosen.peak"]) == float(chosen.split()[15])
     assert "presence of a lesion: AUC " in out
     code, out, err = bustseg("validate", "--ckpt_path", run, "--max_false_positives", "1.5")
     assert code == 2
