@@ -24,9 +24,10 @@ def boot() -> str:
 def machine() -> str:
     """Identity of the system whose process ids these are: host, boot and process namespace."""
     parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):  # systems without /proc have the host's name alone
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
+    if start := boot():  # systems without /proc have the host's name alone
+        parts.append(start)
+        with contextlib.suppress(OSError):
+            parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
 
 

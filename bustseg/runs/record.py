@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from bustseg.runs.entries import DATASETS, METRICS, MODEL, PARAMS, STATUS, TAGS
 from bustseg.runs.journal import Entry
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
 
 Point = tuple[int, float, int]
 """Step, value and time in milliseconds of a metric."""
@@ -23,7 +24,7 @@ Point = tuple[int, float, int]
 RUN_FILE, METRICS_FILE = "run.json", "metrics.csv"
 """The record of a run that no server keeps, in its folder."""
 
-NAME_TAG = "mlflow.runName"
+NAME_TAG, CONTEXT_TAG = "mlflow.runName", "mlflow.data.context"
 
 
 @dataclass
@@ -61,7 +62,12 @@ class Record:
     @property
     def metrics(self) -> dict[str, float]:
         """Each metric as MLflow shows it in its table: the value of the latest step, and of that step the newest."""
-        return {name: max(points, key=lambda point: (point[0], point[2]))[1] for name, points in self.history.items()}
+        return {name: value for name, (_, value, _) in self.latest.items()}
+
+    @property
+    def latest(self) -> dict[str, Point]:
+        """The point that stands for each metric: of the latest step, and of that step the newest."""
+        return {name: max(points, key=lambda point: (point[0], point[2])) for name, points in self.history.items()}
 
     def at(self, name: str, step: int) -> float | None:
         """The newest value of a metric at a step."""
@@ -102,9 +108,6 @@ class Record:
             files: folder of its files
         """
         from mlflow.entities import (
-            Dataset,
-            DatasetInput,
-            InputTag,
             LifecycleStage,
             LoggedModelOutput,
             Metric,
@@ -128,18 +131,13 @@ class Record:
             artifact_uri=None if files is None else files.resolve().as_uri(),
             run_name=self.name,
         )
-        latest = {name: max(points, key=lambda point: (point[0], point[2])) for name, points in self.history.items()}
         data = RunData(
-            metrics=[Metric(name, value, time, step) for name, (step, value, time) in latest.items()],
+            metrics=[Metric(name, value, time, step) for name, (step, value, time) in self.latest.items()],
             params=[Param(name, value) for name, value in self.params.items()],
             tags=[RunTag(name, value) for name, value in self.tags.items()],
         )
-        inputs = [
-            DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", context)])
-            for dataset, context in self.datasets
-        ]
         outputs = [LoggedModelOutput("model", 0)] if self.has_model else []
-        return Run(info, data, RunInputs(inputs), RunOutputs(outputs))
+        return Run(info, data, RunInputs(dataset_inputs(self.datasets)), RunOutputs(outputs))
 
     @classmethod
     def from_run(cls, run: Run) -> Record:
@@ -159,7 +157,7 @@ class Record:
             datasets=[
                 (
                     {name: text for name in names if (text := getattr(item.dataset, name)) is not None},
-                    next((tag.value for tag in item.tags if tag.key == "mlflow.data.context"), ""),
+                    next((tag.value for tag in item.tags if tag.key == CONTEXT_TAG), ""),
                 )
                 for item in inputs
             ],
@@ -205,8 +203,19 @@ class Record:
 
 
 def _equal(one: Point, other: Point) -> bool:
-    same_value = one[1] == other[1] or (one[1] != one[1] and other[1] != other[1])  # nan is nan
-    return same_value and one[0] == other[0] and one[2] == other[2]
+    return same_value(one[1], other[1]) and one[0] == other[0] and one[2] == other[2]
+
+
+def same_value(one: float | None, other: float) -> bool:
+    """Whether two values of a metric are the same: nan is nan, and None is no value."""
+    return one is not None and (one == other or (math.isnan(one) and math.isnan(other)))
+
+
+def dataset_inputs(datasets: Iterable[tuple[Mapping[str, str], str]]) -> list[DatasetInput]:
+    """Data sets and their contexts as MLflow's own objects."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    return [DatasetInput(Dataset(**fields), [InputTag(CONTEXT_TAG, context)]) for fields, context in datasets]
 
 
 @contextmanager

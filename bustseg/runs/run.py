@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import math
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 
 from bustseg.progress import error_console
 from bustseg.runs.entries import DATASETS, FILE, METRICS, MODEL, MODEL_FILE, MODEL_METRICS, PARAMS, STATUS, TAGS
-from bustseg.runs.record import Record
+from bustseg.runs.record import Record, same_value
 from bustseg.runs.sender import Sender, breaker_of
 from bustseg.runs.session import Position, Session, sessions_of
 from bustseg.runs.sinks import Sink
@@ -97,7 +96,7 @@ class Run:
             clean = {
                 name: value
                 for name, value in clean.items()
-                if not any(_same(known.get((name, step)), value) for known in (older, newer))
+                if not any(same_value(known.get((name, step)), value) for known in (older, newer))
             }
             newer |= {(name, step): value for name, value in clean.items()}
         if clean:
@@ -314,10 +313,6 @@ def _is_closed(session: Session) -> bool:
 def _metric_name(name: str) -> str:
     """The name without what MLflow does not allow."""
     return re.sub(r"[^\w/. -]+", "", name, flags=re.ASCII)
-
-
-def _same(one: float | None, other: float) -> bool:
-    return one is not None and (one == other or (math.isnan(one) and math.isnan(other)))
 
 
 @atexit.register

@@ -14,7 +14,7 @@ from bustseg.progress import error_console
 from bustseg.runs.entries import DATASETS, FILE, METRICS, MODEL, MODEL_FILE, MODEL_METRICS, PARAMS, STATUS, TAGS
 from bustseg.runs.journal import Entry
 from bustseg.runs.lookup import SERVER_ID
-from bustseg.runs.record import Record, replacing
+from bustseg.runs.record import Record, dataset_inputs, replacing
 from bustseg.runs.store import Store, one_line
 
 if TYPE_CHECKING:
@@ -220,8 +220,6 @@ class MlflowSink:
         )
 
     def _send_one(self, entry: Entry) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         data = entry.data
         if entry.kind == STATUS:
             if data["status"] == "RUNNING":
@@ -229,11 +227,7 @@ class MlflowSink:
             else:
                 self.client.set_terminated(self.run_id, data["status"], entry.time)
         elif entry.kind == DATASETS:
-            inputs = [
-                DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", context)])
-                for dataset, context in data["datasets"]
-            ]
-            self.client.log_inputs(self.run_id, inputs)
+            self.client.log_inputs(self.run_id, dataset_inputs(data["datasets"]))
         elif entry.kind == FILE:
             self.client.log_artifact(self.run_id, str(self.files / data["path"]), data["folder"] or None)
         elif entry.kind in (MODEL, MODEL_FILE, MODEL_METRICS):
