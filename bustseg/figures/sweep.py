@@ -91,7 +91,7 @@ def write_plots(
         shares: share of the first objective's variance that each axis accounts for, by name; may be empty
         folder: where to
     """
-    done = [point for point in points if point.state == "complete" and point.values]
+    done = _complete(points)
     if not done:
         return []
     first = objectives[0]
@@ -109,7 +109,7 @@ def write_plots(
 def draw_history(points: Sequence[Point], objective: Objective, path: Path) -> list[Path]:
     """The objective by trial, the best so far, and which trials were pruned or failed."""
     with chart(f"Trials by {objective.name}", (6.8, 4.2)) as (figure, (axes,)):
-        done = [point for point in points if point.state == "complete" and point.values]
+        done = _complete(points)
         best: list[float] = []
         for point in done:
             better = max if objective.maximize else min
@@ -135,7 +135,7 @@ def draw_slice(points: Sequence[Point], keys: Sequence[Axis], objective: Objecti
     """The objective by the value of each key; later trials are darker."""
     from matplotlib.figure import Figure
 
-    shown = [point for point in points if point.state == "complete" and point.values]
+    shown = _complete(points)
     across = min(len(keys), 4)
     down = math.ceil(len(keys) / across)
     with chart_style():
@@ -166,7 +166,7 @@ def draw_parallel(points: Sequence[Point], keys: Sequence[Axis], objective: Obje
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    shown = [point for point in points if point.state == "complete" and point.values]
+    shown = _complete(points)
     values = [point.values[0] for point in shown]
     low, high = min(values), max(max(values), min(values) + 1e-9)
     norm = Normalize(low, high)
@@ -212,7 +212,7 @@ def draw_importances(shares: Mapping[str, float], objective: Objective, path: Pa
 def draw_epochs(points: Sequence[Point], objective: Objective, path: Path) -> list[Path]:
     """The objective by epoch of every trial, and where those were stopped that were pruned."""
     with chart(f"{objective.name} by epoch", (6.8, 4.4)) as (figure, (axes,)):
-        done = [point for point in points if point.state == "complete" and point.values]
+        done = _complete(points)
         sign = 1 if objective.maximize else -1
         best = max(done, key=lambda point: sign * point.values[0])
         for point in points:
@@ -263,6 +263,10 @@ def draw_front(points: Sequence[Point], objectives: Sequence[Objective], path: P
         axes.margins(0.08)
         figure.legend(loc="outside lower center", ncols=2)
         return save(figure, path)
+
+
+def _complete(points: Sequence[Point]) -> list[Point]:
+    return [point for point in points if point.state == "complete" and point.values]
 
 
 def _dots(points: Sequence[Point]) -> tuple[list[int], list[float]]:

@@ -240,10 +240,3 @@ def flatten(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(config, list) and any(isinstance(item, Mapping) for item in config):
         return [pair for index, item in enumerate(config) for pair in flatten(item, f"{prefix}.{index}")]
     return [(prefix, config)]
-
-
-def apply_all(record: Record, entries: Iterable[Entry]) -> Record:
-    """The record after these entries."""
-    for entry in entries:
-        record.apply(entry)
-    return record

@@ -16,7 +16,7 @@ from bustseg.figures.sweep import Axis, Objective, Point, State
 from bustseg.figures.sweep import write_plots as draw_sweep
 from bustseg.progress import console
 from bustseg.sweep.plan import Dimension, Plan
-from bustseg.sweep.study import FAILURE, OWNER, PRUNED, RESULT, RUN, interrupted, point
+from bustseg.sweep.study import FAILURE, OWNER, PRUNED, RESULT, RUN, interrupted, objectives_of, point
 from bustseg.tracking import RUNS_DIR
 
 SHOWN = 40
@@ -62,7 +62,7 @@ def trial_table(plan: Plan, trials: list[FrozenTrial]) -> pd.DataFrame:
         if interrupted(trial):
             continue
         result = trial.user_attrs.get(RESULT, {})
-        values = result.get("values", [result["value"]]) if result else [None] * len(plan.objectives)
+        values = objectives_of(result) if result else [None] * len(plan.objectives)
         at = point(trial)
         rows.append(
             {
@@ -141,7 +141,7 @@ def drawn_points(plan: Plan, trials: list[FrozenTrial]) -> list[Point]:
             Point(
                 number=trial.number,
                 state=states[trial.state],
-                values=result.get("values", [result["value"]]) if result else [],
+                values=objectives_of(result),
                 at={
                     short[one.key]: one.label(at[one.key]) if one.labels else at[one.key]
                     for one in plan.dimensions

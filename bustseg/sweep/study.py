@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -254,8 +254,7 @@ class SharedStudy:
         if PRUNED in attrs:
             self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
         elif RESULT in attrs:
-            result = attrs[RESULT]
-            self.study.tell(trial.number, result.get("values", result["value"]), skip_if_finished=True)
+            self.study.tell(trial.number, objectives_of(attrs[RESULT]), skip_if_finished=True)
         else:
             self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
@@ -355,6 +354,11 @@ def interrupted(trial: FrozenTrial) -> bool:
 def counted(trials: list[FrozenTrial]) -> int:
     """Number of trials that count: all but interrupted ones, which are repeated."""
     return sum(not interrupted(trial) for trial in trials)
+
+
+def objectives_of(result: Mapping[str, Any]) -> list[float]:
+    """The objectives that a trial's result holds, as :data:`RESULT` keeps it; none without a result."""
+    return result.get("values", [result["value"]]) if result else []
 
 
 def point(trial: FrozenTrial) -> dict[str, Any]:

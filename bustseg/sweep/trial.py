@@ -7,7 +7,7 @@ import gc
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from bustseg.metrics.registry import score
 from bustseg.progress import console
 from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Plan
-from bustseg.sweep.study import FAILURE, PRUNED, RESULT, RUN, SharedStudy, interrupted, point
+from bustseg.sweep.study import FAILURE, PRUNED, RESULT, RUN, SharedStudy, interrupted, objectives_of, point
 from bustseg.task import SegmentationTask
 from bustseg.tracking import PARENT_TAG, Tracker, one_line, runs_logger
 from bustseg.training import run_fit
@@ -243,7 +243,9 @@ def outcome(
         metrics[OVERHEAD] = seconds - result["fit_seconds"]
     if plan is not None:
         tags["mlflow.note.content"] = _note(plan, trial, state)
-        costs = {name: value for name, value in zip(plan.objectives, _values(result), strict=False) if name in COSTS}
+        costs = {
+            name: value for name, value in zip(plan.objectives, objectives_of(result), strict=False) if name in COSTS
+        }
         metrics |= {f"sweep/{name}": value for name, value in costs.items()}
     return {name: float(value) for name, value in metrics.items() if value is not None}, tags
 
@@ -271,17 +273,12 @@ def write_outcome(client: Any, run_id: str, trial: FrozenTrial, state: str) -> N
     )
 
 
-def _values(result: Mapping[str, Any]) -> list[float]:
-    """The objectives of a trial that has a result."""
-    return result.get("values", [result["value"]]) if result else []
-
-
 def outcome_text(plan: Plan, trial: FrozenTrial) -> str:
     """What a trial reached, in words: ``val/dice_lesion 0.7312 in epoch 8 of 12``; empty when it has no result."""
     result = trial.user_attrs.get(RESULT)
     if not result:
         return ""
-    first, *others = zip(plan.objectives, _values(result), strict=False)
+    first, *others = zip(plan.objectives, objectives_of(result), strict=False)
     words = f"{first[0]} {score(first[0]).metric.text(first[1])} in epoch {result['epoch'] + 1} of {result['epochs']}"
     return ", ".join([words, *(f"{name} {value:.4g}" for name, value in others)])
 
