@@ -32,14 +32,9 @@ from bustseg.deploy.confidence import Calibration, fit_temperature, mask_confide
 from bustseg.deploy.output import worth_of_a_look, write_whole
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
+from studies.scores import dice
 
 ORDERS = ("worth", "random")
-
-
-def dice(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Dice of one image; 1 where neither has a lesion."""
-    total = int(mask.sum()) + int(truth.sum())
-    return 2 * int((mask.astype(bool) & truth.astype(bool)).sum()) / total if total else 1.0
 
 
 def next_images(

@@ -12,34 +12,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from bustseg.checkpoint import load_data, resolve_checkpoint
 from bustseg.data.sources import Sample
 from bustseg.deploy.confidence import Calibration, fit_temperature, image_range
 from bustseg.deploy.prediction import Prediction
 from bustseg.deploy.predictor import Predictor
+from bustseg.presence import detection_auc
 from bustseg.progress import track
+from studies.scores import dice
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float | None:
     """Probability that a positive's score is above a negative's, ties counting half; None without both."""
-    n, m = int(positive.sum()), int((~positive).sum())
-    if not n or not m:
-        return None
-    return round(float((rankdata(score)[positive].sum() - n * (n + 1) / 2) / (n * m)), 4)
-
-
-def dice(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Dice, 1 where both are empty."""
-    total = int(mask.sum()) + int(truth.sum())
-    return 2 * int((mask.astype(bool) & truth).sum()) / total if total else 1.0
+    area = float(detection_auc(score, positive)[0])
+    return None if math.isnan(area) else round(area, 4)
 
 
 def predicted(predictor: Predictor, samples: list[Sample], what: str) -> Iterator[tuple[Prediction, np.ndarray]]:

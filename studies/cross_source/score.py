@@ -26,6 +26,7 @@ from bustseg.progress import track
 from bustseg.statistics import Bootstrap
 from studies.cross_source.data import SOURCES
 from studies.cross_source.work import auc
+from studies.scores import dice
 
 RESAMPLES = 2000
 
@@ -48,13 +49,12 @@ def scores(predictor: Predictor, samples: list[Sample], title: str) -> pd.DataFr
         mask = sample.read_mask(image.shape)
         prediction = predictor(image)
         found = prediction.mask.astype(bool)
-        total = int(found.sum() + mask.sum())
         highest = np.sort(logit_of(prediction.probability), axis=None)[-max(1, round(0.002 * mask.size)) :]
         rows.append(
             {
                 "image": sample.id,
                 "lesion": bool(mask.any()),
-                "dice": 2 * int((found & mask).sum()) / total if total else 1.0,
+                "dice": dice(found, mask),
                 "found": bool(found.any()),
                 "peak": float(highest.mean()),
                 "flagged": bool(prediction.look_at_this),

@@ -31,6 +31,7 @@ from bustseg.callbacks.checkpoints import best_checkpoint
 from bustseg.checkpoint import build_data
 from bustseg.experiment import Experiment
 from bustseg.losses import peak_logit
+from bustseg.presence import detection_auc
 from bustseg.task import SegmentationTask
 from bustseg.training import run_fit
 from studies.cross_source.data import SIDE, SOURCES
@@ -147,9 +148,7 @@ def summary(table: pd.DataFrame) -> str:
 
 def auc(score: np.ndarray, positive: np.ndarray) -> float:
     """Area under the ROC curve: how often a positive scores above a negative, ties counting one half."""
-    ranks = pd.Series(score).rank().to_numpy()
-    n = int(positive.sum())
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n)))
+    return float(detection_auc(score, positive)[0])
 
 
 def main() -> None:
