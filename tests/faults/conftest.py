@@ -1,4 +1,4 @@
-"""What the fault tests share: a process with everything imported, phantoms, a store's template, undisturbed runs."""
+"""What the fault tests share: phantoms, a store's template, undisturbed runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("long_form") is not None and not harness.LONG]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _warm() -> None:
-    harness.warm_up()
 
 
 @pytest.fixture(scope="session")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import shutil
 import signal
 import sqlite3
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.launcher import REPOSITORY, Request, launcher
+
 TINY = REPOSITORY / "tests" / "configs" / "tiny.yaml"
 LONG = os.environ.get("BUSTSEG_FAULTS") == "long"
 """Whether the long form runs (``python -m tests.faults``), or the short one that CI runs."""
@@ -56,21 +54,18 @@ class Started:
 
     def wait(self, limit: float = 900) -> Ended:
         """Wait for the command's end; one that takes longer than ``limit`` seconds is killed."""
-        while True:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                break
+        noted = self.log.with_suffix(".status")
+        while not noted.exists():
             if time.monotonic() - self.start > limit:
                 os.kill(self.pid, signal.SIGUSR1)  # where it hangs
                 time.sleep(1)
                 self.kill()
-                os.waitpid(self.pid, 0)
                 raise AssertionError(f"no end after {limit} s:\n{self.log.with_suffix('.err').read_text()[-3000:]}")
             time.sleep(0.01)
         self.kill()  # loader processes that a killed command leaves
         seconds = time.monotonic() - self.start
         out, err = (self.log.with_suffix(suffix).read_text(errors="replace") for suffix in (".out", ".err"))
-        return Ended(os.waitstatus_to_exitcode(status), out, err, seconds)
+        return Ended(os.waitstatus_to_exitcode(int(noted.read_text())), out, err, seconds)
 
 
 _count = 0
@@ -79,44 +74,14 @@ _logs = tempfile.TemporaryDirectory(prefix="bustseg-faults-")
 
 
 def start(folder: Path, *args: object, patch: Patch | None = None, env: dict[str, str] | None = None) -> Started:
-    """Start ``bustseg ARGS`` in a folder, in a fork of this process, which has everything imported."""
+    """Start ``bustseg ARGS`` in a folder, in a process of its own, which has everything imported."""
     global _count
     _count += 1
     log = Path(_logs.name) / f"{_count:03d}"
-    sys.stdout.flush()
-    sys.stderr.flush()
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | (env or {})
     begun = time.monotonic()
-    pid = os.fork()
-    if pid:
-        with suppress(OSError):
-            os.setpgid(pid, pid)
-        return Started(pid, log, begun)
-    code = 70
-    try:
-        os.setpgid(0, 0)
-        os.chdir(folder)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        os.environ.update(env or {})
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        for stream, suffix in ((1, ".out"), (2, ".err")):
-            file = os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(file, stream)
-        sys.stdin = open(os.devnull)  # noqa: SIM115 (for the life of the process)
-        faulthandler.register(signal.SIGUSR1, file=2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        if patch is not None:
-            patch()
-        from bustseg.cli import main
-
-        code = main([str(arg) for arg in args])
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)  # whatever happens, or there would be two processes that run the tests
+    pid = launcher().start(Request(folder, [str(arg) for arg in args], log, environment, patch))
+    return Started(pid, log, begun)
 
 
 def run(
@@ -124,13 +89,6 @@ def run(
 ) -> Ended:
     """Run ``bustseg ARGS`` in a folder and wait for its end, see :func:`start`."""
     return start(folder, *args, patch=patch, env=env).wait(limit)
-
-
-def warm_up() -> None:
-    """Import what commands import, so that forks need not."""
-    import torch
-
-    assert torch.get_num_threads() == 1, "threads do not survive a fork: set OMP_NUM_THREADS=1"
 
 
 class World:
@@ -174,7 +132,7 @@ class World:
 
 
 def read(database: Path, query: str, *values: object) -> list[tuple]:
-    """Rows of a query, read without MLflow, whose connections would not survive a fork."""
+    """Rows of a query, read without MLflow, which would hold the database open."""
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
         return connection.execute(query, values).fetchall()

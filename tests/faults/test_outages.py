@@ -64,6 +64,10 @@ class Server:
                 time.sleep(0.2)
         raise AssertionError("the MLflow server did not start")
 
+    def __getstate__(self) -> dict[str, Path]:
+        """What a command's process gets of it: enough to let it fail."""
+        return {"_mode": self._mode}
+
     def mode(self, mode: str) -> None:
         """Let the server be ``pass``, ``gone``, ``500``, ``hang``, ``slow SECONDS`` or ``lose``."""
         temporary = self._mode.with_suffix(".new")
