@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bustseg.masks import MaskRule, PostProcess, evidence_of, labelled, probability_of
-from bustseg.metrics.rows import DiceRows, check_shapes, lesion_pixels
+from bustseg.metrics.rows import DiceRows
 from bustseg.presence import detection_auc
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(15))
@@ -59,24 +59,8 @@ class OperatingPoints(DiceRows):
         super().__init__(settings=len(THRESHOLDS) * len(MIN_AREAS), **kwargs)
         self.postprocess = postprocess or PostProcess()
 
-    def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
-        """Count one batch.
-
-        Args:
-            logits: (B, 1, H, W), any float type
-            mask: (B, 1, H, W) of 0 and 1, any type
-            index: (B,) positions of the images in the data set
-
-        Raises:
-            ValueError: the shapes do not fit together
-        """
-        check_shapes(logits, mask, index)
-        if not len(logits):
-            return
-        planes = logits.detach().float().cpu().numpy()[:, 0]
-        lesion = lesion_pixels(mask).cpu().numpy()[:, 0]
-        dice = torch.from_numpy(np.stack([_dice(*pair, self.postprocess) for pair in zip(planes, lesion, strict=True)]))
-        self.append(index, torch.from_numpy(lesion.sum((1, 2))), dice.flatten(1), logits.device)
+    def values_of(self, logits: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+        return _dice(logits, lesion, self.postprocess).ravel()
 
     def compute(self) -> Tensor:
         """Means of all pairs (105, 3), float64 on the CPU; no rows without images. Every process must call it.
@@ -145,15 +129,8 @@ class QuietPoints(DiceRows):
         super().__init__(settings=2 * len(THRESHOLDS) * len(PEAKS), **kwargs)
         self.postprocess = postprocess or PostProcess()
 
-    def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
-        """Count one batch; as :meth:`OperatingPoints.update`."""
-        check_shapes(logits, mask, index)
-        if not len(logits):
-            return
-        planes = logits.detach().float().cpu().numpy()[:, 0]
-        lesion = lesion_pixels(mask).cpu().numpy()[:, 0]
-        rows = np.stack([_quiet(*pair, self.postprocess) for pair in zip(planes, lesion, strict=True)])
-        self.append(index, torch.from_numpy(lesion.sum((1, 2))), torch.from_numpy(rows), logits.device)
+    def values_of(self, logits: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+        return _quiet(logits, lesion, self.postprocess)
 
     def compute(self) -> Tensor:
         """Columns of :class:`QuietPoint` (240, 5), float64; no rows unless images with and without a lesion are there.
@@ -199,14 +176,8 @@ class PresenceEvidence(DiceRows):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(settings=1, **kwargs)
 
-    def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
-        """Count one batch; as :meth:`OperatingPoints.update`."""
-        check_shapes(logits, mask, index)
-        if not len(logits):
-            return
-        planes = logits.detach().float().cpu().numpy()[:, 0]
-        evidence = torch.tensor([[evidence_of(plane)] for plane in planes], dtype=torch.float64)
-        self.append(index, lesion_pixels(mask).sum((1, 2, 3)), evidence, logits.device)
+    def values_of(self, logits: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+        return np.array([evidence_of(logits)], np.float64)
 
     def compute(self) -> Tensor:
         """AUC of presence, float64 on the CPU; nan without images of both kinds. Every process must call it."""

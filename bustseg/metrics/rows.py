@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -76,6 +77,29 @@ class DiceRows(RowMetric):
 
     def __init__(self, settings: int, **kwargs: Any) -> None:
         super().__init__(columns=2 + settings, **kwargs)
+
+    def update(self, logits: Tensor, mask: Tensor, index: Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            logits: (B, 1, H, W), any float type
+            mask: (B, 1, H, W) of 0 and 1, any type
+            index: (B,) positions of the images in the data set
+
+        Raises:
+            ValueError: the shapes do not fit together
+        """
+        check_shapes(logits, mask, index)
+        if not len(logits):
+            return
+        planes = logits.detach().float().cpu().numpy()[:, 0]
+        lesion = lesion_pixels(mask).cpu().numpy()[:, 0]
+        values = np.stack([self.values_of(*pair) for pair in zip(planes, lesion, strict=True)])
+        self.append(index, torch.from_numpy(lesion.sum((1, 2))), torch.from_numpy(values), logits.device)
+
+    def values_of(self, logits: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+        """Numbers of one image, float64 (settings,), from its logits and true mask (bool), both (H, W)."""
+        raise NotImplementedError
 
     def append(self, index: Tensor, size: Tensor, dice: Tensor, device: torch.device) -> None:
         """Add a batch: index (B,), lesion pixels (B,), Dice (B, settings) float64; the table is kept on ``device``."""
