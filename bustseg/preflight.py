@@ -35,7 +35,7 @@ def try_optimizer(task: SegmentationTask) -> None:
         UserError: they refuse their options, or a learning rate is no number
     """
     with chosen_in("model.optimizer"):
-        optimizer = task.optimizer([parameter for parameter in task.parameters() if parameter.requires_grad])
+        optimizer = task.make_optimizer()
     for group in optimizer.param_groups:
         if not math.isfinite(group["lr"]):
             raise UserError(f"model.optimizer: the learning rate is {group['lr']}: give a number such as 1e-4")

@@ -300,9 +300,13 @@ class SegmentationTask(LightningModule):
             mine = {key: value for key, value in self.state_dict().items() if key.startswith("loss.")}
             checkpoint["state_dict"] = weights | mine
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer over what is trained."""
         # frozen parameters stay out: they have no gradient and would only cost optimiser memory
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        return self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer()
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
