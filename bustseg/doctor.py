@@ -93,7 +93,12 @@ def _data() -> Iterator[Finding]:
     elif not Path(root).is_dir():
         yield Finding("data", "wrong", f"BUSI_ROOT is {root}, where no folder is")
     else:
-        images = sum(1 for path in Path(root).rglob("*.png") if "_mask" not in path.stem)
+        from bustseg.data.sources import BUSI
+
+        try:
+            images = len(BUSI().scan(Path(root))[0])
+        except UserError:  # the folder holds something else
+            images = 0
         state: State = "ok" if images else "wrong"
         yield Finding("data", state, f"BUSI_ROOT {root}: {images} images (`bustseg data check {root}` audits them)")
 
