@@ -16,7 +16,7 @@ from bustseg.data.sources import LABELS, natural_key
 from bustseg.data.sources.base import values_by_name
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS, overlap_scores, table_metrics
-from bustseg.metrics.measures import Measure, measures
+from bustseg.metrics.measures import Measure, drawn_together, measures
 from bustseg.metrics.registry import COUNTS, SIZES
 from bustseg.metrics.table import size_thirds
 from bustseg.progress import error_console
@@ -304,7 +304,7 @@ def _groups(tables: Sequence[RunTable], groups: dict[str, str] | None) -> tuple[
         )
         column = next(known, pd.Series(np.nan, ids.index))
         groups = dict(zip(ids[column.notna()], column.dropna().astype(str), strict=True))
-    names = np.array([f"group {groups[image]}" if image in groups else f"image {image}" for image in ids], dtype=object)
+    names = drawn_together(ids, groups)
     count = len(set(names))
     if count == len(names):
         known_text = "no two of them are known to be copies or of one patient" if groups else "no groups are known"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,3 +79,13 @@ def measures(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[
                 denominator = denominator if denominator.any() else np.ones(len(frame))
                 found.append(Measure(full, name, convention, (numerator, denominator), None))
     return found
+
+
+def drawn_together(images: Iterable[str], groups: Mapping[str, str]) -> np.ndarray:
+    """What a bootstrap draws, by name, for each image: the group that it belongs to, else the image itself.
+
+    Args:
+        images: ids
+        groups: group by image id, of the images that are known to be of one
+    """
+    return np.array([f"group {groups[image]}" if image in groups else f"image {image}" for image in images], object)

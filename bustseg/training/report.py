@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bustseg.callbacks import ImageTables
 from bustseg.metrics import CONVENTIONS, overlap_metrics
-from bustseg.metrics.measures import measures
+from bustseg.metrics.measures import drawn_together, measures
 from bustseg.metrics.registry import score, single_scores, value_of
 from bustseg.progress import console, print_wide
 from bustseg.statistics import Bootstrap
@@ -90,11 +90,8 @@ def intervals(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
     chosen = measures(table, ["dice"])
     if not chosen:
         return {}
-    groups = table["group"] if "group" in table else pd.Series("", table.index)
-    own = [
-        f"group {group}" if group else f"image {image}"
-        for group, image in zip(groups.fillna(""), table["image"], strict=True)
-    ]
+    groups = table.set_index("image")["group"].replace("", None).dropna() if "group" in table else pd.Series(dtype=str)
+    own = drawn_together(table["image"], {str(image): str(group) for image, group in groups.items()})
     boot = Bootstrap(own, strata=table["label"].to_numpy())
     numerator, denominator = (np.stack([measure.terms[k] for measure in chosen], axis=1) for k in (0, 1))
     _, low, high = boot.ratio(numerator, denominator).interval()
