@@ -43,6 +43,7 @@ class Part:
 
 _ALL_AT_ONCE = "one kernel for all tensors of a network, where the public operations take one for each"
 _GUARD = "jsonargparse has no way to say which classes a stored configuration may name, so its import is guarded"
+_KEYS = "the parser tells its keys' names and defaults, and neither their types nor their descriptions"
 
 PARTS = (
     Part("torch", "_foreach_copy_", "bustseg.callbacks.averaging", _ALL_AT_ONCE),
@@ -104,6 +105,8 @@ PARTS = (
         "where a deflated data set begins; the public function closes the file and tells no position",
     ),
     Part("pynetdicom", "_config", "bustseg.node.node", "so it is called where pynetdicom documents its settings"),
+    Part("argparse.ArgumentParser", "_actions", "bustseg.config_schema", _KEYS),
+    Part("jsonargparse._typehints.ActionTypeHint", "_typehint", "bustseg.config_schema", _KEYS),
     Part("jsonargparse._util", "import_object", "bustseg.trust", _GUARD),
     Part("jsonargparse._typehints", "import_object", "bustseg.trust", _GUARD),
 )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from bustseg.command_line import Option
+from bustseg.errors import UserError
 
 
-def configs(name: Annotated[str | None, Option(metavar="NAME")] = None) -> int:
+def configs(name: Annotated[str | None, Option(metavar="NAME")] = None, *, schema: bool = False) -> int:
     """List the configs that ship, or print one; their names do for --config in any folder.
 
     Example:
@@ -15,7 +16,17 @@ def configs(name: Annotated[str | None, Option(metavar="NAME")] = None) -> int:
 
     Args:
         name: the config to print
+        schema: print the JSON schema of a fit's config instead, with which editors complete and check it
     """
+    if schema:
+        if name is not None:
+            raise UserError(f"--schema is of every fit's config: leave out {name}")
+        import json
+
+        from bustseg.config_schema import schema as schema_of_configs
+
+        print(json.dumps(schema_of_configs(), indent=1))
+        return 0
     from bustseg.presets import about, find_config, presets
     from bustseg.progress import console
 
