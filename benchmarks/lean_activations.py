@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from bustseg.checkpoint import build_task
 from bustseg.experiment import fast_precision
 from bustseg.models import activations
+from bustseg.runs.checkpoint import build_task
 from bustseg.task import SegmentationTask
 from bustseg.training import keep_freed_memory
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from bustseg import card
-from bustseg.checkpoint import build_task
-from bustseg.deploy.mlflow_model import link_metrics, log_model
 from bustseg.experiment import Experiment
+from bustseg.runs import card
+from bustseg.runs.checkpoint import build_task
+from bustseg.runs.logged_model import link_metrics, log_model
+from bustseg.runs.tracker import Tracker
 from bustseg.task import RECORD
-from bustseg.tracking import Tracker
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from PIL import Image
 
 from bustseg import Predictor
 from bustseg.box import boxed_model
-from bustseg.colours import OUTLINES
 from bustseg.data.sources import BUSBRA
+from bustseg.figures.colours import OUTLINES
 from bustseg.figures.panels import Picture, sheet
 from bustseg.figures.style import save
 

@@ -28,7 +28,7 @@ from urllib.parse import quote
 import aiohttp
 from PIL import Image
 
-from bustseg.tracking import open_store, tracking_uri
+from bustseg.runs.tracker import open_store, tracking_uri
 
 CHROMIUM = (
     "--headless=new",
@@ -142,7 +142,7 @@ def children(experiment: str) -> list[str]:
     """Finished runs under the experiment's newest parent, such as the trials of a sweep."""
     import mlflow
 
-    from bustseg.tracking import PARENT_TAG
+    from bustseg.runs.tracker import PARENT_TAG
 
     client = mlflow.MlflowClient(tracking_uri())
     runs = client.search_runs([experiment], "attributes.status = 'FINISHED'", order_by=["attributes.start_time DESC"])

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from bustseg.checkpoint import resolve_checkpoint
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
+from bustseg.runs.checkpoint import resolve_checkpoint
 from bustseg.training import Run, run_fit, run_test, run_validate
 from bustseg.trust import allow_text
 

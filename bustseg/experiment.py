@@ -20,14 +20,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from bustseg.bounds import read_yaml
 from bustseg.callbacks import BestCheckpoint, ExplainCallback, FrozenFeatures, TestPasses
-from bustseg.checkpoint import read_checkpoint, resolve_checkpoint, run_file, without_pretrained
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.transforms import without_own_readers
 from bustseg.errors import UserError, causes
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
 from bustseg.presets import find_config
+from bustseg.runs.checkpoint import read_checkpoint, resolve_checkpoint, run_file, without_pretrained
+from bustseg.runs.tracker import Tracker, flatten
 from bustseg.task import RECORD, SegmentationTask
-from bustseg.tracking import Tracker, flatten
 from bustseg.trust import allow_arguments, allow_text, building, check_config, stored_config
 from bustseg.usual_keys import meant
 

@@ -188,19 +188,21 @@ class SegmentationTask(LightningModule):
         """The fit, if it was one, is over."""
         self._fitting = False
 
+    def learn_from(self, teacher: SegmentationTask) -> None:
+        """Let a fit learn a network's probabilities beside the masks; it stays as it is, in evaluation mode."""
+        teacher.flip = False
+        self._teacher = [teacher.eval().requires_grad_(False)]
+
     def on_fit_start(self) -> None:
-        """Load the teacher; it stays in evaluation mode and learns nothing.
+        """Move the teacher to where this network is.
 
         Raises:
-            UserError: there is no such checkpoint
+            RuntimeError: ``teacher`` names one that nobody has loaded
         """
-        if self.teacher is None:
-            return
-        from bustseg.checkpoint import load_task, resolve_checkpoint  # which build on this file
-
-        teacher = load_task(resolve_checkpoint(self.teacher)).to(self.device).eval().requires_grad_(False)
-        teacher.flip = False
-        self._teacher = [teacher]
+        if self.teacher is not None and not self._teacher:
+            raise RuntimeError("call task.learn_from(load_task(path of the teacher)) before the fit")
+        for teacher in self._teacher:
+            teacher.to(self.device)
 
     def on_fit_end(self) -> None:
         self._teacher = []

@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bustseg.errors import UserError
-from bustseg.runs.redact import redact
+from bustseg.redact import redact
 
 VARIABLE = "BUSTSEG_TRUST"
 """Environment variable with the names that the user trusts, separated by commas; ``--trust`` adds to it."""

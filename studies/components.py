@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from bustseg.checkpoint import load_data, load_task, resolve_checkpoint
 from bustseg.data.datamodule import Batch
 from bustseg.masks import PostProcess
 from bustseg.metrics import OperatingPoints
+from bustseg.runs.checkpoint import load_data, load_task, resolve_checkpoint
 
 GAPS = (None, 3.0, 2.5, 2.0, 1.5, 1.0, 0.0)
 THRESHOLDS = (0.5, 0.4, 0.3)

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from bustseg.checkpoint import load_data, resolve_checkpoint
 from bustseg.data.sources import Sample
 from bustseg.deploy.confidence import Calibration, fit_temperature, image_range
 from bustseg.deploy.prediction import Prediction
 from bustseg.deploy.predictor import Predictor
 from bustseg.presence import detection_auc
 from bustseg.progress import track
+from bustseg.runs.checkpoint import load_data, resolve_checkpoint
 from studies.scores import dice
 
 

@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
     args = parser.parse_args()
-    from bustseg.paper_tables import find_table, read_table
+    from bustseg.paper.tables import find_table, read_table
 
     paper = {row.row: row.paper["dice"] for row in read_table(find_table("1", "offline")).rows}
     print(claims(read(args.rows), paper).to_markdown(index=False))

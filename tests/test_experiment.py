@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bustseg.checkpoint import build_data
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment, put
+from bustseg.runs.checkpoint import build_data
 from tests.conftest import TINY, TrainedRun
 
 LR = "model.optimizer.init_args.lr"

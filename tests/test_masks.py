@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from bustseg.checkpoint import load_task
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.deploy.backends import TorchBackend
 from bustseg.deploy.check import check_images, logits_of, overlap
 from bustseg.deploy.mlflow_model import _load_pyfunc
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
-from bustseg.explain import heat_maps
+from bustseg.explain.gradcam import heat_maps
 from bustseg.masks import MaskRule, PostProcess, probability_of, with_mirror
+from bustseg.runs.checkpoint import load_task
 from bustseg.task import SegmentationTask
 from tests.conftest import TrainedRun
 
@@ -208,9 +208,9 @@ class Drawn:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """Listens to what is drawn."""
-    from bustseg import explain_images
     from bustseg.callbacks import explain as explain_callback
     from bustseg.callbacks import panels
+    from bustseg.explain import images as explain_images
     from bustseg.figures.panels import Picture
 
     found = Drawn({}, {}, {})

@@ -65,25 +65,25 @@ PARTS = (
     Part(
         "lightning.pytorch.loggers.MLFlowLogger",
         "_run_name",
-        "bustseg.tracking",
+        "bustseg.runs.tracker",
         "the name that was asked for, which a run that no server has yet is written down with",
     ),
     Part(
         "lightning.pytorch.loggers.MLFlowLogger",
         "_mlflow_client",
-        "bustseg.tracking",
+        "bustseg.runs.tracker",
         "the client without a run; the public `experiment` begins one",
     ),
     Part(
         "lightning.pytorch.loggers.MLFlowLogger",
         "_run_id",
-        "bustseg.tracking",
+        "bustseg.runs.tracker",
         "the run without beginning one, and another process's run for processes that log nothing",
     ),
     Part(
         "lightning.pytorch.loggers.MLFlowLogger",
         "_experiment_name",
-        "bustseg.tracking",
+        "bustseg.runs.tracker",
         "the public `name` is the experiment's id",
     ),
     Part(

@@ -39,6 +39,25 @@ def test_mirrored_evaluation_averages_an_image_and_its_mirror_image() -> None:
     assert torch.equal(mirrored.train()(image)[0, 0, 0], torch.arange(8.0))  # training does without
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_a_teacher_is_learnt_beside_the_masks(weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = SegmentationTask(Column(), flip=True)
+    task = SegmentationTask(Column(), teacher="its.ckpt", teacher_weight=weight)
+    monkeypatch.setattr(task, "log", lambda *args, **kwargs: None)
+    with pytest.raises(RuntimeError, match="learn_from"):
+        task.on_fit_start()
+    task.learn_from(teacher)
+    task.on_fit_start()
+    batch = {"image": torch.zeros(2, 1, 4, 8, dtype=torch.uint8), "mask": torch.zeros(2, 1, 4, 8, dtype=torch.uint8)}
+    loss = task.training_step(batch | {"index": torch.arange(2)}, 0)
+    columns = torch.arange(8.0)
+    of_masks = nn.functional.softplus(columns).mean()  # cross-entropy against zeros
+    of_teacher = (nn.functional.softplus(columns) - columns * columns.sigmoid()).mean()  # which does not mirror
+    torch.testing.assert_close(loss, of_masks + weight * (of_teacher - of_masks))
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not any("teacher" in name for name in task.state_dict())
+
+
 def test_images_grow_with_the_epochs() -> None:
     task = SegmentationTask(Column(), train_scale={0: 0.5, 2: 1.0})
     image = torch.zeros(1, 1, 64, 96, dtype=torch.uint8)

@@ -203,7 +203,7 @@ def test_steps_are_logged_within_an_epoch_at_their_place(phantoms: Path) -> None
     import mlflow
 
     from bustseg.experiment import Experiment
-    from bustseg.tracking import tracking_uri
+    from bustseg.runs.tracker import tracking_uri
     from bustseg.training import run_fit
 
     spy = _Spy()

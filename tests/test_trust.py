@@ -23,9 +23,9 @@ import yaml
 from lightning import __version__ as lightning_version
 
 from bustseg import trust
-from bustseg.checkpoint import build_task, load_data, load_task
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
+from bustseg.runs.checkpoint import build_task, load_data, load_task
 from bustseg.task import RECORD
 from bustseg.trust import TrustError, building, check_config, own_store
 from tests.conftest import CONFIGS, TINY, TrainedRun
@@ -82,7 +82,7 @@ MODEL_GADGETS: dict[str, dict[str, Any]] = {
     "lightning's command line": {"network": of("lightning.pytorch.cli.LightningCLI", args=["fit"])},
     "our command line": {"network": of("bustseg.cli.main", args=["data", "phantom", "RAN"])},
     "our task": {"network": of("bustseg.task.SegmentationTask", network=of("torch.nn.Identity"))},
-    "checkpoint of another": {"network": of("bustseg.checkpoint.load_task", path="evil.ckpt")},
+    "checkpoint of another": {"network": of("bustseg.runs.checkpoint.load_task", path="evil.ckpt")},
     "source as network": {"network": of("bustseg.data.sources.BUSI")},
     "network as optimizer": {"optimizer": of("torch.nn.Identity")},
     "network as postprocess": {"postprocess": of("torch.nn.Identity")},
@@ -243,7 +243,7 @@ def test_a_resumed_fit_cannot_run_code(lure: Callable[..., Path], bustseg: Busts
 def test_the_guard_of_imports_and_constructors_alone_runs_nothing(
     lure: Callable[..., Path], change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bustseg.checkpoint.check_config", lambda *args: None)
+    monkeypatch.setattr("bustseg.runs.checkpoint.check_config", lambda *args: None)
     section = "model" if change in MODEL_GADGETS.values() else "data"
     load = load_task if section == "model" else load_data
     # a text that stays a text is no harm: the split of that name is missing

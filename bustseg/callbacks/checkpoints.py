@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bustseg.runs.session import POSITION, Position
-from bustseg.tracking import run_of
+from bustseg.runs.tracker import run_of
 
 
 def run_dir(trainer: Trainer) -> Path:

@@ -18,11 +18,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bustseg.checkpoint import pretrained_parts
 from bustseg.errors import UserError
 from bustseg.progress import console
+from bustseg.runs.checkpoint import pretrained_parts
+from bustseg.runs.tracker import run_of
 from bustseg.task import RECORD, SegmentationTask
-from bustseg.tracking import run_of
 
 _OF_THE_MACHINE = ("data.root", "data.num_workers")
 """Options that another machine may need, whatever is left to train."""

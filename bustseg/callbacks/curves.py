@@ -23,8 +23,8 @@ from bustseg.metrics.bands import CurveBands
 from bustseg.metrics.curves import SWEEP, thin
 from bustseg.metrics.sweep import ImageSweeps, sweep_means
 from bustseg.progress import console
+from bustseg.runs.tracker import run_of
 from bustseg.task import SegmentationTask
-from bustseg.tracking import run_of
 
 _SWEPT = ("val", "test")
 

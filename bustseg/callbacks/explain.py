@@ -16,7 +16,7 @@ from torch import Tensor
 from bustseg.callbacks.panels import select_cases
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import LABELS
-from bustseg.explain import (
+from bustseg.explain.gradcam import (
     attention_maps,
     cam_energy,
     default_layer,
@@ -30,8 +30,8 @@ from bustseg.figures.heat import Case, cases_figure, details_figure
 from bustseg.figures.panels import Picture
 from bustseg.figures.style import save
 from bustseg.metrics import overlap_scores
+from bustseg.runs.tracker import run_of
 from bustseg.task import SegmentationTask
-from bustseg.tracking import run_of
 
 BATCH = 8
 """Images explained at once, at most: their graph takes several times the memory of a prediction."""
@@ -53,7 +53,7 @@ class ExplainCallback(Callback):
 
     Args:
         enabled: whether to explain at all
-        method: of the ``grad-cam`` library, see :func:`bustseg.explain.methods`
+        method: of the ``grad-cam`` library, see :func:`bustseg.explain.gradcam.methods`
         layer: dotted name in the network; the last decoder block when not given
         encoders: explain each encoder's last stage too, on all images (a backward pass through the decoder)
         cases: images per row of ``cases.png``

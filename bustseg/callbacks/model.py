@@ -7,13 +7,13 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bustseg import card
 from bustseg.callbacks.checkpoints import best_checkpoint
 from bustseg.progress import error_console
+from bustseg.runs import card
 from bustseg.runs.record import Record
 from bustseg.runs.run import Run
 from bustseg.runs.store import one_line
-from bustseg.tracking import run_of, runs_logger
+from bustseg.runs.tracker import run_of, runs_logger
 
 
 class ModelRecorder(Callback):
@@ -36,7 +36,7 @@ class ModelRecorder(Callback):
             _try("the model card", lambda: self._describe(run, tested=True))
 
     def _record(self, run: Run, path: Path, as_model: bool) -> None:
-        from bustseg.checkpoint import read_checkpoint
+        from bustseg.runs.checkpoint import read_checkpoint
 
         epoch = int(read_checkpoint(path)["epoch"])
         run.set_tags({"best.epoch": epoch})

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bustseg.callbacks.record import device_name, network_tags
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.progress import console, done_waiting
+from bustseg.runs.tracker import Tracker, runs_logger
 from bustseg.task import SegmentationTask
-from bustseg.tracking import Tracker, runs_logger
 
 _DIGITS = 12
 """Of a digest, enough to tell two data sets apart by eye; the run has all of it."""

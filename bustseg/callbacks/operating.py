@@ -13,8 +13,8 @@ from bustseg.errors import UserError
 from bustseg.metrics import OperatingPoint, OperatingPoints, PresenceEvidence, QuietPoint, QuietPoints
 from bustseg.metrics.operating import Wish
 from bustseg.progress import console
+from bustseg.runs.tracker import run_of
 from bustseg.task import SegmentationTask
-from bustseg.tracking import run_of
 
 
 class OperatingPointSearch(Callback):

@@ -11,14 +11,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bustseg.colours import OUTLINES
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import LABELS
+from bustseg.figures.colours import OUTLINES
 from bustseg.figures.panels import Picture, sheet
 from bustseg.figures.style import save
 from bustseg.metrics import overlap_scores
+from bustseg.runs.tracker import run_of
 from bustseg.task import SegmentationTask
-from bustseg.tracking import run_of
 
 
 def failures(counts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

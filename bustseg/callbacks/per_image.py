@@ -16,8 +16,8 @@ from bustseg.data.datamodule import Batch, BUSIDataModule
 from bustseg.metrics import ImageShapes, SegmentationMetrics, image_table, summarise
 from bustseg.metrics.table import columns, summary_metrics
 from bustseg.presence import fit_presence
+from bustseg.runs.tracker import run_of
 from bustseg.task import SegmentationTask
-from bustseg.tracking import run_of
 
 _SUBSETS = ("val", "test")
 

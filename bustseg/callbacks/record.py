@@ -21,12 +21,12 @@ from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.sources import LABELS
 from bustseg.data.splits import write_split
 from bustseg.progress import error_console
+from bustseg.redact import redact_nested
 from bustseg.runs.record import flatten
-from bustseg.runs.redact import redact_nested
 from bustseg.runs.run import Run
 from bustseg.runs.store import one_line
+from bustseg.runs.tracker import PARENT_TAG, RunLogger, run_of, runs_logger
 from bustseg.task import SegmentationTask
-from bustseg.tracking import PARENT_TAG, RunLogger, run_of, runs_logger
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "segmentation-models-pytorch", "albumentations", "mlflow")
 

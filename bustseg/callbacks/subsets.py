@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bustseg.checkpoint import read_checkpoint
 from bustseg.data.datamodule import Batch, BUSIDataModule
 from bustseg.progress import console, track
+from bustseg.runs.checkpoint import read_checkpoint
 from bustseg.task import SegmentationTask
 
 

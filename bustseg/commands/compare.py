@@ -32,7 +32,7 @@ def compare(
         groups: columns image,group: what is resampled together
         out: folder for compare.csv, compare.html and comparison.png
     """
-    from bustseg.compare_report import report
+    from bustseg.compare.report import report
 
     report(run or [], experiment, metric or [], convention or [], baseline, groups, out)
     return 0

@@ -1,8 +1,11 @@
-"""`bustseg completion`."""
+"""`bustseg completion`: one parser with every verb, from which shtab writes the script."""
 
 from __future__ import annotations
 
-from typing import Literal
+import argparse
+import pkgutil
+from importlib import import_module
+from typing import Any, Literal
 
 
 def completion(shell: Literal["bash", "zsh", "tcsh"] = "bash") -> int:
@@ -14,7 +17,37 @@ def completion(shell: Literal["bash", "zsh", "tcsh"] = "bash") -> int:
     Args:
         shell: for which
     """
-    from bustseg.completion import script
+    import shtab  # the script knows every key by name, and asks bustseg for nothing while somebody types
 
-    print(script(shell))
+    print(shtab.complete(_whole_parser(), shell))
     return 0
+
+
+def _whole_parser() -> argparse.ArgumentParser:
+    """A parser of all verbs with their options, made to be read by shtab and not to parse."""
+    from bustseg import commands
+    from bustseg.experiment import make_parser
+
+    whole = argparse.ArgumentParser(prog="bustseg")
+    whole.add_argument("--version", action="store_true", help="print the version")
+    keys = [f"--{key}" for key in make_parser().get_defaults().keys(branches=True)]
+    _add_verbs(whole.add_subparsers(), commands.__path__, f"{commands.__name__}.", keys)
+    return whole
+
+
+def _add_verbs(verbs: Any, path: Any, prefix: str, keys: list[str]) -> None:
+    from bustseg.command_line import Docstring, add_arguments, rest_of
+
+    for module in pkgutil.iter_modules(path, prefix):
+        name = module.name.rpartition(".")[2]
+        if module.ispkg:
+            group = verbs.add_parser(name, help="what is done with data sets")
+            _add_verbs(group.add_subparsers(), import_module(module.name).__path__, f"{module.name}.", keys)
+            continue
+        function = getattr(import_module(module.name), name)
+        parser = verbs.add_parser(name, help=Docstring.of(function).summary.replace("%", "%%"), allow_abbrev=False)
+        known = add_arguments(parser, function)
+        if rest_of(function) is not None:
+            for key in keys:
+                if key not in known:
+                    parser.add_argument(key, help="key of an experiment")

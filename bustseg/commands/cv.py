@@ -26,9 +26,9 @@ def cv(
         options: --config FILE, --data.split SPLIT (kfold, a CSV file with folds, grouped, lesion or curated), and
             every other option of fit
     """
-    from bustseg.cross_validation import cross_validate
     from bustseg.errors import UserError
     from bustseg.experiment import Experiment
+    from bustseg.training.cross_validation import cross_validate
 
     if ckpt_path is not None:
         raise UserError(

@@ -26,6 +26,6 @@ def ensemble(
         overwrite: replace the file that is there
         image_size: side of the images that all see (default: the members' own)
     """
-    from bustseg.ensemble import ensemble_command
+    from bustseg.deploy.ensemble import ensemble_command
 
     return ensemble_command(model, out, overwrite=overwrite, image_size=image_size)

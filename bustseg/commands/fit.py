@@ -15,8 +15,8 @@ def fit(*, ckpt_path: str | None = None, options: ShownExperimentOptions) -> int
         ckpt_path: checkpoint file, run id, runs:/RUN_ID or latest: an interrupted run to go on with
         options: of the experiment
     """
-    from bustseg.checkpoint import resolve_checkpoint
     from bustseg.experiment import Experiment
+    from bustseg.runs.checkpoint import resolve_checkpoint
     from bustseg.training import run_fit
 
     if ckpt_path is None:

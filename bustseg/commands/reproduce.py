@@ -62,8 +62,8 @@ def reproduce(
         config, ckpt_path, seed_everything, run_name: refused
         options: every other option of fit, for all rows: --data.root DIR, --trainer.accelerator cpu
     """
-    from bustseg.reproduce import Settings
-    from bustseg.reproduce import reproduce as reproduce_table
+    from bustseg.paper.reproduce import Settings
+    from bustseg.paper.reproduce import reproduce as reproduce_table
 
     refused = {"config": config, "ckpt_path": ckpt_path, "seed_everything": seed_everything, "run_name": run_name}
     for name, value in refused.items():

@@ -16,6 +16,6 @@ def summary(*, json: bool = False, options: ShownExperimentOptions) -> int:
         options: of the experiment
     """
     from bustseg.experiment import Experiment
-    from bustseg.summary import summary_command
+    from bustseg.training.summary import summary_command
 
     return summary_command(Experiment.parse(options), json)

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from bustseg.checkpoint import load_task, resolve_checkpoint, trained_image_size
 from bustseg.data.inputs import Inputs
 from bustseg.deploy.backends import TorchBackend, cores
 from bustseg.deploy.check import CheckImages, check_images, logits_of, overlap
@@ -34,10 +33,11 @@ from bustseg.deploy.exported import ExportedModel, is_exported
 from bustseg.errors import DataError, UserError
 from bustseg.masks import MaskRule
 from bustseg.metrics import CONVENTIONS
-from bustseg.preflight import try_size
 from bustseg.progress import console, track
 from bustseg.reports.tables import markdown_table
+from bustseg.runs.checkpoint import load_task, resolve_checkpoint, trained_image_size
 from bustseg.task import RECORD, SegmentationTask
+from bustseg.training.preflight import try_size
 
 _PACKAGES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 _FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
@@ -195,8 +195,8 @@ def _readable(inputs: Inputs, most: int) -> list[Path]:
 
 def untrained_checkpoint(config: Path, path: Path) -> Path:
     """Write a checkpoint of a config's network with random weights: speed does not depend on them."""
-    from bustseg.checkpoint import build_task
     from bustseg.experiment import Experiment
+    from bustseg.runs.checkpoint import build_task
 
     section = Experiment.read(config).config
     task = build_task(section["model"]).eval()

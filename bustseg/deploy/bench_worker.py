@@ -26,8 +26,8 @@ def _predictor(job: dict[str, Any]) -> Predictor:
     if job["backend"] in ("eager", "compiled"):
         import torch
 
-        from bustseg.checkpoint import load_task
         from bustseg.deploy.backends import TorchBackend
+        from bustseg.runs.checkpoint import load_task
 
         torch.set_num_threads(job["threads"])
         task = load_task(Path(job["model"]))

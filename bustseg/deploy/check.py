@@ -69,7 +69,7 @@ def check_images(
 
 
 def _of_run(checkpoint: Path, size: tuple[int, int], root: Path | None) -> CheckImages | None:
-    from bustseg.checkpoint import load_data
+    from bustseg.runs.checkpoint import load_data
 
     data = load_data(checkpoint)
     data.image_size = size

@@ -26,8 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bustseg.card import model_card, read_run
-from bustseg.checkpoint import load_task, resolve_checkpoint, trained_image_size
 from bustseg.deploy.backends import Backend, TorchBackend, exported_backend, missing, openvino_core
 from bustseg.deploy.check import (
     CheckImages,
@@ -53,8 +51,10 @@ from bustseg.metrics import CONVENTIONS, EMPTY_MASK
 from bustseg.models import FusionUNet
 from bustseg.presence import fit_presence
 from bustseg.progress import console, error_console
+from bustseg.runs.card import model_card, read_run
+from bustseg.runs.checkpoint import load_task, resolve_checkpoint, trained_image_size
+from bustseg.runs.tracker import one_line, tracking_uri
 from bustseg.task import SegmentationTask
-from bustseg.tracking import one_line, tracking_uri
 
 OPSET = 18
 """ONNX operator set: the first whose Resize has what bilinear upsampling needs; read by every runtime since 2023."""
@@ -177,7 +177,7 @@ def export_model(
     """Export a trained network into the folder ``out``, which appears only when all checks are passed.
 
     Args:
-        model: a checkpoint, as of :func:`bustseg.checkpoint.resolve_checkpoint`
+        model: a checkpoint, as of :func:`bustseg.runs.checkpoint.resolve_checkpoint`
         format: one of :data:`bustseg.deploy.exported.FORMATS`
         precision: one of :data:`bustseg.deploy.exported.PRECISIONS`
         out: folder to make

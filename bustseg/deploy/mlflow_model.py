@@ -9,67 +9,24 @@ from __future__ import annotations
 
 import base64
 import binascii
-import importlib.util
 import io
-import logging
-import os
-import re
-import shutil
 import tempfile
-import uuid
-from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-import bustseg
-from bustseg import box
-from bustseg.checkpoint import load_task, read_checkpoint
 from bustseg.data.sources import read_native
 from bustseg.deploy.predictor import Prediction, Predictor
 from bustseg.errors import DataError, UserError
-from bustseg.runs.record import flatten
-from bustseg.runs.store import local_path
-from bustseg.task import RECORD
+from bustseg.runs.checkpoint import load_task
+from bustseg.runs.logged_model import WEIGHTS
 from bustseg.trust import trusting
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.models import ModelSignature
-
-NAME = "model"
-"""The model's name in its run, so that it is ``runs:/RUN_ID/model``."""
-
-WEIGHTS = "model.pt"
-"""The checkpoint inside the model."""
-
-REQUIREMENTS = (
-    "mlflow",
-    "torch",
-    "torchvision",
-    "lightning",
-    "timm",
-    "segmentation-models-pytorch",
-    "torchmetrics",
-    "albumentations",
-    "jsonargparse",
-    "numpy",
-    "opencv-python-headless",
-    "pillow",
-    "pydicom",
-    "pandas",
-    "scipy",
-    "matplotlib",
-    "filelock",
-    "platformdirs",
-    "psutil",
-    "rich",
-    "pydantic",
-)
-"""Packages that inference imports; the model asks for the versions that were installed when it was saved."""
+    pass
 
 _ENCODINGS = ("array", "png")
 
@@ -191,170 +148,3 @@ def _png(image: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def signature() -> ModelSignature:
-    """Images in; per image a mask, probabilities, the highest of them, and the lesion's area out.
-
-    The input's type is the one that MLflow passes on as it is: sizes, number types and encodings differ.
-    """
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
-    from mlflow.types.schema import Array, DataType
-
-    return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(object), (-1,), "image")]),
-        outputs=Schema(
-            [
-                ColSpec(Array(Array(DataType.integer)), "mask"),
-                ColSpec(Array(Array(DataType.float)), "probability"),
-                ColSpec(DataType.double, "lesion_probability"),
-                ColSpec(DataType.long, "area_px"),
-            ]
-        ),
-        params=ParamSchema(
-            [ParamSpec("threshold", DataType.double, None), ParamSpec("encoding", DataType.string, "array")]
-        ),
-    )
-
-
-def input_example() -> dict[str, np.ndarray]:
-    """One small image: a dark ellipse on grey, as a lesion is."""
-    y, x = np.mgrid[-1:1:32j, -1:1:40j]
-    return {"image": np.where(x**2 / 0.3 + y**2 / 0.15 < 1, 40, 120).astype(np.uint8)[None]}
-
-
-def requirements() -> list[str]:
-    """``package==version`` of what inference needs, as installed here; local build labels are dropped."""
-    pinned = []
-    for name in REQUIREMENTS:
-        try:
-            pinned.append(f"{name}=={version(name).partition('+')[0]}")
-        except PackageNotFoundError:
-            continue
-    return pinned
-
-
-def code_paths(checkpoint: Path) -> list[str]:
-    """Code that no package index has: bustseg, and the user's own modules that the configuration's classes are from."""
-    found = [Path(bustseg.__file__).parent]
-    for name in sorted({path.partition(".")[0] for path in _class_paths(read_checkpoint(checkpoint)[RECORD])}):
-        spec = None if name == "bustseg" else importlib.util.find_spec(name)
-        if spec is None or spec.origin is None or re.search(r"[/\\](site|dist)-packages[/\\]", spec.origin):
-            continue
-        path = Path(spec.origin)
-        found.append(path.parent if path.name == "__init__.py" else path)
-    return [str(path) for path in found]
-
-
-def _class_paths(record: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in flatten(record["config"]["model"]):
-        if key.endswith("class_path"):
-            yield str(value)
-
-
-def save_model(checkpoint: Path, path: Path, model: Any = None) -> None:
-    """Write the MLflow model of a checkpoint into the folder ``path``, which must not exist.
-
-    The weights are a hard link to the checkpoint where the file system allows it, so that they cost no space.
-
-    Args:
-        checkpoint: what ``bustseg fit`` wrote
-        path: folder to make
-        model: the ``mlflow.models.Model`` to fill in
-    """
-    import mlflow.pyfunc
-    from mlflow.models import Model
-
-    model = model or Model()
-    # MLflow tells at length that it validates the example, and that a tensor of objects is one
-    loggers = [logging.getLogger(name) for name in ("mlflow.pyfunc", "mlflow.models.model", "mlflow.types.utils")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        mlflow.pyfunc.save_model(
-            str(path),
-            loader_module=__name__,
-            code_paths=code_paths(checkpoint),
-            mlflow_model=model,
-            signature=signature(),
-            input_example=input_example(),
-            pip_requirements=requirements(),
-        )
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-    # the package's own trained model is no part of its code, and would be copied into every run
-    shutil.rmtree(path / "code" / box.FOLDER.relative_to(Path(bustseg.__file__).parents[1]), ignore_errors=True)
-    _link(checkpoint, path / WEIGHTS)
-    model.model_size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    model.save(str(path / "MLmodel"))
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
-
-
-def log_model(client: MlflowClient, run_id: str, checkpoint: Path) -> str:
-    """Record a checkpoint as the model of a run and return MLflow's id of it; a second call replaces the first's.
-
-    MLflow's own ``log_model`` would load and run the model to check it, and copy the weights twice.
-
-    Raises:
-        MlflowException, OSError: the store does not take it
-    """
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-    from mlflow.models import Model
-
-    run = client.get_run(run_id)
-    model_id = logged_model_id(client, run_id)
-    if model_id is None:
-        model_id = client.create_logged_model(
-            run.info.experiment_id, name=NAME, source_run_id=run_id, model_type="segmentation"
-        ).model_id
-        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-    location = client.get_logged_model(model_id).artifact_location
-    content = Model(artifact_path=location, model_uuid=uuid.uuid4().hex, run_id=run_id, model_id=model_id)
-    try:
-        folder = local_path(location)
-        if folder is not None:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
-            save_model(checkpoint, folder, content)
-        else:
-            with tempfile.TemporaryDirectory() as temporary:
-                save_model(checkpoint, Path(temporary) / NAME, content)
-                client.log_model_artifacts(model_id, str(Path(temporary) / NAME))
-    except BaseException:
-        client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
-        raise
-    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-    return model_id
-
-
-def logged_model_id(client: MlflowClient, run_id: str) -> str | None:
-    """MLflow's id of the model that :func:`log_model` recorded for a run, if it did."""
-    outputs = client.get_run(run_id).outputs
-    for output in outputs.model_outputs if outputs else []:
-        if client.get_logged_model(output.model_id).name == NAME:
-            return output.model_id
-    return None
-
-
-def link_metrics(client: MlflowClient, run_id: str, model_id: str, prefix: str, step: int | None = None) -> None:
-    """Show a run's metrics that begin with ``prefix`` beside its model, those of ``step`` or the latest."""
-    from mlflow.entities import Metric
-
-    points = []
-    for name in client.get_run(run_id).data.metrics:
-        if not name.startswith(prefix):
-            continue
-        history = client.get_metric_history(run_id, name)
-        chosen = [point for point in history if step is None or point.step == step][-1:]
-        points += [Metric(p.key, p.value, p.timestamp, p.step, model_id=model_id, run_id=run_id) for p in chosen]
-    if points:
-        client.log_batch(run_id, metrics=points)

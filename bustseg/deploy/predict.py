@@ -27,12 +27,12 @@ import numpy as np
 from bustseg import __version__
 from bustseg.bounds import LARGE, room_for
 from bustseg.box import boxed_model
-from bustseg.colours import PREDICTION, rgb
 from bustseg.data.inputs import Inputs, Item, all_frames
 from bustseg.data.sources import read_grey, to_grey
 from bustseg.deploy import dicom_seg as seg
 from bustseg.deploy.output import COLUMNS, GALLERY, ORDER, Output, is_full, png, write_whole
 from bustseg.errors import DataError, UserError
+from bustseg.figures.colours import PREDICTION, rgb
 from bustseg.progress import StreamProgress, console, error_console
 
 if TYPE_CHECKING:

@@ -56,8 +56,8 @@ class Predictor:
         >>> predictor(np.asarray(Image.open("scan.png"))).mask  # doctest: +SKIP
 
     Args:
-        model: an exported folder, a task, or what :func:`bustseg.checkpoint.resolve_checkpoint` takes: a file, a run,
-            ``latest``
+        model: an exported folder, a task, or what :func:`bustseg.runs.checkpoint.resolve_checkpoint` takes: a file,
+            a run, ``latest``
         device: where to compute; exported models compute on the CPU
         threshold: probability above which a pixel belongs to a lesion; the model's when not given
         image_size: (H, W) that the network sees; the model's when not given
@@ -101,7 +101,7 @@ class Predictor:
             self.backend = backend or exported_backend(model, threads)
             trained_size, rule = model.image_size, model.mask_rule
         else:
-            from bustseg.checkpoint import load_task, resolve_checkpoint, trained_image_size
+            from bustseg.runs.checkpoint import load_task, resolve_checkpoint, trained_image_size
             from bustseg.task import SegmentationTask
 
             if isinstance(model, SegmentationTask):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bustseg.colours import OUTLINES, TRUTH
+from bustseg.figures.colours import OUTLINES, TRUTH
 from bustseg.figures.panels import (
     Picture,
     colour_bar,

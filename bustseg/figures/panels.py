@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bustseg.colours import PREDICTION, TRUTH
+from bustseg.figures.colours import PREDICTION, TRUTH
 from bustseg.figures.style import fitted
 
 if TYPE_CHECKING:

@@ -242,7 +242,7 @@ register(
         "mean Dice on lesion images at the threshold that was best on validation",
         prominence="detail",
     ),
-    # from heat maps, see bustseg.explain
+    # from heat maps, see bustseg.explain.gradcam
     Metric("cam_energy", "heat in the lesion", "share of the Grad-CAM heat that lies in the lesion"),
     Metric(
         "cam_energy_baseline",

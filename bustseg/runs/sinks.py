@@ -234,7 +234,7 @@ class MlflowSink:
             self._send_model(entry)
 
     def _send_model(self, entry: Entry) -> None:
-        from bustseg.deploy.mlflow_model import link_metrics, log_model, logged_model_id
+        from bustseg.runs.logged_model import link_metrics, log_model, logged_model_id
 
         data = entry.data
         if entry.kind == MODEL:

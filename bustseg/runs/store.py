@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from bustseg.errors import TrackingError, disk_is_full
 from bustseg.progress import error_console
-from bustseg.runs.redact import redact
+from bustseg.redact import redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

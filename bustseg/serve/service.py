@@ -152,7 +152,7 @@ class Service:
             raise UserError("Grad-CAM needs a checkpoint: an exported model has no gradients")
         prepared = self.predictor.prepare(self.grey(item))
         with self._explaining:  # hooks are the whole network's, so that it works on a copy and one at a time
-            from bustseg.explain import default_layer, heat_maps
+            from bustseg.explain.gradcam import default_layer, heat_maps
 
             if self._explainer is None:
                 import copy

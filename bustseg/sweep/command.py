@@ -15,13 +15,13 @@ from bustseg.experiment import put
 from bustseg.presets import find_config
 from bustseg.progress import console, error_console, labelled
 from bustseg.runs.store import explained, open_store, tracking_uri
+from bustseg.runs.tracker import Tracker, child_runs, newest_run, runs_logger
 from bustseg.sweep import result
 from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Plan, read_plan
 from bustseg.sweep.study import FAILURE, PRUNED, RESULT, SharedStudy, interrupted
 from bustseg.sweep.trial import known_metrics, outcome_text, run_trial, settle_runs, unknown_metric
 from bustseg.sweep.workers import Workers, follow_supervisor, termination_is_interrupt, threads_each
-from bustseg.tracking import Tracker, child_runs, newest_run, runs_logger
 from bustseg.training import prepare
 
 TOKEN = "sweep.token"

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from lightning.pytorch import Trainer
 
-from bustseg.summary import count_flops
 from bustseg.task import SegmentationTask
+from bustseg.training.summary import count_flops
 
 _WARM_UP, _CALLS = 3, 20
 

@@ -30,7 +30,7 @@ from optuna.samplers import BaseSampler
 from bustseg.bounds import read_yaml
 from bustseg.errors import SweepError, UserError
 from bustseg.experiment import Experiment, put
-from bustseg.tracking import flatten
+from bustseg.runs.tracker import flatten
 
 GRID_SAMPLERS = ("GridSampler", "BruteForceSampler")
 """Samplers that mean every point of the space once. Optuna's own may run a point twice under several workers."""

@@ -15,9 +15,9 @@ from rich.table import Table
 from bustseg.figures.sweep import Axis, Objective, Point, State
 from bustseg.figures.sweep import write_plots as draw_sweep
 from bustseg.progress import console
+from bustseg.runs.tracker import RUNS_DIR
 from bustseg.sweep.plan import Dimension, Plan
 from bustseg.sweep.study import FAILURE, OWNER, PRUNED, RESULT, RUN, interrupted, objectives_of, point
-from bustseg.tracking import RUNS_DIR
 
 SHOWN = 40
 """Trials in the terminal's table; trials.csv has all."""

@@ -15,16 +15,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from bustseg.card import MARK
 from bustseg.errors import SweepError, TrackingError, disk_is_full
 from bustseg.metrics import PixelCurves, SegmentationMetrics
 from bustseg.metrics.registry import score
 from bustseg.progress import console
+from bustseg.runs.card import MARK
+from bustseg.runs.tracker import PARENT_TAG, Tracker, one_line, runs_logger
 from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Plan
 from bustseg.sweep.study import FAILURE, PRUNED, RESULT, RUN, SharedStudy, interrupted, objectives_of, point
 from bustseg.task import SegmentationTask
-from bustseg.tracking import PARENT_TAG, Tracker, one_line, runs_logger
 from bustseg.training import run_fit
 
 TRIAL, STATE, REASON = "sweep.trial", "sweep.state", "sweep.reason"

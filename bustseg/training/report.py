@@ -15,8 +15,8 @@ from bustseg.metrics import CONVENTIONS, overlap_metrics
 from bustseg.metrics.measures import drawn_together, measures
 from bustseg.metrics.registry import score, single_scores, value_of
 from bustseg.progress import console, print_wide
+from bustseg.runs.tracker import Tracker, runs_logger
 from bustseg.statistics import Bootstrap
-from bustseg.tracking import Tracker, runs_logger
 
 
 def report(trainer: pl.Trainer, verb: str) -> None:

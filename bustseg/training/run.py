@@ -16,15 +16,15 @@ from lightning.pytorch.accelerators import CPUAccelerator
 
 from bustseg.callbacks import ContinuedFit, Interrupts
 from bustseg.callbacks.checkpoints import best_checkpoint
-from bustseg.checkpoint import read_checkpoint
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
-from bustseg.preflight import chosen_in, try_network, try_optimizer
-from bustseg.processes import OtherProcesses
 from bustseg.progress import wait_for
+from bustseg.runs.checkpoint import load_task, read_checkpoint, resolve_checkpoint
+from bustseg.runs.tracker import RunLogger, runs_logger
 from bustseg.task import SegmentationTask
-from bustseg.tracking import RunLogger, runs_logger
+from bustseg.training.preflight import chosen_in, try_network, try_optimizer
+from bustseg.training.processes import OtherProcesses
 from bustseg.training.report import report
 from bustseg.training.setup import make_loggers, make_trainer, quiet_libraries, seeded
 
@@ -138,6 +138,8 @@ def _run(
     # before the run begins, so that a choice that cannot be used leaves no run behind
     if verb == "fit":
         try_optimizer(run.task)
+        if run.task.teacher is not None:
+            run.task.learn_from(load_task(resolve_checkpoint(run.task.teacher)))
     wait_for("reading the data")
     run.data.prepare_data()
     run.data.setup(verb)

@@ -31,14 +31,14 @@ from bustseg.callbacks.progress import Pace
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import TrackingError
 from bustseg.experiment import CALLBACKS, Experiment
-from bustseg.preflight import chosen_in
-from bustseg.processes import OneProcessStops
 from bustseg.progress import error_console
 from bustseg.runs.lookup import local_run, server_id
 from bustseg.runs.record import Record
 from bustseg.runs.store import Store, open_store, tracking_uri, was_opened
+from bustseg.runs.tracker import FolderLogger, RunLogger, Tracker
 from bustseg.task import RECORD
-from bustseg.tracking import FolderLogger, RunLogger, Tracker
+from bustseg.training.preflight import chosen_in
+from bustseg.training.processes import OneProcessStops
 from bustseg.trust import own_store
 
 _CHATTY = (

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bustseg.checkpoint import load_task
 from bustseg.data.cache import resize_image
+from bustseg.runs.checkpoint import load_task
 from studies.cross_source.data import SOURCES
 from studies.cross_source.work import auc, decode, encode
 

@@ -28,10 +28,10 @@ import torch
 import yaml
 
 from bustseg.callbacks.checkpoints import best_checkpoint
-from bustseg.checkpoint import build_data
 from bustseg.experiment import Experiment
 from bustseg.losses import peak_logit
 from bustseg.presence import detection_auc
+from bustseg.runs.checkpoint import build_data
 from bustseg.task import SegmentationTask
 from bustseg.training import run_fit
 from studies.cross_source.data import SIDE, SOURCES

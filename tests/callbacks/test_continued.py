@@ -21,8 +21,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, Se
 
 from bustseg.callbacks.continued import ContinuedFit, changed_options
 from bustseg.errors import UserError
+from bustseg.runs.tracker import tracking_uri
 from bustseg.task import SegmentationTask
-from bustseg.tracking import tracking_uri
 from tests.conftest import TINY
 
 Bustseg = Callable[..., tuple[int, str, str]]

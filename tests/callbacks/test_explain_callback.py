@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from bustseg.callbacks.panels import select_cases
-from bustseg.checkpoint import load_task, resolve_checkpoint
 from bustseg.data.datamodule import BUSIDataModule
-from bustseg.explain import cam_energy, heat_maps, pointing_hit
-from bustseg.tracking import tracking_uri
+from bustseg.explain.gradcam import cam_energy, heat_maps, pointing_hit
+from bustseg.runs.checkpoint import load_task, resolve_checkpoint
+from bustseg.runs.tracker import tracking_uri
 from tests.conftest import TINY
 
 Bustseg = Callable[..., tuple[int, str, str]]

@@ -18,8 +18,8 @@ from bustseg.callbacks import ImageTables, TestCurves
 from bustseg.data.datamodule import Batch
 from bustseg.metrics.sweep import SHARES
 from bustseg.metrics.table import columns
+from bustseg.runs.tracker import tracking_uri
 from bustseg.task import SegmentationTask
-from bustseg.tracking import tracking_uri
 from tests.conftest import TINY
 
 Bustseg = Callable[..., tuple[int, str, str]]

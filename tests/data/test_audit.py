@@ -12,12 +12,12 @@ from rich.console import Console
 
 from bustseg.data.artefacts import find_artefacts
 from bustseg.data.audit import AuditReport, audit
-from bustseg.data.commands import check_command, split_command
 from bustseg.data.duplicates import Pair, duplicate_groups, find_pairs, group_pairs, pixel_digest, thumbnail
 from bustseg.data.sources import BUSI, Sample, read_grey, read_native
 from bustseg.data.splits import grouped_split, leakage, make_split, paper_split
 from bustseg.errors import DataError
 from bustseg.reports.audit import render, write_report
+from bustseg.reports.data import check_command, split_command
 from tests.data.speckle import speckle_image, write_sample
 
 _REAL = Path(os.environ.get("BUSI_ROOT") or Path(__file__).parents[3] / "shared/data/Dataset_BUSI_with_GT")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from bustseg.data import duplicates
-from bustseg.tracking import tracking_uri
+from bustseg.runs.tracker import tracking_uri
 from tests.conftest import CONFIGS, TINY
 from tests.data import layouts
 

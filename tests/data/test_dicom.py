@@ -27,13 +27,13 @@ from pydicom.uid import (
     UltrasoundImageStorage,
 )
 
-from bustseg.checkpoint import build_data
 from bustseg.data import dicom
 from bustseg.data.audit import audit
 from bustseg.data.dicom import NotUltrasound, is_dicom, pseudonym, read_frame, read_header
 from bustseg.data.sources import BUSBRA, Combined, DICOMFolder, Part, read_grey
 from bustseg.errors import DataError
-from bustseg.tracking import tracking_uri
+from bustseg.runs.checkpoint import build_data
+from bustseg.runs.tracker import tracking_uri
 from tests.conftest import TINY
 from tests.data import dicoms, layouts
 

@@ -19,7 +19,6 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
-from bustseg.checkpoint import load_task
 from bustseg.deploy import backends, check, export
 from bustseg.deploy.backends import OnnxRuntimeBackend, OpenVINOBackend, TorchBackend
 from bustseg.deploy.check import check_images, largest_difference, logits_of
@@ -28,6 +27,7 @@ from bustseg.deploy.exported import ExportedModel
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
 from bustseg.models import FusionUNet
+from bustseg.runs.checkpoint import load_task
 from bustseg.task import SegmentationTask
 from tests.conftest import REPOSITORY, TrainedRun
 

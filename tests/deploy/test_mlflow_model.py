@@ -28,11 +28,12 @@ import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from bustseg.deploy import mlflow_model
-from bustseg.deploy.mlflow_model import as_images, log_model, logged_model_id, requirements
+from bustseg.deploy.mlflow_model import as_images
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import DataError
-from bustseg.tracking import tracking_uri
+from bustseg.runs import logged_model
+from bustseg.runs.logged_model import log_model, logged_model_id, requirements
+from bustseg.runs.tracker import tracking_uri
 from tests.conftest import REPOSITORY, TINY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]
@@ -164,7 +165,7 @@ def test_the_example_is_served_as_written(trained_run: TrainedRun, model: mlflow
     answer = invocations(payload, "application/json", model, model.metadata.get_input_schema())
     assert answer.status == 200
     (record,) = json.loads(answer.response)["predictions"]
-    assert np.array(record["mask"]).shape == np.array(mlflow_model.input_example()["image"][0]).shape
+    assert np.array(record["mask"]).shape == np.array(logged_model.input_example()["image"][0]).shape
 
 
 def test_requirements_name_all_that_inference_imports(trained_run: TrainedRun, tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_a_store_that_does_not_take_the_model_costs_a_warning(
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(mlflow_model, "save_model", refuse)
+    monkeypatch.setattr(logged_model, "save_model", refuse)
     code, out, err = fit(bustseg, phantoms)
     assert code == 0
     (line,) = [line for line in err.splitlines() if "warning" in line]
@@ -255,10 +256,10 @@ def test_a_network_of_the_users_own_travels_with_the_model(
     package.mkdir()
     (package / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    content = mlflow_model.read_checkpoint(trained_run.checkpoint)
+    content = logged_model.read_checkpoint(trained_run.checkpoint)
     content["bustseg"]["config"]["model"]["network"]["class_path"] = "my_networks.Net"
-    monkeypatch.setattr(mlflow_model, "read_checkpoint", lambda path: content)
-    assert mlflow_model.code_paths(trained_run.checkpoint)[1:] == [str(package)]
+    monkeypatch.setattr(logged_model, "read_checkpoint", lambda path: content)
+    assert logged_model.code_paths(trained_run.checkpoint)[1:] == [str(package)]
 
 
 def test_a_store_elsewhere_gets_a_copy(
@@ -271,7 +272,7 @@ def test_a_store_elsewhere_gets_a_copy(
         sent[model_id] = sorted(path.name for path in Path(local_dir).iterdir())
 
     run = client.create_run(client.create_experiment("elsewhere", artifact_location=str(tmp_path / "artifacts")))
-    monkeypatch.setattr(mlflow_model, "local_path", lambda uri: None)
+    monkeypatch.setattr(logged_model, "local_path", lambda uri: None)
     monkeypatch.setattr(mlflow.MlflowClient, "log_model_artifacts", receive)
     model_id = log_model(client, run.info.run_id, trained_run.checkpoint)
     assert {"MLmodel", "model.pt", "code", "requirements.txt", "input_example.json"} <= set(sent[model_id])

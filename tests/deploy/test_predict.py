@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bustseg.colours import PREDICTION, rgb
 from bustseg.data.inputs import Inputs
 from bustseg.deploy.output import write_whole
 from bustseg.deploy.predict import _ahead
+from bustseg.figures.colours import PREDICTION, rgb
 from bustseg.masks import PostProcess
 from bustseg.progress import StreamProgress
 from tests.conftest import TrainedRun
@@ -208,8 +208,8 @@ def test_confidence_and_post_processing_come_from_the_model(tmp_path: Path, bust
 
 
 def test_an_export_carries_what_the_checkpoint_knows_of_its_masks(trained_run: TrainedRun, tmp_path: Path) -> None:
-    from bustseg.checkpoint import load_task
     from bustseg.deploy.export import describe
+    from bustseg.runs.checkpoint import load_task
 
     task = load_task(trained_run.checkpoint)
     (tmp_path / "model.onnx").write_bytes(b"")

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from bustseg.checkpoint import load_task
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.deploy.predictor import Predictor, as_grey
 from bustseg.errors import DataError, UserError
+from bustseg.runs.checkpoint import load_task
 from bustseg.task import SegmentationTask
 from tests.conftest import TrainedRun
 

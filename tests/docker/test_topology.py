@@ -20,7 +20,7 @@ import mlflow
 import pytest
 import yaml
 
-from bustseg.tracking import local_path
+from bustseg.runs.tracker import local_path
 from tests.conftest import REPOSITORY, TINY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]

@@ -26,7 +26,7 @@ from bustseg.metrics.registry import (
     single_scores,
     value_of,
 )
-from bustseg.tracking import tracking_uri
+from bustseg.runs.tracker import tracking_uri
 from tests.conftest import REPOSITORY, TINY, unpadded
 
 Bustseg = Callable[..., tuple[int, str, str]]

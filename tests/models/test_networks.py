@@ -20,9 +20,9 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from bustseg.checkpoint import without_pretrained
 from bustseg.deploy.backends import OnnxRuntimeBackend, OpenVINOBackend, TorchBackend
 from bustseg.deploy.export import write_onnx
+from bustseg.runs.checkpoint import without_pretrained
 from bustseg.task import SegmentationTask
 from tests.conftest import CONFIGS
 

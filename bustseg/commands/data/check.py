@@ -28,6 +28,6 @@ def check(
         json: write everything that was found
         report: write a report with the pairs side by side
     """
-    from bustseg.data.commands import check_command, find_source
+    from bustseg.reports.data import check_command, find_source
 
     return check_command(*find_source(root, source), json, report, threshold)

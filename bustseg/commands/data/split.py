@@ -39,7 +39,7 @@ def split(
         kfold_of: scheme that kfold divides
         curated_list: images that curated keeps (class;id, or image)
     """
-    from bustseg.data.commands import find_source, split_command
+    from bustseg.reports.data import find_source, split_command
 
     folder, reader = find_source(root, source)
     return split_command(

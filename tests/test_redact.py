@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bustseg.runs.redact import redact, redact_nested
+from bustseg.redact import redact, redact_nested
 
 
 @pytest.mark.parametrize(

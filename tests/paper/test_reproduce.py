@@ -19,13 +19,13 @@ import yaml
 from filelock import FileLock
 from mlflow.entities import Run
 
-from bustseg import reproduce
-from bustseg.compare import RunTable
+from bustseg.compare.analysis import RunTable
 from bustseg.errors import UserError
-from bustseg.estimate import Cost
-from bustseg.paper_tables import Claim, PaperTable, Row, find_table, read_table
-from bustseg.reproduce_report import Outcome, Result, claim_rows, duration, encoder_weights, mean_sd, render, verdict
-from bustseg.tracking import tracking_uri
+from bustseg.paper import reproduce
+from bustseg.paper.estimate import Cost
+from bustseg.paper.report import Outcome, Result, claim_rows, duration, encoder_weights, mean_sd, render, verdict
+from bustseg.paper.tables import Claim, PaperTable, Row, find_table, read_table
+from bustseg.runs.tracker import tracking_uri
 from tests.conftest import CONFIGS, REPOSITORY, TINY, unpadded
 
 Bustseg = Callable[..., tuple[int, str, str]]

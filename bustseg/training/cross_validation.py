@@ -16,10 +16,10 @@ from bustseg.data.splits import read_split
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
 from bustseg.metrics.registry import headline_scores, score
-from bustseg.nested_runs import Scores, config_digest, fit_and_test, reopen_parent
 from bustseg.progress import console, labelled, print_wide
-from bustseg.tracking import PARENT_TAG, Tracker, runs_logger
+from bustseg.runs.tracker import PARENT_TAG, Tracker, runs_logger
 from bustseg.training import Run, prepare
+from bustseg.training.nested_runs import Scores, config_digest, fit_and_test, reopen_parent
 from bustseg.training.setup import default_name
 
 FOLD, KEY = "cv.fold", "cv.key"

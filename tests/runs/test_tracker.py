@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from bustseg.errors import TrackingError
 from bustseg.runs.sender import breaker_of
-from bustseg.tracking import Tracker, flatten, open_store, tracking_uri
+from bustseg.runs.tracker import Tracker, flatten, open_store, tracking_uri
 
 
 def values(tracker: Tracker, name: str) -> list[tuple[int, float]]:

@@ -10,8 +10,8 @@ import pandas as pd
 from rich.markup import escape as plain
 from rich.table import Table
 
-from bustseg.colours import OUTLINES
-from bustseg.compare import Comparison
+from bustseg.compare.analysis import Comparison
+from bustseg.figures.colours import OUTLINES
 from bustseg.metrics import CONVENTIONS
 from bustseg.metrics.registry import metric as known
 from bustseg.metrics.registry import score

@@ -192,7 +192,7 @@ def _environment(trainer: Trainer) -> LightningEnvironment | None:
 
 def _close(trainer: Trainer, message: str, quiet: bool = False) -> None:
     """End the training's run as failed, and say why."""
-    from bustseg.tracking import runs_logger
+    from bustseg.runs.tracker import runs_logger
 
     logger = runs_logger(trainer)
     if logger is not None:

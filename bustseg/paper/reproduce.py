@@ -21,17 +21,17 @@ from filelock import FileLock, Timeout
 from rich.markup import escape
 from rich.table import Table
 
-from bustseg.checkpoint import build_data, pretrained_parts, pretrained_value
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError, disk_is_full
-from bustseg.estimate import Cost, measure_cost
 from bustseg.experiment import Experiment
 from bustseg.metrics import CONVENTIONS
-from bustseg.nested_runs import config_digest, fit_and_test, reopen_parent, store_client, tested
-from bustseg.paper_tables import PaperTable, Row, find_table, read_table
+from bustseg.paper.estimate import Cost, measure_cost
+from bustseg.paper.report import Outcome, Result, duration, read_outcome, write_report
+from bustseg.paper.tables import PaperTable, Row, find_table, read_table
 from bustseg.progress import console, labelled, print_wide, track
-from bustseg.reproduce_report import Outcome, Result, duration, read_outcome, write_report
-from bustseg.tracking import PARENT_TAG, RUNS_DIR, Tracker, one_line
+from bustseg.runs.checkpoint import build_data, pretrained_parts, pretrained_value
+from bustseg.runs.tracker import PARENT_TAG, RUNS_DIR, Tracker, one_line
+from bustseg.training.nested_runs import config_digest, fit_and_test, reopen_parent, store_client, tested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

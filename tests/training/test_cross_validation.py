@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 
-from bustseg import cross_validation, nested_runs
-from bustseg.cross_validation import mean_and_spread
 from bustseg.experiment import Experiment
-from bustseg.tracking import tracking_uri
+from bustseg.runs.tracker import tracking_uri
+from bustseg.training import cross_validation, nested_runs
+from bustseg.training.cross_validation import mean_and_spread
 from tests.conftest import TINY
 
 Bustseg = Callable[..., tuple[int, str, str]]

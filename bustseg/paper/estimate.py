@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from bustseg.callbacks.frozen import SplitNetwork, size_gib, usable
-from bustseg.checkpoint import build_task
 from bustseg.data.datamodule import BUSIDataModule
+from bustseg.runs.checkpoint import build_task
 from bustseg.task import SegmentationTask
 
 _CPU_IMAGES = 4

@@ -10,9 +10,9 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bustseg.checkpoint import build_data, build_task
-from bustseg.preflight import try_size
 from bustseg.progress import console
+from bustseg.runs.checkpoint import build_data, build_task
+from bustseg.training.preflight import try_size
 
 if TYPE_CHECKING:
     from bustseg.experiment import Experiment

@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bustseg.checkpoint import resolve_checkpoint
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
 from bustseg.progress import console
-from bustseg.tracking import Tracker, child_runs, newest_run, open_store, tracking_uri
+from bustseg.runs.checkpoint import resolve_checkpoint
+from bustseg.runs.tracker import Tracker, child_runs, newest_run, open_store, tracking_uri
 from bustseg.training import run_fit, run_test
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def fit_and_test(experiment: Experiment, tags: Mapping[str, str], known: Run | N
 
     Args:
         experiment: what the child trains
-        tags: of the child; :data:`~bustseg.tracking.PARENT_TAG` among them
+        tags: of the child; :data:`~bustseg.runs.tracker.PARENT_TAG` among them
         known: the child's run of an earlier attempt
 
     Returns:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from lightning import __version__ as lightning_version
 
-from bustseg.checkpoint import build_task, read_checkpoint, resolve_checkpoint
 from bustseg.deploy.output import write_whole
 from bustseg.errors import UserError
-from bustseg.preflight import try_size
 from bustseg.progress import console, error_console
+from bustseg.runs.checkpoint import build_task, read_checkpoint, resolve_checkpoint
 from bustseg.task import RECORD
+from bustseg.training.preflight import try_size
 
 SAME = ("mean", "std", "flip", "threshold", "postprocess")
 """Settings of the task that belong to all members together."""

@@ -21,9 +21,9 @@ from mlflow.entities import (
     RunTag,
 )
 
-from bustseg.card import MARK, may_describe, model_card, read_run, short_note
 from bustseg.metrics import CONVENTIONS
-from bustseg.tracking import tracking_uri
+from bustseg.runs.card import MARK, may_describe, model_card, read_run, short_note
+from bustseg.runs.tracker import tracking_uri
 from tests.conftest import TINY, TrainedRun, unpadded
 
 Bustseg = Callable[..., tuple[int, str, str]]

@@ -11,12 +11,12 @@ import torch
 import yaml
 from mlflow.entities import Run
 
-from bustseg.checkpoint import load_data, load_task
 from bustseg.experiment import Experiment
-from bustseg.tracking import tracking_uri
+from bustseg.runs.checkpoint import load_data, load_task
+from bustseg.runs.tracker import tracking_uri
 
 Bustseg = Callable[..., tuple[int, str, str]]
-OLD = Path(__file__).parent / "fixtures" / "v0.1.0"
+OLD = Path(__file__).parents[1] / "fixtures" / "v0.1.0"
 CHECKPOINT = OLD / "last.ckpt"
 
 

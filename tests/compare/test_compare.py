@@ -18,15 +18,15 @@ from mlflow.entities import Run
 from PIL import Image
 from scipy import stats
 
-from bustseg.colours import TRUTH
-from bustseg.compare import RunTable, check_comparable, compare, load_runs, parts
-from bustseg.compare_report import choose_images, report, write_files
+from bustseg.compare.analysis import RunTable, check_comparable, compare, load_runs, parts
+from bustseg.compare.pages import describe, html_page, latex, p_text, verdict
+from bustseg.compare.report import choose_images, report, write_files
 from bustseg.errors import UserError
+from bustseg.figures.colours import TRUTH
 from bustseg.metrics import aggregate
 from bustseg.metrics.measures import known_metrics, measures
-from bustseg.reports.comparison import describe, html_page, latex, p_text, verdict
+from bustseg.runs.tracker import Tracker, tracking_uri
 from bustseg.statistics import Bootstrap, holm
-from bustseg.tracking import Tracker, tracking_uri
 from tests.conftest import TINY, unpadded
 
 Bustseg = Callable[..., tuple[int, str, str]]
@@ -433,7 +433,7 @@ def test_an_experiment_is_compared_and_the_comparison_logged(bustseg: Bustseg) -
 
 def table_of(checkpoint: Path) -> pd.DataFrame:
     """The per-image table of a checkpoint's own test images."""
-    from bustseg.checkpoint import load_data, load_task
+    from bustseg.runs.checkpoint import load_data, load_task
 
     task, data = load_task(checkpoint), load_data(checkpoint)
     data.prepare_data()

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from bustseg.errors import UserError
-from bustseg.explain import (
+from bustseg.explain.gradcam import (
     attention_maps,
     cam_energy,
     default_layer,
@@ -296,8 +296,8 @@ def test_attention_maps_are_the_modules_own(images: Tensor) -> None:
 
 def test_heat_changes_when_the_weights_are_randomised(trained: Path, phantoms: Path) -> None:
     """Sanity check of Adebayo et al. 2018: a map that outlives its weights explains the image, not the network."""
-    from bustseg.checkpoint import load_task
     from bustseg.data.datamodule import BUSIDataModule
+    from bustseg.runs.checkpoint import load_task
 
     data = BUSIDataModule(root=str(phantoms), image_size=64)
     data.setup()

@@ -14,17 +14,17 @@ import numpy as np
 import pandas as pd
 
 from bustseg import __version__
-from bustseg.checkpoint import pretrained_parts, run_file
-from bustseg.compare import RunTable, compare, load_run
-from bustseg.compare_report import draw_sheet
+from bustseg.compare.analysis import RunTable, compare, load_run
+from bustseg.compare.pages import LEVEL, p_text
+from bustseg.compare.report import draw_sheet
 from bustseg.errors import UserError
 from bustseg.metrics import CONVENTIONS, overlap_metrics, table_metrics
 from bustseg.metrics.registry import score, value_of
-from bustseg.paper_tables import Claim, PaperTable, Row
+from bustseg.paper.tables import Claim, PaperTable, Row
 from bustseg.progress import error_console
-from bustseg.reports.comparison import LEVEL, p_text
 from bustseg.reports.render import render as render_template
 from bustseg.reports.tables import markdown_table
+from bustseg.runs.checkpoint import pretrained_parts, run_file
 from bustseg.statistics import holm
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bustseg import experiment
 from bustseg.errors import SweepError, TrainingError
 from bustseg.experiment import Experiment, _Parser
+from bustseg.runs.tracker import Tracker, tracking_uri
 from bustseg.sweep import study, workers
 from bustseg.sweep import trial as trial_module
 from bustseg.sweep.costs import COSTS
@@ -36,7 +37,6 @@ from bustseg.sweep.plan import Dimension, Plan, read_plan
 from bustseg.sweep.study import DEATHS, FAILURE, OWNER, RESULT, RETRY_OF, SharedStudy, interrupted, point
 from bustseg.sweep.trial import TrialReporter, known_metrics
 from bustseg.task import SegmentationTask
-from bustseg.tracking import Tracker, tracking_uri
 from tests.conftest import CONFIGS, REPOSITORY, TINY
 
 Bustseg = Callable[..., tuple[int, str, str]]

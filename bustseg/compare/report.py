@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bustseg.colours import OUTLINES
-from bustseg.compare import COMPARED, Comparison, RunTable, compare, load_runs, read_groups
+from bustseg.compare.analysis import COMPARED, Comparison, RunTable, compare, load_runs, read_groups
+from bustseg.compare.pages import describe, html_page, latex, print_comparison
 from bustseg.errors import UserError
+from bustseg.figures.colours import OUTLINES
 from bustseg.figures.panels import Picture, sheet
 from bustseg.figures.style import save
 from bustseg.metrics import CONVENTIONS, overlap_scores
 from bustseg.metrics.measures import known_metrics
 from bustseg.progress import console, error_console, track
-from bustseg.reports.comparison import describe, html_page, latex, print_comparison
 
 _PICTURED_RUNS = 8
 
@@ -34,7 +34,7 @@ def report(
     """Compare runs, print the table, and keep it in ``out`` and in a run `compare` of their MLflow experiment.
 
     Args:
-        runs: as :func:`bustseg.compare.load_runs` takes them
+        runs: as :func:`bustseg.compare.analysis.load_runs` takes them
         experiment: compare all tested runs of this experiment
         metrics: metrics to compare; the usual ones when empty
         conventions: conventions to show; all when empty
@@ -150,7 +150,7 @@ def draw_sheet(tables: Sequence[RunTable], path: Path, runs: int = _PICTURED_RUN
         error_console.print(f"no pictures: no checkpoint of {', '.join(missing)}", highlight=False, markup=False)
         return False
     frame = tables[0].frame
-    from bustseg.checkpoint import load_data, load_task
+    from bustseg.runs.checkpoint import load_data, load_task
 
     checkpoints = [table.checkpoint for table in tables if table.checkpoint is not None]
     data = load_data(checkpoints[0])
@@ -207,7 +207,7 @@ def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _log(result: Comparison, experiment: str, files: Sequence[Path]) -> None:
-    from bustseg.tracking import Tracker
+    from bustseg.runs.tracker import Tracker
 
     ids = [table.run_id or table.name for table in result.tables]
     tracker = Tracker(

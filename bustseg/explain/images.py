@@ -13,13 +13,12 @@ import torch
 from rich.table import Table
 
 from bustseg.callbacks.explain import heat_scores, make_case
-from bustseg.checkpoint import load_task, read_checkpoint, resolve_checkpoint
 from bustseg.data.cache import resize_image
 from bustseg.data.inputs import EXPLAINED, Inputs, LooseSamples, Names
 from bustseg.data.sources import Sample
 from bustseg.deploy.output import is_full, png, write_whole
 from bustseg.errors import DataError, UserError
-from bustseg.explain import (
+from bustseg.explain.gradcam import (
     attention_maps,
     default_layer,
     encoder_stages,
@@ -33,9 +32,10 @@ from bustseg.figures.panels import Picture
 from bustseg.figures.style import save
 from bustseg.masks import resampled
 from bustseg.metrics import overlap_scores
-from bustseg.preflight import try_size
 from bustseg.progress import console, error_console, track
+from bustseg.runs.checkpoint import load_task, read_checkpoint, resolve_checkpoint
 from bustseg.task import RECORD, SegmentationTask
+from bustseg.training.preflight import try_size
 
 _SHOWN_ERRORS = 5
 
@@ -59,7 +59,7 @@ def explain_images(
         inputs: image files, folders and globs
         model: a checkpoint, an MLflow run id, ``runs:/RUN_ID`` or ``latest``
         out: folder to write to
-        method: of :func:`bustseg.explain.methods`
+        method: of :func:`bustseg.explain.gradcam.methods`
         layer: dotted name in the network; the last decoder block when not given
         size: (H, W) of the network's input, or one number for a square; as trained when not given
         tolerance: pixels by which the hottest pixel may miss the lesion and still hit

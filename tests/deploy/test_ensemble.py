@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from bustseg.checkpoint import load_task, resolve_checkpoint
 from bustseg.errors import UserError
 from bustseg.models import Ensemble
+from bustseg.runs.checkpoint import load_task, resolve_checkpoint
 from tests.conftest import TINY
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
-from bustseg.preflight import try_network, try_size
+from bustseg.runs.tracker import tracking_uri
 from bustseg.task import SegmentationTask
-from bustseg.tracking import tracking_uri
+from bustseg.training.preflight import try_network, try_size
 from tests.conftest import TINY, TrainedRun
 from tests.networks_for_tests import PlainNet
 
@@ -109,6 +109,7 @@ def test_trying_leaves_no_trace() -> None:
         (["--data.image_size", 100], "MAnet?.* 100 x 100 (data.image_size)"),
         (["--data.image_size", 64, "--model.train_scale", "{0: 0.75, 1: 1.0}"], "48 x 48 (model.train_scale 0.75"),
         (["--data.augmentation", '[{"class_path": "albumentations.ToFloat"}]'], "by ToFloat"),
+        (["--model.teacher", "nowhere.ckpt"], "nowhere.ckpt"),
     ],
 )
 def test_a_fit_that_could_not_step_leaves_no_run(
@@ -134,7 +135,7 @@ def test_other_commands_try_their_size_too(
             raise RuntimeError(f"{x.shape[-1]} is no multiple of 32")
         return forward(self, x)
 
-    from bustseg.checkpoint import load_task
+    from bustseg.runs.checkpoint import load_task
 
     network = type(load_task(trained_run.checkpoint).network)
     forward = network.forward

@@ -19,11 +19,11 @@ import pytest
 import torch
 from mlflow.entities import Run
 
-from bustseg import processes
 from bustseg.data.datamodule import EpochSampler, EqualBatches
 from bustseg.errors import TrainingError
-from bustseg.processes import OtherProcesses, command
-from bustseg.tracking import Tracker, tracking_uri
+from bustseg.runs.tracker import Tracker, tracking_uri
+from bustseg.training import processes
+from bustseg.training.processes import OtherProcesses, command
 from tests.conftest import REPOSITORY, TINY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]

@@ -1,0 +1,1 @@
+"""The tables of Anari et al. 2025, measured again."""

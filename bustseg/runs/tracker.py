@@ -1,0 +1,501 @@
+"""The loggers that keep a run: in an MLflow store, or in a folder of its own beside whatever other loggers do."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from bustseg.errors import TrackingError, UserError
+from bustseg.progress import error_console
+from bustseg.redact import redact_nested
+from bustseg.runs.entries import LOCAL
+from bustseg.runs.lookup import local_run, local_runs
+from bustseg.runs.record import NAME_TAG, Record, flatten
+from bustseg.runs.run import Run
+from bustseg.runs.sender import breaker_of
+from bustseg.runs.sinks import (
+    PARENT_TAG,
+    ExperimentDeleted,
+    MlflowSink,
+    RecordSink,
+    begin_away,
+    experiment_id,
+)
+from bustseg.runs.store import (
+    RUNS_DIR,
+    Store,
+    explained,
+    local_path,
+    one_line,
+    open_store,
+    tracking_uri,
+    was_opened,
+)
+
+__all__ = [
+    "PARENT_TAG",
+    "RUNS_DIR",
+    "FolderLogger",
+    "RunLogger",
+    "Tracker",
+    "child_runs",
+    "flatten",
+    "local_path",
+    "newest_run",
+    "one_line",
+    "open_store",
+    "run_of",
+    "runs_logger",
+    "tracking_uri",
+]
+
+_TERMINAL = ("FINISHED", "FAILED", "KILLED")
+
+
+class RunLogger:
+    """What the loggers of this module share: writing a run. The subclass says how the run begins.
+
+    Attributes:
+        killed: set when the user stopped the run, which MLflow tells apart from a failure
+        final_status: status to leave the run in whatever happens now (a test must not fail the training that it
+            looks at)
+        shared: whether other processes write the run too, so that it does not end with this one
+    """
+
+    store: Store
+    """Where the run is kept"""
+
+    def __init__(self) -> None:
+        self.killed = False
+        self.final_status: str | None = None
+        self.shared = False
+        self._run: Run | None = None
+        self._run_id: str | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run, on every process of a training once it was shared."""
+        if getattr(rank_zero_only, "rank", 0) == 0 and self._run is None:
+            self._run = self._begin()
+        return self._run_id
+
+    def _begin(self) -> Run:
+        raise NotImplementedError
+
+    @property
+    def status(self) -> str | None:
+        """The run's status; None while there is no run."""
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        """The run, begun with the first question for it."""
+        if self._run is None:
+            self._run = self._begin()
+        return self._run
+
+    @property
+    def started(self) -> bool:
+        """Whether the run exists yet."""
+        return self._run is not None
+
+    @property
+    def where(self) -> str:
+        """One line that says where the run is."""
+        raise NotImplementedError
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write metrics into the run, over epochs where they are of an epoch."""
+        values = dict(metrics)
+        epoch = values.pop("epoch", None)
+        # curves over epochs compare between batch sizes; Lightning counts optimiser steps
+        if epoch is not None and not any(name.endswith("_step") for name in values):
+            step = int(epoch)
+        self.run.log_metrics(values, step or 0)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: Lightning offers a part of the configuration here, `log_config` records all of it."""
+
+    @rank_zero_only
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Record the whole configuration as parameters; what differs when a run is continued becomes a tag."""
+        self.run.log_params(dict(flatten(redact_nested(config))))
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags, skipping those that are None."""
+        self.run.set_tags(tags)
+
+    @rank_zero_only
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Put a local file into the run's ``folder``; what lies there already stays."""
+        self.run.add_file(path, folder)
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Close the run with the status that a person would give it: FINISHED, FAILED, or KILLED for Ctrl-C."""
+        if self._run is None:
+            return
+        ended = "KILLED" if self.killed else "FAILED" if status == "failed" else "FINISHED"
+        # ending it again would count the time until now as the training's
+        # a test that failed has its scores; one that was stopped is repeated, and a fit goes on from its checkpoint
+        complete = ended == "FINISHED" or (ended == "FAILED" and not self._run.resumable)
+        self._run.close(ended if self.final_status is None else None, complete)
+
+    @rank_zero_only
+    def close_as_failed(self, error: str) -> None:
+        """End the run as FAILED because of ``error``, unless it has ended already."""
+        if self._run is None or self.final_status is not None or self._run.record.status in _TERMINAL:
+            return
+        self._run.set_tags({"error": error})
+        self._run.set_status("FAILED")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run has ended."""
+        return self._run is not None and self._run.record.status in _TERMINAL
+
+    @rank_zero_only
+    def reopen(self) -> None:
+        """Mark a continued run as running again."""
+        if self.run.record.status != "RUNNING":
+            self.run.set_status("RUNNING")
+
+    def share(self, broadcast: Callable[[str | None], str | None]) -> None:
+        """Tell the other processes of a training the id of the run, which only the first one begins."""
+        self._run_id = broadcast(self.run_id)
+
+
+class Tracker(RunLogger, MLFlowLogger):
+    """MLflow logger of a run.
+
+    What is logged goes into the run's journal on this machine first and is sent from there in the background: losing
+    the server never loses a training, see :mod:`bustseg.runs`.
+
+    Args:
+        experiment: MLflow experiment
+        run_name: name of the run; MLflow invents one when not given
+        uri: store; ``MLFLOW_TRACKING_URI`` or the local sqlite store when not given
+        tags: tags of the run
+        description: text at the top of the run's page, in Markdown
+        run_id: continue this run instead of starting one
+        log_model: record the best checkpoint of a fit as an MLflow model, ``runs:/RUN_ID/model``
+    """
+
+    def __init__(
+        self,
+        experiment: str = "bustseg",
+        run_name: str | None = None,
+        uri: str | None = None,
+        tags: dict[str, str] | None = None,
+        description: str | None = None,
+        run_id: str | None = None,
+        log_model: bool = True,
+    ) -> None:
+        RunLogger.__init__(self)
+        self.log_model = log_model
+        self.uri = tracking_uri(uri)
+        self.store, self._away = self._open()
+        all_tags = dict(tags or {})
+        if description:
+            all_tags["mlflow.note.content"] = description
+        MLFlowLogger.__init__(
+            self,
+            experiment_name=experiment,
+            run_name=run_name,
+            tracking_uri=self.uri,
+            tags=all_tags,
+            run_id=run_id,
+            artifact_location=self.store.artifact_location,
+        )
+
+    def _open(self) -> tuple[Store, bool]:
+        """The store, and whether it is away for a while: then the run begins here, and is made there later.
+
+        Raises:
+            TrackingError: the store cannot be used, and this process has not used it before
+        """
+        if not was_opened(self.uri):
+            return open_store(self.uri, write=True), False
+        breaker = breaker_of(self.uri)
+        if breaker.remaining:
+            return Store(self.uri), True
+        start = time.monotonic()
+        try:
+            return open_store(self.uri, write=True), False
+        except TrackingError as error:
+            if breaker.failed(str(error), time.monotonic() - start):
+                error_console.print(f"[yellow]warning:[/] {error}; until then runs begin here", highlight=False)
+            return Store(self.uri), True
+
+    @property
+    def begun_away(self) -> bool:
+        """Whether the store did not answer when the run began, so that it has no run of this id yet."""
+        return self._away
+
+    @property
+    def experiment(self) -> Any:
+        """MLflow's client, once there is a run."""
+        _ = self.run_id  # which begins it
+        return self._mlflow_client
+
+    @property
+    def experiment_name(self) -> str:
+        """Name of the MLflow experiment."""
+        return self._experiment_name
+
+    @property
+    def artifact_dir(self) -> Path | None:
+        """The run's artifact folder when it is on this machine, else None."""
+        return None if self.run.upload else self.run.files
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run's files on this machine: the artifact folder itself when it is local."""
+        return self.run.files
+
+    @property
+    def where(self) -> str:
+        return f"run {self.run_id}  experiment {self._experiment_name}  store {self.store.shown}"
+
+    @property
+    def save_dir(self) -> str:
+        """Local folder for what callbacks write; MLFlowLogger has none for a database store (Lightning #19441)."""
+        return str(RUNS_DIR)
+
+    def _begin(self) -> Run:
+        if self._away:
+            return self._begin_away()
+        known = self._run_id is not None
+        with explained(self.store):
+            if not known:
+                self._check_experiment()
+            # MLFlowLogger makes the run; its property is what does
+            client = MLFlowLogger.experiment.fget(self)  # type: ignore[attr-defined]
+            found = client.get_run(self._run_id)
+            record = Record.from_run(found)
+            if known:  # the card needs the scores of the best epoch, and MLflow gives the last ones
+                for name in [name for name in record.history if name.startswith("val/")]:
+                    points = client.get_metric_history(self._run_id, name)
+                    record.history[name] = [(point.step, point.value, point.timestamp) for point in points]
+        record.experiment = self._experiment_name
+        run = self._run_in(record, self.store.artifact_folder(found))
+        if not known:
+            run.begin()
+        return run
+
+    def _begin_away(self) -> Run:
+        """Begin a run, or go on with one, while the store that this process has used before is away."""
+        remote = self.store.folder / "remote"
+        if self._run_id is None:
+            from mlflow.tracking.context.registry import resolve_tags
+
+            run_id = uuid.uuid4().hex
+            tags = resolve_tags({**(self.tags or {}), NAME_TAG: self._run_name or f"run-{run_id[:8]}"})
+            record = Record(run_id, self._experiment_name, start_time=time.time_ns() // 1_000_000, tags=tags)
+            begin_away(record, remote / run_id)
+            self._run_id = run_id
+        else:
+            kept = Record.read(remote / self._run_id)
+            if kept is None:
+                raise TrackingError(f"{self.store.shown} does not answer, and has the run {self._run_id} alone")
+            record = kept
+        return self._run_in(record, None)
+
+    def _run_in(self, record: Record, artifacts: Path | None) -> Run:
+        files = artifacts or self.store.folder / "remote" / record.run_id
+        return Run(
+            record,
+            files,
+            self.store.folder,
+            self.store.shown,
+            MlflowSink(self.store, record.run_id, files),
+            self.uri,
+            upload=artifacts is None,
+            ends_run=self.final_status is None and not self.shared,
+        )
+
+    def _check_experiment(self) -> None:
+        try:
+            experiment_id(self._mlflow_client, self._experiment_name, self.store.artifact_location)
+        except ExperimentDeleted as error:
+            raise TrackingError(
+                f"the experiment {self._experiment_name} is in MLflow's trash: restore it with `MLFLOW_TRACKING_URI="
+                f"{self.store.shown} mlflow experiments restore --experiment-id {error.number}`, or name another with "
+                "--tracking.experiment"
+            ) from error
+
+    @property
+    def status(self) -> str | None:
+        """The run's status in the store, on any process; None while there is no run.
+
+        Raises:
+            MlflowException: the store does not answer
+        """
+        if self._away:
+            return self.run.record.status
+        return None if self._run_id is None else self._mlflow_client.get_run(self._run_id).info.status
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run has ended: another process of the training may have ended it in the store."""
+        if super().closed or breaker_of(self.uri).reason is not None:  # a store that is away would only be waited for
+            return super().closed
+        try:
+            return self.status in _TERMINAL
+        except Exception:  # whatever keeps the store from answering
+            return False
+
+    def close_as_failed(self, error: str) -> None:
+        """End the run as FAILED because of ``error``, unless it has ended already. Any process may do so.
+
+        The first to fail says why: the others lose their connection to it, and have nothing to add.
+        """
+        if self._run is not None:
+            if not self.closed:
+                super().close_as_failed(error)
+            return
+        if self._run_id is None or self.final_status is not None:
+            return
+        try:  # another process than the first, which has no journal
+            if self.status == "RUNNING":
+                self._mlflow_client.set_tag(self._run_id, "error", error)
+                self._mlflow_client.set_terminated(self._run_id, "FAILED")
+        except Exception:  # the first process says that its store is away
+            return
+
+
+class FolderLogger(RunLogger, Logger):
+    """Keeps a run in a folder of its own, ``mlruns/local/RUN_ID``, for trainings whose loggers keep no files.
+
+    Args:
+        experiment: what the run is grouped under, in its record
+        run_name: its name
+        tags: its tags
+        run_id: continue this run instead of starting one
+
+    Raises:
+        UserError: there is no such run
+    """
+
+    def __init__(
+        self,
+        experiment: str = "bustseg",
+        run_name: str | None = None,
+        tags: dict[str, str] | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        RunLogger.__init__(self)
+        Logger.__init__(self)
+        self.experiment_name = experiment
+        self.tags = dict(tags or {})
+        self._run_name = run_name
+        self._run_id = run_id
+        self.store = Store(LOCAL)
+        if run_id is not None and local_run(run_id) is None:
+            raise UserError(f"no run {run_id} in {local_runs()}")
+
+    @property
+    def name(self) -> str:
+        return self.experiment_name
+
+    @property
+    def version(self) -> str | None:
+        return self.run_id
+
+    @property
+    def save_dir(self) -> str:
+        return str(local_runs())
+
+    @property
+    def where(self) -> str:
+        return f"run {self.run_id}  in {local_runs() / str(self.run_id)} (kept in no MLflow store)"
+
+    def _begin(self) -> Run:
+        settle_local()
+        new = self._run_id is None
+        self._run_id = self._run_id or uuid.uuid4().hex
+        files = local_runs() / self._run_id
+        if new:
+            record = Record(self._run_id, self.experiment_name, start_time=time.time_ns() // 1_000_000)
+            record.tags = {**self.tags, **({NAME_TAG: self._run_name} if self._run_name else {})}
+            record.save(files)
+        else:
+            record = Record.read(files) or Record(self._run_id)
+        return Run(
+            record,
+            files,
+            RUNS_DIR.resolve(),
+            LOCAL,
+            RecordSink(files),
+            f"{LOCAL}:{files}",
+            upload=False,
+            ends_run=self.final_status is None and not self.shared,
+        )
+
+    @property
+    def status(self) -> str | None:
+        """The run's status; None while there is no run."""
+        if self._run is not None:
+            return self._run.record.status
+        record = None if self._run_id is None else Record.read(local_runs() / self._run_id)
+        return None if record is None else record.status
+
+
+def settle_local() -> None:
+    """End the runs that dead processes have left in this folder's spool."""
+    from bustseg.runs.spool import settle
+
+    settle(Store(LOCAL))
+
+
+def runs_logger(trainer: Trainer) -> Any | None:
+    """The logger that keeps the trainer's run, on every process; None where nothing is kept."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
+
+
+def run_of(trainer: Trainer) -> Run | None:
+    """The run that callbacks write into; None where nothing is kept, and on all processes but the first."""
+    logger = runs_logger(trainer) if trainer.is_global_zero else None
+    return None if logger is None else logger.run
+
+
+def newest_run(client: Any, experiment: str, tag: str, value: str) -> Any | None:
+    """The newest run of an experiment whose ``tag`` is ``value``; None if there is none."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    runs = client.search_runs(
+        [found.experiment_id],
+        filter_string=f"tags.`{tag}` = '{value}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return runs[0] if runs else None
+
+
+def child_runs(client: Any, parent: Any) -> list[Any]:
+    """The runs under ``parent`` (a run), oldest first."""
+    runs: list[Any] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [parent.info.experiment_id],
+            filter_string=f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
