@@ -19,7 +19,7 @@ VERBS = (
     *("fit", "validate", "test", "summary", "cv", "sweep", "reproduce", "compare", "explain"),
     *("data phantom", "data fetch", "data check", "data split"),
     *("configs", "doctor", "completion", "predict", "serve", "live", "node", "export", "ensemble", "bench"),
-    *("ui", "sync"),
+    *("ui", "register", "sync"),
 )
 """Each is a function in a module of :mod:`bustseg.commands`, which is imported only when it is called."""
 

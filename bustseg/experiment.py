@@ -98,7 +98,9 @@ def make_parser(prog: str = "bustseg", description: str = "The configuration of 
     parser.add_class_arguments(Tracker, "tracking", skip={"run_id"}, instantiate=False)
     for callback, section in CALLBACKS.items():
         parser.add_lightning_class_args(callback, section)
-    parser.add_argument("--ckpt_path", type=str | None, help="checkpoint file, run id, runs:/ID or latest")
+    parser.add_argument(
+        "--ckpt_path", type=str | None, help="checkpoint file, run id, runs:/ID, models:/NAME@ALIAS or latest"
+    )
     parser.add_argument("--weights_only", type=bool | None, help="as in Lightning's Trainer")
     parser.add_argument("--verbose", type=bool | None, help="of no effect: scores are printed by convention")
     parser.set_defaults(
@@ -328,7 +330,10 @@ def scored_experiment(verb: str, ckpt_path: str | None, options: Sequence[str]) 
     if ckpt_path is None:
         with suppress(UserError):
             Experiment.parse(options)  # which answers --print_config and --model.network.help
-        raise UserError(f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id, runs:/ID or latest")
+        raise UserError(
+            f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id, runs:/ID, models:/NAME@ALIAS "
+            "or latest"
+        )
     checkpoint = resolve_checkpoint(ckpt_path)
     return Experiment.of_checkpoint(checkpoint, verb, options), checkpoint
 

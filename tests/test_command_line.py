@@ -69,8 +69,9 @@ CONTRACT = {
         [],
     ),
     "ui": ("--host --port --uri", []),
+    "register": ("--alias --name", [None]),
     "sync": ("--uri", []),
-    "configs": ("", ["?"]),
+    "configs": ("--schema", ["?"]),
     "doctor": ("", []),
     "completion": ("", ["?"]),
 }

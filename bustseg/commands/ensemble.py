@@ -21,7 +21,7 @@ def ensemble(
         bustseg ensemble RUN_ID RUN_ID --out ensemble.ckpt
 
     Args:
-        model: checkpoint, MLflow run id or runs:/RUN_ID
+        model: checkpoint, MLflow run id, runs:/RUN_ID or models:/NAME@ALIAS
         out: checkpoint to write
         overwrite: replace the file that is there
         image_size: side of the images that all see (default: the members' own)

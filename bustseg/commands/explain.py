@@ -26,7 +26,7 @@ def explain(
 
     Args:
         input: image files, or folders of them
-        model: checkpoint, MLflow run id, runs:/RUN_ID or latest
+        model: checkpoint, MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS or latest
         out: folder for panels, heat maps and explain.csv
         method: GradCAM, GradCAMPlusPlus, LayerCAM, ...
         layer: layer of the network (default: its last decoder block)

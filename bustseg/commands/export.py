@@ -28,7 +28,7 @@ def export(
         bustseg export latest --format openvino --precision int8 --out exported
 
     Args:
-        model: checkpoint, MLflow run id, runs:/RUN_ID or latest
+        model: checkpoint, MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS or latest
         format: what to write
         precision: of the arithmetic; bf16 for openvino only
         out: folder to make

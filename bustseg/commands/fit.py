@@ -12,7 +12,7 @@ def fit(*, ckpt_path: str | None = None, options: ShownExperimentOptions) -> int
         bustseg fit --config configs/paper/model_01.yaml --data.batch_size 8
 
     Args:
-        ckpt_path: checkpoint file, run id, runs:/RUN_ID or latest: an interrupted run to go on with
+        ckpt_path: checkpoint file, run id, runs:/RUN_ID, models:/NAME@ALIAS or latest: an interrupted run to go on with
         options: of the experiment
     """
     from bustseg.experiment import Experiment

@@ -12,7 +12,7 @@ def test(*, ckpt_path: str | None = None, options: ShownExperimentOptions) -> in
         bustseg test --ckpt_path latest
 
     Args:
-        ckpt_path: checkpoint file, run id, runs:/RUN_ID or latest; it needs no config
+        ckpt_path: checkpoint file, run id, runs:/RUN_ID, models:/NAME@ALIAS or latest; it needs no config
         options: of the experiment, which change what the checkpoint was trained with
     """
     from bustseg.experiment import scored_experiment

@@ -20,7 +20,7 @@ def validate(
         bustseg validate --ckpt_path latest --max_false_positives 0.1
 
     Args:
-        ckpt_path: checkpoint file, run id, runs:/RUN_ID or latest; it needs no config
+        ckpt_path: checkpoint file, run id, runs:/RUN_ID, models:/NAME@ALIAS or latest; it needs no config
         most: with --max_false_positives, whether Dice on lesions or the share of lesions found is to be highest
         max_false_positives: share of the normal images that may be marked, such as 0.1; recommends a threshold and
             the probability that a component's surest pixel needs

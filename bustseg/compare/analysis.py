@@ -21,6 +21,7 @@ from bustseg.metrics.registry import COUNTS, SIZES
 from bustseg.metrics.table import size_thirds
 from bustseg.progress import error_console
 from bustseg.runs.lookup import find_run, is_run_id, local_run, run_file
+from bustseg.runs.registry import is_registered, registered_version
 from bustseg.runs.store import open_store, tracking_uri
 from bustseg.statistics import Bootstrap, holm, wilcoxon
 
@@ -87,7 +88,7 @@ def load_runs(runs: Sequence[str], experiment: str | None = None) -> list[RunTab
     """Per-image tables of the named runs, and of all tested runs of an experiment, with names that differ.
 
     Args:
-        runs: MLflow run ids, ``runs:/RUN_ID``, folders of artifacts, or CSV files
+        runs: MLflow run ids, ``runs:/RUN_ID``, registered models, folders of artifacts, or CSV files
         experiment: name of an MLflow experiment
 
     Raises:
@@ -124,6 +125,8 @@ def load_run(run: str) -> RunTable:
     if path.is_file():
         return _from_file(path, path.stem)
     run_id = run.removeprefix("runs:/").partition("/")[0]
+    if is_registered(run):
+        run_id = registered_version(run).run_id or ""
     if not is_run_id(run_id):
         raise UserError(f"no run at {run} (give an MLflow run id, runs:/RUN_ID, a folder with {TABLE}, or a CSV file)")
     return _from_run(find_run(run_id))

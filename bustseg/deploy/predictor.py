@@ -57,7 +57,7 @@ class Predictor:
 
     Args:
         model: an exported folder, a task, or what :func:`bustseg.runs.checkpoint.resolve_checkpoint` takes: a file,
-            a run, ``latest``
+            a run, a registered model, ``latest``
         device: where to compute; exported models compute on the CPU
         threshold: probability above which a pixel belongs to a lesion; the model's when not given
         image_size: (H, W) that the network sees; the model's when not given

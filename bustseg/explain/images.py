@@ -57,7 +57,7 @@ def explain_images(
 
     Args:
         inputs: image files, folders and globs
-        model: a checkpoint, an MLflow run id, ``runs:/RUN_ID`` or ``latest``
+        model: a checkpoint, an MLflow run id, ``runs:/RUN_ID``, ``models:/NAME@ALIAS`` or ``latest``
         out: folder to write to
         method: of :func:`bustseg.explain.gradcam.methods`
         layer: dotted name in the network; the last decoder block when not given

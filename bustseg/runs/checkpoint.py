@@ -15,6 +15,7 @@ from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.transforms import without_own_readers
 from bustseg.errors import UserError
 from bustseg.runs.lookup import is_run_id, latest_run, run_file
+from bustseg.runs.registry import is_registered, registered_file
 from bustseg.runs.store import one_line
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.trust import building, check_config, stored_config
@@ -138,8 +139,9 @@ def trained_image_size(task: SegmentationTask) -> tuple[int, int]:
 
 
 def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
-    """Path of a checkpoint named by file, MLflow run id, ``runs:/RUN_ID[/path]``, or ``latest``.
+    """Path of a checkpoint named by file, MLflow run id, ``runs:/RUN_ID[/path]``, ``latest``, or a registered model.
 
+    A registered model is ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, see :mod:`bustseg.runs.registry`;
     ``latest`` is the store's newest run that was trained and did not fail.
 
     Args:
@@ -153,9 +155,13 @@ def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
         raise UserError(f"{model} is a folder and no checkpoint (an exported model predicts, and does nothing else)")
     if Path(model).is_file():
         return Path(model)
+    if is_registered(model):
+        return registered_file(model)
     if model == "latest":
         model = f"runs:/{latest_run()}"
     run_id, _, inner = model.removeprefix("runs:/").partition("/")
     if not model.startswith("runs:/") and not is_run_id(model):
-        raise UserError(f"no checkpoint at {model} (give a file, an MLflow run id, runs:/RUN_ID or latest)")
+        raise UserError(
+            f"no checkpoint at {model} (give a file, an MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS or latest)"
+        )
     return run_file(run_id, inner or f"checkpoints/{prefer}.ckpt")

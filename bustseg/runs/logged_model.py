@@ -174,6 +174,9 @@ def _link(source: Path, target: Path) -> None:
 def log_model(client: MlflowClient, run_id: str, checkpoint: Path) -> str:
     """Record a checkpoint as the model of a run and return MLflow's id of it; a second call replaces the first's.
 
+    A model that is registered (:mod:`bustseg.runs.registry`) is not replaced, since a version never changes: the run
+    gets another one of the same name.
+
     MLflow's own ``log_model`` would load and run the model to check it, and copy the weights twice.
 
     Raises:
@@ -184,11 +187,13 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path) -> str:
 
     run = client.get_run(run_id)
     model_id = logged_model_id(client, run_id)
-    if model_id is None:
+    if model_id is None or _is_registered(client, run_id, model_id):
         model_id = client.create_logged_model(
             run.info.experiment_id, name=NAME, source_run_id=run_id, model_type="segmentation"
         ).model_id
-        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        # `runs:/RUN_ID/model` is the one of the highest step
+        earlier = run.outputs.model_outputs if run.outputs else []
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=len(earlier))])
     location = client.get_logged_model(model_id).artifact_location
     content = Model(artifact_path=location, model_uuid=uuid.uuid4().hex, run_id=run_id, model_id=model_id)
     try:
@@ -208,10 +213,16 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path) -> str:
     return model_id
 
 
+def _is_registered(client: MlflowClient, run_id: str, model_id: str) -> bool:
+    """Whether a version of a registered model is this model of a run."""
+    sources = (f"models:/{model_id}", client.get_logged_model(model_id).artifact_location)
+    return any(version.source in sources for version in client.search_model_versions(f"run_id = '{run_id}'"))
+
+
 def logged_model_id(client: MlflowClient, run_id: str) -> str | None:
-    """MLflow's id of the model that :func:`log_model` recorded for a run, if it did."""
+    """MLflow's id of the model that :func:`log_model` recorded for a run last, if it did."""
     outputs = client.get_run(run_id).outputs
-    for output in outputs.model_outputs if outputs else []:
+    for output in sorted(outputs.model_outputs if outputs else [], key=lambda output: -output.step):
         if client.get_logged_model(output.model_id).name == NAME:
             return output.model_id
     return None

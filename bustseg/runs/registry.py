@@ -1,0 +1,157 @@
+"""MLflow's Model Registry: a run's model under a name, with versions and aliases such as ``champion``."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bustseg.errors import UserError
+from bustseg.runs.lookup import find_run, is_run_id, latest_run, local_run, run_file
+from bustseg.runs.store import Store, local_path, one_line, open_store, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+SCHEME = "models:/"
+
+DEFAULT_NAME = "bustseg"
+"""The registered model that versions go to when nothing else is said."""
+
+NOTE_TAG = "mlflow.note.content"
+"""Tag of a run that is its description."""
+
+
+def is_registered(text: str) -> bool:
+    """Whether a text is meant as a model's address in the registry: ``models:/NAME@ALIAS`` or ``models:/NAME/1``."""
+    return text.startswith(SCHEME)
+
+
+def registered_version(uri: str) -> ModelVersion:
+    """The version that an address means: ``models:/NAME@ALIAS``, ``models:/NAME/NUMBER`` or ``models:/NAME/latest``.
+
+    Raises:
+        UserError: the address is none of these, there is no such model, version or alias, or the store cannot be asked
+    """
+    from mlflow.exceptions import MlflowException
+
+    rest, alias, version = uri.removeprefix(SCHEME), "", ""
+    if "@" in rest:
+        name, _, alias = rest.rpartition("@")
+    else:
+        name, _, version = rest.rpartition("/")
+    if not is_registered(uri) or not name or "/" in name or not (alias or version):
+        raise UserError(f"no model has the address {uri}: give models:/NAME@ALIAS or models:/NAME/VERSION")
+    store = open_store(tracking_uri())
+    client = store.client()
+    try:
+        if alias:
+            return client.get_model_version_by_alias(name, alias)
+        if version == "latest":
+            found = client.search_model_versions(f"name = '{name}'")
+            version = str(max((int(one.version) for one in found), default=1))
+        return client.get_model_version(name, version)
+    except MlflowException as error:
+        raise UserError(f"no model {uri} in {store.shown}: {one_line(error)}{_known(client)}") from error
+
+
+def _known(client: MlflowClient) -> str:
+    """The ending of a message on a model that is not there: what is."""
+    with suppress(Exception):  # the message itself says enough
+        found = [
+            f"{SCHEME}{model.name}@{alias}"
+            for model in client.search_registered_models(max_results=20)
+            for alias in model.aliases
+        ]
+        return f"; there is {', '.join(found)}" if found else "; `bustseg register RUN --alias champion` makes one"
+    return ""
+
+
+def registered_file(uri: str) -> Path:
+    """The checkpoint of a registered model: the file itself where the store is on this machine, else a copy.
+
+    Raises:
+        UserError: there is no such model, or it is not one of bustseg's
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from bustseg.runs.logged_model import WEIGHTS
+
+    version = registered_version(uri)
+    store = Store(tracking_uri())
+    try:
+        source = store.client().get_model_version_download_uri(version.name, version.version)
+        if source.startswith(SCHEME):  # registered by MLflow's own `register_model`
+            source = store.client().get_logged_model(source.removeprefix(SCHEME)).artifact_location
+        folder = local_path(source)
+        if folder is None:
+            return Path(mlflow.artifacts.download_artifacts(f"{source}/{WEIGHTS}", tracking_uri=store.uri))
+        if not (folder / WEIGHTS).is_file():
+            raise FileNotFoundError(f"nothing at {folder / WEIGHTS}")
+        return folder / WEIGHTS
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{uri} holds no model that bustseg made: {one_line(error)}") from error
+
+
+def register(run: str, name: str = DEFAULT_NAME, alias: str | None = None) -> ModelVersion:
+    """Register the model of a run, and let an alias point to it.
+
+    A run whose model has a version of this name gets no second one. A run that has no model, since it was made with
+    ``tracking.log_model`` false, gets one of its best checkpoint.
+
+    Args:
+        run: run id, ``runs:/RUN_ID`` or ``latest``
+        name: of the registered model, made when it is not there
+        alias: what points to this version from now on, and to no other
+
+    Raises:
+        UserError: no such run, it was not trained, or MLflow does not take the name or alias
+    """
+    from mlflow.exceptions import MlflowException
+
+    from bustseg.runs.logged_model import log_model, logged_model_id
+
+    run_id = latest_run() if run == "latest" else run.removeprefix("runs:/").partition("/")[0]
+    if not is_run_id(run_id):
+        raise UserError(f"no run at {run} (give an MLflow run id, runs:/RUN_ID or latest)")
+    if local_run(run_id) is not None:
+        raise UserError(f"run {run_id} is kept in a folder, and only an MLflow store has a registry: train with MLflow")
+    client = open_store(tracking_uri(), write=True).client()
+    found = find_run(run_id)
+    run_id = found.info.run_id  # the store's own, where the run began while the store was away
+    try:
+        model_id = logged_model_id(client, run_id)
+        if model_id is None:
+            model_id = log_model(client, run_id, run_file(run_id, "checkpoints/best.ckpt"))
+        source = client.get_logged_model(model_id).artifact_location
+        version = _version_of(client, name, source)
+        if version is None:
+            # the place and not models:/ID, which MLflow looks for in the store that was last set for the whole process
+            version = client.create_model_version(name, source, run_id, description=found.data.tags.get(NOTE_TAG))
+            _show_with_run(client, model_id, version)
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, version.version)
+        return version
+    except (MlflowException, OSError) as error:
+        target = f"{name}@{alias}" if alias else name
+        raise UserError(f"the model of run {run_id} cannot be registered as {target}: {one_line(error)}") from error
+
+
+def _version_of(client: MlflowClient, name: str, source: str) -> ModelVersion | None:
+    """The version of a name that lies at ``source`` already; makes the name where it is new."""
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+        return None
+    return next((one for one in client.search_model_versions(f"name = '{name}'") if one.source == source), None)
+
+
+def _show_with_run(client: MlflowClient, model_id: str, version: ModelVersion) -> None:
+    """Set the tag by which the UI shows a version beside its run, as `mlflow.register_model` does."""
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+    known = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    tag = json.dumps([*known, {"name": version.name, "version": version.version}])
+    client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: tag})
