@@ -16,7 +16,7 @@ from bustseg.runs import registry
 from bustseg.runs.checkpoint import resolve_checkpoint
 from bustseg.runs.logged_model import log_model, logged_model_id
 from bustseg.runs.registry import register, registered_version
-from bustseg.runs.store import tracking_uri
+from bustseg.runs.store import open_store, tracking_uri
 from bustseg.trust import TrustError
 from tests.conftest import TINY, TrainedRun
 
@@ -28,6 +28,7 @@ def run_id(trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The shared run in a copy of its store, so that a test may write into it."""
     shutil.copytree(Path(trained_run.uri.removeprefix("sqlite:///")).parent, tmp_path / "mlruns")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    open_store(tracking_uri(), write=True)  # which says that the store has moved
     return trained_run.run_id
 
 
