@@ -114,7 +114,7 @@ class _Schema:
 
     def _key(self, action: Any, name: str) -> dict[str, Any]:
         """What one key takes: its type, default and description."""
-        described = self._network_or_loss(name) or self._type(action._typehint)
+        described = self._network_or_loss(name) or self._type(action._typehint)  # noqa: SLF001 (listed in tests/test_private_parts.py)
         text = " ".join((action.help or "").replace("%%", "%").split())
         found = {"description": text} if text and text != "==SUPPRESS==" else {}
         if name not in OF_THE_MACHINE and (default := _plain(action.default)) is not None:
@@ -236,7 +236,7 @@ class _Made:
 
 def _keys(parser: ArgumentParser) -> list[Any]:
     """The options of a parser that have a type, which are the keys of its files."""
-    return [action for action in parser._actions if type(action).__name__ == "ActionTypeHint"]
+    return [action for action in parser._actions if type(action).__name__ == "ActionTypeHint"]  # noqa: SLF001 (listed in tests/test_private_parts.py)
 
 
 def _plain(value: Any) -> Any:

@@ -25,7 +25,8 @@ from bustseg.data.transforms import without_own_readers
 from bustseg.errors import UserError, causes
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
 from bustseg.presets import find_config
-from bustseg.runs.checkpoint import read_checkpoint, resolve_checkpoint, run_file, without_pretrained
+from bustseg.runs.checkpoint import read_checkpoint, resolve_checkpoint, without_pretrained
+from bustseg.runs.lookup import run_file
 from bustseg.runs.tracker import Tracker, flatten
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.trust import allow_arguments, allow_text, building, check_config, stored_config
@@ -160,7 +161,7 @@ class Experiment:
         options = with_shipped_configs(options)
         check_files(options)
         with _guarded(base.origin if base else ""):
-            namespace = _parser().parse_args(list(options), namespace=base._namespace if base else None)
+            namespace = _parser().parse_args(list(options), namespace=base._namespace if base else None)  # noqa: SLF001 (its own class)
         files = [Path(str(path)).stem for path in namespace.pop("config", None) or []]
         name = files[-1] if files else base.name if base else None
         return cls(namespace, name, base.origin if base else "")
@@ -237,7 +238,7 @@ class Experiment:
         changed = Experiment.of_config(config, self.name, self.origin)
         for key in OF_A_RUN:
             if key in self._namespace:
-                changed._namespace[key] = self._namespace[key]
+                changed._namespace[key] = self._namespace[key]  # noqa: SLF001 (its own class)
         return changed
 
     def with_options(self, options: Sequence[str]) -> Experiment:

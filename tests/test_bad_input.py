@@ -146,7 +146,7 @@ def test_a_checkpoint_that_is_none(content: Any, tiny: list[str], tmp_path: Path
         ("fit", "NAME"),
         ("NAME",),
     ],
-    ids=lambda command: "-".join(command),
+    ids="-".join,
 )
 def test_names_that_no_file_has(
     command: tuple[str, ...], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bustseg: Run

@@ -49,6 +49,6 @@ class MovingAverage(WeightAveraging):
             return
         n = torch.as_tensor(updates, dtype=torch.float32, device=averages[0].device)
         share = 1 - torch.clamp((1 + n) / (10 + n), max=self.decay)
-        differences = torch._foreach_sub(list(currents), list(averages))
+        differences = torch._foreach_sub(list(currents), list(averages))  # noqa: SLF001 (listed in tests/test_private_parts.py)
         torch._foreach_mul_(differences, share)
         torch._foreach_add_(list(averages), differences)

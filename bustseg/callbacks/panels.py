@@ -22,8 +22,9 @@ from bustseg.task import SegmentationTask
 
 
 def failures(counts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Positions of the missed lesion images, the largest first (a missed speck says less), and of the normals, those
-    with the most false positive pixels first.
+    """Positions of the missed lesion images, and of the normals with false positive pixels.
+
+    The largest come first: a missed speck says less.
 
     Args:
         counts: of :meth:`bustseg.metrics.SegmentationMetrics.per_image`

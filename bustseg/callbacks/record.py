@@ -50,6 +50,7 @@ def git_commit() -> str | None:
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
+            check=False,
             cwd=folder,
             capture_output=True,
             text=True,

@@ -1,0 +1,1 @@
+"""Files to samples to a split to batches."""

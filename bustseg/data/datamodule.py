@@ -310,7 +310,7 @@ class BUSIDataModule(LightningDataModule):
     @property
     def seed(self) -> int:
         """Seed of order and augmentation."""
-        return self._seed if self._seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+        return self._seed if self._seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     @property
     def data_digest(self) -> str:

@@ -441,7 +441,7 @@ def _check_file(pydicom: Any, path: Path) -> bool:
         return False
     with path.open("rb") as file:
         pydicom.filereader.read_preamble(file, False)
-        pydicom.filereader._read_file_meta_info(file)
+        pydicom.filereader._read_file_meta_info(file)  # noqa: SLF001 (listed in tests/test_private_parts.py)
         unfold, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while packed := file.read(1 << 16):
             while packed:

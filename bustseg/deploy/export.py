@@ -436,7 +436,7 @@ def _quantise_onnx(path: Path, check: CheckImages) -> None:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Images(quantization.CalibrationDataReader):
+    class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self, images: np.ndarray) -> None:
             self._images = iter(images)
 

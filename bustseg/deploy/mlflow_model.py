@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from bustseg.data.sources import read_native
-from bustseg.deploy.predictor import Prediction, Predictor
+from bustseg.deploy.prediction import Prediction
+from bustseg.deploy.predictor import Predictor
 from bustseg.errors import DataError, UserError
 from bustseg.runs.checkpoint import load_task
 from bustseg.runs.logged_model import WEIGHTS

@@ -168,7 +168,7 @@ def draw_parallel(points: Sequence[Point], keys: Sequence[Axis], objective: Obje
 
     shown = _complete(points)
     values = [point.values[0] for point in shown]
-    low, high = min(values), max(max(values), min(values) + 1e-9)
+    low, high = min(values), max(*values, min(values) + 1e-9)
     norm = Normalize(low, high)
     colours = ScalarMappable(norm, COLOURS if objective.maximize else f"{COLOURS}_r")
     with chart(f"Trials by key and {objective.name}", (max(1.9 * (len(keys) + 1) + 1, 6), 4.4)) as (figure, (axes,)):
@@ -205,7 +205,7 @@ def draw_importances(shares: Mapping[str, float], objective: Objective, path: Pa
             text = "< 0.01" if share < 0.01 else f"{share:.2f}"
             axes.text(share + 0.012, place, text, va="center", fontsize=9)
         axes.grid(visible=False, axis="y")
-        axes.set(xlim=(0, max(1.0, max(lengths)) * 1.08), xlabel=f"share of the variance of {objective.name} (fANOVA)")
+        axes.set(xlim=(0, max(1.0, *lengths) * 1.08), xlabel=f"share of the variance of {objective.name} (fANOVA)")
         return save(figure, path)
 
 

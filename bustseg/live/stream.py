@@ -70,8 +70,9 @@ class Latest(Generic[Thing]):
             return self._number, self._thing
 
     def after(self, number: int, timeout: float | None = None) -> tuple[int, Thing] | None:
-        """The newest thing, once there is one that is newer than ``number``, with its own number; for any number of
-        readers.
+        """The newest thing, once there is one that is newer than ``number``, with its own number.
+
+        Any number of readers may wait.
 
         None when there will be none, or within ``timeout`` seconds was none.
         """

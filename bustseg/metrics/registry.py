@@ -14,6 +14,7 @@ or a sequence of metrics; every command then measures, logs, prints and compares
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -242,7 +243,6 @@ _Kind = TypeVar("_Kind", bound=Metric)
 
 _METRICS: dict[str, Metric] = {}
 _COLUMNS: dict[str, Column] = {}
-_installed = False
 
 
 def register(*metrics: Metric, replace: bool = False) -> None:
@@ -282,16 +282,18 @@ def all_metrics() -> tuple[Metric, ...]:
     Raises:
         UserError: an installed package's entry point cannot be used
     """
-    global _installed
-    if not _installed:
-        _installed = True
-        for point in entry_points(group=ENTRY_POINTS):
-            try:
-                found = point.load()
-            except Exception as error:  # whatever a package raises when it is imported
-                raise UserError(f"the metrics of {point.value} cannot be loaded: {error}") from error
-            register(*(found if isinstance(found, Sequence) else [found]))
+    _register_installed()
     return tuple(_METRICS.values())
+
+
+@functools.cache
+def _register_installed() -> None:
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            found = point.load()
+        except Exception as error:  # whatever a package raises when it is imported
+            raise UserError(f"the metrics of {point.value} cannot be loaded: {error}") from error
+        register(*(found if isinstance(found, Sequence) else [found]))
 
 
 def of_kind(kind: type[_Kind]) -> list[_Kind]:

@@ -40,7 +40,7 @@ class LeanReLU6(nn.ReLU6):
     """``nn.ReLU6`` in place, without the copy."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if _differentiated(input) and not input._is_view():
+        if _differentiated(input) and not input._is_view():  # noqa: SLF001 (listed in tests/test_private_parts.py)
             return _ReLU6.apply(input)
         return super().forward(input)
 

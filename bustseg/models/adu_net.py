@@ -52,8 +52,9 @@ class AttentionGate(nn.Module):
 
 
 class ADUNet(nn.Module):
-    """Attention-enriched deeper UNet: images (B, C, H, W) in, logits (B, 1, H, W) out; what is reconstruction says the
-    file's head.
+    """Attention-enriched deeper UNet: images (B, C, H, W) in, logits (B, 1, H, W) out.
+
+    The head of the file says what is a reconstruction.
 
     Images of any size are taken: they are padded to a multiple of 32, and the logits are cropped.
 

@@ -138,8 +138,9 @@ class SelectiveKernel(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Transformer layers over all positions of a map, added to it: the "transformer or self-attention" of the paper's
-    future work.
+    """Transformer layers over all positions of a map, added to it.
+
+    They are the "transformer or self-attention" of the paper's future work.
 
     ``x + expand(layers(reduce(x) + position(reduce(x))))``: 1 x 1 convolutions lead to a narrower map and back (as the
     fused bottleneck of three encoders has 2816 channels, of which one layer at full width would need 95 million

@@ -88,8 +88,9 @@ class AveragePool(nn.Module):
 
 
 class DDRANet(nn.Module):
-    """Dual-channel deep residual attention UPerNet: images (B, C, H, W) in, logits (B, 1, H, W) out; what is
-    reconstruction says the file's head.
+    """Dual-channel deep residual attention UPerNet: images (B, C, H, W) in, logits (B, 1, H, W) out.
+
+    The head of the file says what is a reconstruction.
 
     Images of any size are taken: they are padded to a multiple of 32, and the logits are cropped.
 

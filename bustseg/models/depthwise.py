@@ -107,7 +107,7 @@ class FastDepthwiseConv2dSame(Conv2dSame):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         padded = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
         y = _depthwise(self, padded, (0, 0))
-        return super().forward(x) if y is None else y
+        return super().forward(x) if y is None else y  # type: ignore[no-untyped-call]
 
 
 def use_fast_depthwise(net: nn.Module) -> nn.Module:

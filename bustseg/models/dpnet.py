@@ -96,8 +96,9 @@ class SpaceChannelPosition(nn.Module):
 
 
 class DPNet(nn.Module):
-    """Dual-attention patching network: images (B, C, H, W) in, logits (B, 1, H, W) out; what is reconstruction says the
-    file's head.
+    """Dual-attention patching network: images (B, C, H, W) in, logits (B, 1, H, W) out.
+
+    The head of the file says what is a reconstruction.
 
     Images of any size are taken: they are padded to a multiple of 16, and the logits are cropped.
 

@@ -48,8 +48,9 @@ class Route(nn.Sequential):
 
 
 class MRFECNN(nn.Module):
-    """Multi-route feature extraction CNN: images (B, C, H, W) in, logits (B, 1, H, W) out; what is reconstruction says
-    the file's head.
+    """Multi-route feature extraction CNN: images (B, C, H, W) in, logits (B, 1, H, W) out.
+
+    The head of the file says what is a reconstruction.
 
     Images of any size are taken: they are padded to a multiple of 4, and the logits are cropped.
 

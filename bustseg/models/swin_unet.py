@@ -103,8 +103,9 @@ class UpStage(nn.Module):
 
 
 class SwinUNet(nn.Module):
-    """UNet of Swin transformer blocks: images (B, C, H, W) in, logits (B, 1, H, W) out; what is reconstruction says the
-    file's head.
+    """UNet of Swin transformer blocks: images (B, C, H, W) in, logits (B, 1, H, W) out.
+
+    The head of the file says what is a reconstruction.
 
     Args:
         in_channels: channels of the images

@@ -33,6 +33,8 @@ PACKAGED = tuple(_LITE.format(size) for size in (0, 1, 2))
 """timm models whose ImageNet weights are installed with bustseg."""
 
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id", "source")
+_PACKAGED = "_bustseg_packaged"
+"""Marks a function of timm's that has been wrapped"""
 _HEADS = ("fc.", "classifier.", "head.", "global_pool.")
 _WRAPPERS = ("_orig_mod.", "module.", "net.", "model.", "encoder.", "backbone.", "features.")
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
@@ -93,7 +95,7 @@ def use_packaged_weights() -> None:
         if packaged_file(name) is None:
             continue
         create = timm.models.model_entrypoint(name)
-        if getattr(create, "_bustseg_packaged", False):
+        if getattr(create, _PACKAGED, False):
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm warns that the entry is replaced, which is what is wanted
@@ -115,7 +117,7 @@ def _with_packaged_weights(create: Callable[..., nn.Module], name: str) -> Calla
                 cfg.pop("state_dict", None)  # or every copy and pickle of the network would hold the weights twice
         return net
 
-    wrapped._bustseg_packaged = True  # type: ignore[attr-defined]
+    setattr(wrapped, _PACKAGED, True)
     return wrapped
 
 

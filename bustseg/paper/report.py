@@ -24,7 +24,8 @@ from bustseg.paper.tables import Claim, PaperTable, Row
 from bustseg.progress import error_console
 from bustseg.reports.render import render as render_template
 from bustseg.reports.tables import markdown_table
-from bustseg.runs.checkpoint import pretrained_parts, run_file
+from bustseg.runs.checkpoint import pretrained_parts
+from bustseg.runs.lookup import run_file
 from bustseg.statistics import holm
 
 if TYPE_CHECKING:

@@ -73,8 +73,10 @@ class _Pictures:
         self._done: dict[tuple[str, bool], dict[str, Any]] = {}
 
     def picture(self, image: str, marked: bool = False) -> dict[str, Any]:
-        """What the page shows of an image: ``image``, ``colour``, ``uri``, ``width``, ``height``; no ``uri`` when it
-        cannot be read."""
+        """What the page shows of an image: ``image``, ``colour``, ``uri``, ``width`` and ``height``.
+
+        There is no ``uri`` when it cannot be read.
+        """
         key = (image, marked)
         if key not in self._done:
             sample = self._samples[image]

@@ -61,7 +61,8 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._offset = 0
+        self.offset = 0
+        """Bytes of the whole entries that were read"""
 
     def __iter__(self) -> Iterator[Entry]:
         """The whole entries that have come since the last time."""
@@ -70,11 +71,11 @@ class Reader:
         except FileNotFoundError:
             return
         with file:
-            file.seek(self._offset)
+            file.seek(self.offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                self._offset += len(line)
+                self.offset += len(line)
                 if (entry := parse_line(line)) is not None:
                     yield entry
 
@@ -94,7 +95,7 @@ class Journal:
         reader = Reader(path)
         self._next = max((entry.seq for entry in reader), default=-1) + 1
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._end = reader._offset
+        self._end = reader.offset
         os.ftruncate(self._file, self._end)
         self._reserve = path.with_suffix(".reserve")
         self._take_reserve()

@@ -118,7 +118,9 @@ def _problem(status: int, error: str, headers: Any = None) -> JSONResponse:
     return JSONResponse({"error": error, "notice": NOTICE}, status, headers)
 
 
-def create_app(predictor: Predictor, settings: Settings | None = None, name: str = "") -> FastAPI:
+def create_app(  # noqa: C901, PLR0915 (its inner functions are the routes)
+    predictor: Predictor, settings: Settings | None = None, name: str = ""
+) -> FastAPI:
     """The server as an ASGI application.
 
     Args:

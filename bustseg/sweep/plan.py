@@ -157,8 +157,11 @@ class Dimension:
 
     @cached_property
     def labels(self) -> dict[Any, str]:
-        """Words for each choice of a dimension that has choices: ``BCELoss`` for a loss, ``HybridLoss(alpha 0.3)``
-        where its class stands there twice, with the arguments that differ."""
+        """Words for each choice of a dimension that has choices.
+
+        A loss is ``BCELoss``, or ``HybridLoss(alpha 0.3)`` with the arguments that differ where its class stands there
+        twice.
+        """
         if not isinstance(self.distribution, CategoricalDistribution):
             return {}
         choices = list(self.distribution.choices)

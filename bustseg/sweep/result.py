@@ -166,8 +166,10 @@ def write_plots(plan: Plan, trials: list[FrozenTrial], folder: Path) -> list[Pat
 
 
 def write_result(plan: Plan, trials: list[FrozenTrial]) -> Path:
-    """Write ``best_config.yaml``, ``trials.csv``, the pictures, and of several objectives the configs of the Pareto
-    front; returns their folder."""
+    """Write ``best_config.yaml``, ``trials.csv`` and the pictures, and return their folder.
+
+    A sweep of several objectives leaves the configs of its Pareto front, too.
+    """
     folder = RUNS_DIR / "sweeps" / plan.study
     folder.mkdir(parents=True, exist_ok=True)
     trial_table(plan, trials).to_csv(folder / "trials.csv", index=False)

@@ -204,7 +204,7 @@ def ruin_no_image(folder: Path) -> None:
 
 
 def draw_mask(folder: Path, image: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    path = folder / image.split(" ")[0] / f"{image}_mask.png"
+    path = folder / image.split(" ", maxsplit=1)[0] / f"{image}_mask.png"
     mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     assert mask is not None
     cv2.imwrite(str(path), change(mask))

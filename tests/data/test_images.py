@@ -172,7 +172,7 @@ FAULTY_MASKS = {
     "0/255, 16 bit": (lambda: Image.fromarray((LESION * 255).astype(np.uint16)), "above 255 of 65535", 0),
     "0/1, 16 bit": (lambda: Image.fromarray((LESION * 1).astype(np.uint16)), "above 1 of 65535", 0),
     "0/1, 32 bit": (lambda: Image.fromarray((LESION * 1).astype(np.int32)), "above 1 of 255", 0),
-    "palette of dark colours": (lambda: palette_mask(), "above 60 of 255", 30),
+    "palette of dark colours": (lambda: palette_mask(), "above 60 of 255", 30),  # noqa: PLW0108 (it is defined below)
     "transparency, black": (lambda: flat(0), "drawing in the transparency", None),
     "transparency, white": (lambda: flat(255), "drawing in the transparency", None),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -68,16 +69,14 @@ class Started:
         return Ended(os.waitstatus_to_exitcode(int(noted.read_text())), out, err, seconds)
 
 
-_count = 0
+_numbers = itertools.count(1)
 _logs = tempfile.TemporaryDirectory(prefix="bustseg-faults-")
 """What commands print, on a disk that no test fills"""
 
 
 def start(folder: Path, *args: object, patch: Patch | None = None, env: dict[str, str] | None = None) -> Started:
     """Start ``bustseg ARGS`` in a folder, in a process of its own, which has everything imported."""
-    global _count
-    _count += 1
-    log = Path(_logs.name) / f"{_count:03d}"
+    log = Path(_logs.name) / f"{next(_numbers):03d}"
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | (env or {})
     begun = time.monotonic()
     pid = launcher().start(Request(folder, [str(arg) for arg in args], log, environment, patch))

@@ -202,7 +202,7 @@ def test_a_server_does_not_hold_up_a_fit(
 
         Run.close = wrapper  # type: ignore[method-assign]
 
-    options = ("--tracking.experiment", outage.split()[0], "--trainer.max_epochs", 20)
+    options = ("--tracking.experiment", outage.split(maxsplit=1)[0], "--trainer.max_epochs", 20)
     patient = {**env, "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # as it is by default
     ended = world.fit(*options, env=patient, patch=measure)
     assert ended.code == 0, ended.err
