@@ -13,6 +13,8 @@ import pytest
 
 # one thread per process: tiny tensors gain nothing from more, and threads that wait for each other cost a lot
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# the queues of an MLflow server, a dozen busy processes, which nothing here uses
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
 pytest_plugins = ["tests.servers_for_tests"]
 

@@ -31,5 +31,9 @@ def ui(*, uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> 
     page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
     console.print(f"MLflow UI: {page} (store {store.shown}; Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+    command += ["--workers", "2"]  # of four by default, each with half a gigabyte: one user has one browser
     # not as an argument, which other users of this machine see: the URI may hold a password
-    os.execve(sys.executable, command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": place})
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": place}
+    # the queues that MLflow keeps for judging language models: a dozen processes, which a kill leaves behind
+    environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    os.execve(sys.executable, command, environment)

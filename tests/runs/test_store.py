@@ -137,8 +137,10 @@ def test_the_ui_gets_the_uri_where_other_users_do_not_see_it(monkeypatch: pytest
     uri = f"sqlite:///{Path('mlruns/mlflow.db').resolve()}"
     called: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda path, args, environment: called.append((args, environment)))
+    monkeypatch.delenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION")
     bustseg("ui")  # type: ignore[operator]
     ((args, environment),) = called
+    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false", "a dozen processes that nothing here uses"
     assert uri not in " ".join(args)
     assert environment["MLFLOW_BACKEND_STORE_URI"] == uri
 
