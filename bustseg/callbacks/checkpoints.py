@@ -12,6 +12,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from bustseg.metrics.registry import charted
 from bustseg.runs.session import POSITION, Position
 from bustseg.runs.tracker import run_of
 
@@ -173,7 +174,8 @@ class LastCheckpoint(_RunCheckpoint):
         run = run_of(trainer)
         if run is not None:
             # an epoch without a validation still shows the last one's metrics, as the same objects
-            new = {name: float(value) for name, value in metrics.items() if value is not self._before.get(name)}
+            fresh = {name: value for name, value in metrics.items() if value is not self._before.get(name)}
+            new = {name: float(value) for name, value in fresh.items() if charted(name)}
             run.log_metrics(new, trainer.current_epoch)
             self._position = run.position
         super().on_train_epoch_end(trainer, pl_module)

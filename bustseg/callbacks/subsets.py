@@ -74,6 +74,8 @@ class TestPasses(Callback):
 
     def __init__(self, subsets: list[Literal["train", "val"]] = ["train", "val"]) -> None:  # noqa: B006 (a YAML default)
         self.subsets = list(subsets)
+        self.seconds: dict[str, float] = {}
+        """Where the time of the last test went, as scores (``test/seconds``)"""
         self._seconds = {"forward": 0.0, "other_subsets": 0.0}
         self._images = 0
         self._started = self._batch_started = 0.0
@@ -135,8 +137,9 @@ class TestPasses(Callback):
         beyond = total - forward - other
         seconds = {"seconds": total, "seconds_forward": forward, "seconds_other_subsets": other}
         seconds["seconds_report"] = beyond
+        self.seconds = {f"test/{name}": value for name, value in seconds.items()}
         for logger in trainer.loggers:
-            logger.log_metrics({f"test/{name}": value for name, value in seconds.items()}, step=0)
+            logger.log_metrics(self.seconds, step=0)
         console.print(
             f"test: {int(images)} images in {total:.1f} s: scored in {forward:.1f} s, "
             f"{' and '.join(self.subsets) or 'no other subsets'} in {other:.1f} s, "

@@ -53,6 +53,7 @@ from bustseg.presence import fit_presence
 from bustseg.progress import console, error_console
 from bustseg.runs.card import model_card, read_run
 from bustseg.runs.checkpoint import load_task, resolve_checkpoint, trained_image_size
+from bustseg.runs.scores import scores_of_test
 from bustseg.runs.tracker import one_line, tracking_uri
 from bustseg.task import SegmentationTask
 
@@ -588,11 +589,11 @@ def describe(
     known = _read_run(record.get("run_id"))
     if known is not None:
         run, validation = known
-        test = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+        test = scores_of_test(run)
         metadata["figures"] = {
             name: value for name, value in sorted({**validation, **test}.items()) if np.isfinite(value)
         }
-        (folder / "model_card.md").write_text(model_card(run, validation), encoding="utf-8")
+        (folder / "model_card.md").write_text(model_card(run, validation, test), encoding="utf-8")
     return metadata
 
 

@@ -57,6 +57,7 @@ register(
         "precision",
         "share of the predicted pixels that are lesion",
         "TP / (TP + FP)",
+        charted_in=("paper", "lesion"),
         terms=lambda tp, fp, fn, tn: (tp, tp + fp),
     ),
     OverlapMetric(
@@ -64,6 +65,7 @@ register(
         "recall",
         "share of the lesion's pixels that are predicted",
         "TP / (TP + FN)",
+        charted_in=("paper", "lesion"),
         terms=lambda tp, fp, fn, tn: (tp, tp + fn),
     ),
     OverlapMetric(
@@ -82,6 +84,7 @@ register(
         "TP / (TP + FP + FN)",
         prominence="headline",
         by_class="detail",
+        charted_in=("paper", "lesion"),
         terms=lambda tp, fp, fn, tn: (tp, tp + fp + fn),
     ),
     OverlapMetric(
@@ -249,6 +252,7 @@ register(
         "heat in the lesion, constant map",
         "the lesion's share of the image, which heat that is the same everywhere would score",
         higher_is_better=None,
+        prominence="detail",
     ),
     Metric("cam_pointing_hit", "hottest pixel in the lesion", "share of the lesion images whose hottest pixel hits"),
     # of the training and of the test itself

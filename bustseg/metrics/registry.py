@@ -70,7 +70,7 @@ class Metric:
         digits: decimals of a single score; an estimate beside its interval is shown with one less
         unit: such as ``px``; empty for shares
         prominence: ``headline`` for what every table shows, ``usual`` for what is also compared and logged as a
-            metric of a tested run, ``detail`` for what stands in files only
+            metric of a run, ``detail`` for what stands in files only, such as ``tables/test_scores.csv``
         by_class, by_size: how prominent its scores of each class, and of each third of the lesion sizes, are; None
             where a test does not score them
         alias_of: name of the metric that has the same values, under which alone it is logged
@@ -113,11 +113,13 @@ class OverlapMetric(Metric):
     Attributes:
         terms: from ``tp, fp, fn, tn`` (float64 arrays of equal shape) to numerator and denominator of that shape;
             a quotient 0 / 0 counts 0
+        charted_in: the conventions in which it is logged as a metric of a run; in the others it stands in files only
     """
 
     terms: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = field(
         kw_only=True
     )
+    charted_in: tuple[str, ...] = field(default=CONVENTIONS, kw_only=True)
 
     def score(self, tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
         """The quotient in float64, and 0 where its denominator is 0 (nothing was predicted)."""
@@ -380,6 +382,24 @@ def find(name: str) -> Score | None:
 def score(name: str) -> Score:
     """The parts of a score's full name; a plain metric of that name where none is registered."""
     return find(name) or Score(metric(name.rpartition("/")[2]))
+
+
+def charted(name: str) -> bool:
+    """Whether a value is logged as a metric of a run, where each becomes a chart of its own.
+
+    Left out are scores of a subset that are of secondary interest: metrics of prominence ``detail``, and overlap
+    metrics in conventions that few read. A name that is not known stays: whoever logs it wants to see it.
+
+    Args:
+        name: full name, such as ``test/dice_lesion``
+    """
+    stage, _, short = name.rpartition("/")
+    found = find(short) if stage in ("train", "val", "test") else None
+    if found is None:
+        return True
+    own = found.metric
+    outside = isinstance(own, OverlapMetric) and bool(found.convention) and found.convention not in own.charted_in
+    return found.prominence != "detail" and not outside and not found.part.startswith("encoder")
 
 
 def logged_name(name: str) -> str:

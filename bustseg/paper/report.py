@@ -26,6 +26,7 @@ from bustseg.reports.render import render as render_template
 from bustseg.reports.tables import markdown_table
 from bustseg.runs.checkpoint import pretrained_parts
 from bustseg.runs.lookup import run_file
+from bustseg.runs.scores import scores_of_test
 from bustseg.statistics import holm
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def read_outcome(client: MlflowClient, run: Run) -> Outcome:
     names = ("device", "precision", "data_digest", "split_digest", "split", "git_commit")
     return Outcome(
         run_id=run.info.run_id,
-        scores={name: value for name, value in run.data.metrics.items() if name.startswith("test/")},
+        scores=scores_of_test(run),
         auc={subset: float(found["auc_pixel"]) for subset, found in curves.items() if "auc_pixel" in found},
         parameters=int(tags.get("parameters", 0)),
         trainable=int(tags.get("parameters_trainable", 0)),

@@ -54,12 +54,13 @@ MARK = "<!-- written by bustseg -->"
 """Ends a run's description that bustseg wrote, so that it may write it anew; a person's is never touched."""
 
 
-def model_card(run: Run, validation: Mapping[str, float]) -> str:
+def model_card(run: Run, validation: Mapping[str, float], test: Mapping[str, float] | None = None) -> str:
     """Model card of a run as Markdown.
 
     Args:
         run: the run, trained and perhaps tested
         validation: its ``val/...`` metrics of the epoch that the weights are from
+        test: every score of its test (``test/...``); those among its metrics when not given
     """
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
     return render(
@@ -71,7 +72,7 @@ def model_card(run: Run, validation: Mapping[str, float]) -> str:
         split=_split(tags),
         recipe=markdown_table(("setting", "value"), _recipe(tags, params, metrics)),
         conventions=EMPTY_MASK,
-        test=_figures(_of_stage(metrics, "test/")),
+        test=_figures(_of_stage(metrics if test is None else test, "test/")),
         run_id=run.info.run_id,
         validation=_figures(_of_stage(validation, "val/")),
         epoch=f", epoch {int(tags['best.epoch']) + 1}" if "best.epoch" in tags else "",

@@ -15,7 +15,7 @@ from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.splits import read_split
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
-from bustseg.metrics.registry import headline_scores, score
+from bustseg.metrics.registry import charted, headline_scores, score
 from bustseg.progress import console, labelled, print_wide
 from bustseg.runs.tracker import PARENT_TAG, Tracker, runs_logger
 from bustseg.training import Run, prepare
@@ -125,7 +125,7 @@ def mean_and_spread(results: Mapping[int, Scores]) -> dict[str, tuple[float, flo
 def _record(parent: Tracker, results: Mapping[int, Scores]) -> None:
     import pandas as pd
 
-    table = mean_and_spread(results)
+    table = {name: pair for name, pair in mean_and_spread(results).items() if charted(name)}
     metrics = {f"{name}_mean": mean for name, (mean, _) in table.items()}
     parent.log_metrics({**metrics, **{f"{name}_std": spread for name, (_, spread) in table.items()}})
     with tempfile.TemporaryDirectory() as folder:

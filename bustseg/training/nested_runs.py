@@ -11,6 +11,7 @@ from bustseg.errors import UserError
 from bustseg.experiment import Experiment
 from bustseg.progress import console
 from bustseg.runs.checkpoint import resolve_checkpoint
+from bustseg.runs.scores import scores_of_test
 from bustseg.runs.tracker import Tracker, child_runs, newest_run, open_store, tracking_uri
 from bustseg.training import run_fit, run_test
 
@@ -96,9 +97,7 @@ def fit_and_test(experiment: Experiment, tags: Mapping[str, str], known: Run | N
 
 def tested(run: Run) -> Scores:
     """Scores of a run's test; empty when the run is not finished or not tested."""
-    if run.info.status != "FINISHED":
-        return {}
-    return {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+    return scores_of_test(run) if run.info.status == "FINISHED" else {}
 
 
 def _go_on(run: Run, experiment: Experiment) -> str | None:

@@ -15,6 +15,7 @@ from bustseg.callbacks.panels import select_cases
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.explain.gradcam import cam_energy, heat_maps, pointing_hit
 from bustseg.runs.checkpoint import load_task, resolve_checkpoint
+from bustseg.runs.scores import scores_of_test
 from bustseg.runs.tracker import tracking_uri
 from tests.conftest import TINY
 
@@ -53,7 +54,7 @@ def test_a_test_measures_and_draws_where_the_network_looks(bustseg: Bustseg, pha
             energy[layer].append(cam_energy(heat[layer][0], mask))
         hits.append(pointing_hit(heat[layers[0]][0], mask, tolerance=2))  # from the fit's own configuration
         share.append(float(mask.mean()))
-    metrics = run.data.metrics
+    metrics = scores_of_test(run)
     assert metrics["test/cam_energy"] == pytest.approx(np.mean(energy[layers[0]]), abs=1e-3)
     assert metrics["test/cam_energy_encoder0"] == pytest.approx(np.mean(energy[layers[1]]), abs=1e-3)
     assert metrics["test/cam_pointing_hit"] == pytest.approx(np.mean(hits), abs=1e-3)
