@@ -21,6 +21,9 @@ from bustseg.progress import console, error_console, track
 
 _PICTURED_RUNS = 8
 
+COMPARISONS = "comparisons"
+"""MLflow experiment of their runs, which would stand among the trainings otherwise."""
+
 
 def report(
     runs: Sequence[str],
@@ -31,7 +34,7 @@ def report(
     groups: Path | None = None,
     out: Path | None = None,
 ) -> Comparison:
-    """Compare runs, print the table, and keep it in ``out`` and in a run `compare` of their MLflow experiment.
+    """Compare runs, print the table, and keep it in ``out`` and in a run of the MLflow experiment `comparisons`.
 
     Args:
         runs: as :func:`bustseg.compare.analysis.load_runs` takes them
@@ -210,13 +213,15 @@ def _log(result: Comparison, experiment: str, files: Sequence[Path]) -> None:
     from bustseg.runs.tracker import Tracker
 
     ids = [table.run_id or table.name for table in result.tables]
+    names = [table.name for table in result.tables]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     tracker = Tracker(
-        experiment=experiment,
-        run_name="compare",
-        tags={COMPARED: ", ".join(ids), "baseline": ids[0]},
+        experiment=COMPARISONS,
+        run_name=f"{experiment}: {', '.join(names[:3])}{more}",
+        tags={COMPARED: ", ".join(ids), "baseline": ids[0], "compared_in": experiment},
         description=describe(result),
     )
     for path in files:
         tracker.log_file(path)
     tracker.finalize()
-    console.print(f"kept in run {tracker.run_id} of experiment {experiment}: bustseg ui", highlight=False)
+    console.print(f"kept in run {tracker.run_id} of experiment {COMPARISONS}: bustseg ui", highlight=False)

@@ -396,9 +396,10 @@ def test_an_experiment_is_compared_and_the_comparison_logged(bustseg: Bustseg) -
     assert "1 runs of models have no tables/test.csv" in err
     assert f"unet ({first[:6]})" in out, "runs of one name are told apart"
     client = mlflow.MlflowClient(tracking_uri())
-    runs = finished(client, "models")
-    kept = runs[-1]
-    assert (kept.info.run_name, kept.info.status) == ("compare", "FINISHED")
+    (kept,) = finished(client, "comparisons")
+    assert len(finished(client, "models")) == 3, "it does not stand among the runs that it compares"
+    assert (kept.info.run_name, kept.info.status) == (f"models: unet ({first[:6]}), unet ({second[:6]})", "FINISHED")
+    assert kept.data.tags["compared_in"] == "models"
     assert kept.data.tags["compared_runs"] == f"{first}, {second}"
     assert kept.data.tags["baseline"] == first
     assert "| dice_paper | dice_lesion |" in unpadded(kept.data.tags["mlflow.note.content"])
@@ -412,7 +413,7 @@ def test_an_experiment_is_compared_and_the_comparison_logged(bustseg: Bustseg) -
     code, _, err = bustseg("compare", f"runs:/{second}", first, "--out", "out")
     assert code == 0, err
     assert pd.read_csv("out/compare.csv")["run_id"].iloc[0] == second
-    assert len(finished(client, "models")) == 5
+    assert len(finished(client, "models")) == 3
     assert bustseg("compare", "--experiment", "models")[0] == 0
 
     code, _, err = bustseg("compare", first, first)
@@ -423,7 +424,7 @@ def test_an_experiment_is_compared_and_the_comparison_logged(bustseg: Bustseg) -
     ):
         code, _, err = bustseg("compare", *arguments)
         assert (code, err.startswith(message), len(err.splitlines())) == (2, True, 1), err
-    untested = runs[2].info.run_id
+    untested = finished(client, "models")[2].info.run_id
     code, _, err = bustseg("compare", first, untested)
     assert code == 2
     assert (
