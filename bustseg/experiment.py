@@ -126,6 +126,11 @@ def _parser() -> _Parser:
     return make_parser()
 
 
+def defaults() -> dict[str, Any]:
+    """The configuration of an experiment that says nothing, nested; the trainer's precision is this machine's."""
+    return _parser().get_defaults().as_dict()
+
+
 class Experiment:
     """The whole configuration of a training, parsed and checked, with nothing made of it yet.
 
@@ -140,12 +145,20 @@ class Experiment:
         namespace: what the parser made of the configuration
         name: name of the last config file, without its ending; None when there was none
         origin: file or run whose stored configuration it began with; empty when the user has written all of it
+        overrides: options beside the config files that it was made with, key to value, as they were typed
     """
 
-    def __init__(self, namespace: Namespace, name: str | None = None, origin: str = "") -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        name: str | None = None,
+        origin: str = "",
+        overrides: Mapping[str, str] | None = None,
+    ) -> None:
         self._namespace = namespace
         self.name = name
         self.origin = origin
+        self.overrides = dict(overrides or {})
 
     @classmethod
     def parse(cls, options: Sequence[str], base: Experiment | None = None) -> Experiment:
@@ -164,7 +177,7 @@ class Experiment:
             namespace = _parser().parse_args(list(options), namespace=base._namespace if base else None)  # noqa: SLF001 (its own class)
         files = [Path(str(path)).stem for path in namespace.pop("config", None) or []]
         name = files[-1] if files else base.name if base else None
-        return cls(namespace, name, base.origin if base else "")
+        return cls(namespace, name, base.origin if base else "", _overrides(options))
 
     @classmethod
     def read(cls, *files: str | Path) -> Experiment:
@@ -337,6 +350,16 @@ def scored_experiment(verb: str, ckpt_path: str | None, options: Sequence[str]) 
         )
     checkpoint = resolve_checkpoint(ckpt_path)
     return Experiment.of_checkpoint(checkpoint, verb, options), checkpoint
+
+
+def _overrides(options: Sequence[str]) -> dict[str, str]:
+    """The options of a command line that are no config files: ``["--data.fold=1", "--model.flip", "true"]``."""
+    found: dict[str, str] = {}
+    for option, after in zip(options, [*options[1:], "--"], strict=True):
+        name, equals, value = option.partition("=")
+        if name.startswith("--") and name != "--config":
+            found[name[2:]] = value if equals else "" if after.startswith("--") else after
+    return found
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> None:

@@ -12,15 +12,19 @@ from bustseg.callbacks.opening import Opening
 from bustseg.callbacks.operating import OperatingPointSearch
 from bustseg.callbacks.panels import PredictionPanels
 from bustseg.callbacks.per_image import ImageTables
+from bustseg.callbacks.pictures import EpochPictures
 from bustseg.callbacks.progress import EpochLines, TrainingBar
 from bustseg.callbacks.record import RunRecorder
+from bustseg.callbacks.scores import ScoreTable
 from bustseg.callbacks.steps import StepMetrics
 from bustseg.callbacks.subsets import TestPasses
+from bustseg.callbacks.system import SystemMetrics
 
 __all__ = [
     "BestCheckpoint",
     "ContinuedFit",
     "EpochLines",
+    "EpochPictures",
     "ExplainCallback",
     "FrozenFeatures",
     "ImageTables",
@@ -32,7 +36,9 @@ __all__ = [
     "OperatingPointSearch",
     "PredictionPanels",
     "RunRecorder",
+    "ScoreTable",
     "StepMetrics",
+    "SystemMetrics",
     "TestCurves",
     "TestPasses",
     "TrainingBar",

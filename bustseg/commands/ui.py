@@ -20,6 +20,7 @@ def ui(*, uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> 
     from bustseg.bounds import check_port
     from bustseg.progress import console
     from bustseg.runs.store import Store, open_store, tracking_uri
+    from bustseg.runs.view import views
 
     check_port(port)
     place = tracking_uri(uri)
@@ -27,9 +28,13 @@ def ui(*, uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> 
         console.print(f"the MLflow UI of this project is at {Store(place).shown}")
         return 0
     store = open_store(place)
+    base = f"http://{host}:{port}"
     # without the last part the first page is about chat bots
-    page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
-    console.print(f"MLflow UI: {page} (store {store.shown}; Ctrl-C ends it)")
+    console.print(
+        f"MLflow UI: {base}/#/experiments?workflowType=machine_learning (store {store.shown}; Ctrl-C ends it)"
+    )
+    for name, link in views(store, base):
+        console.print(f"runs of {name}, with their scores: {link}", highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
     command += ["--workers", "2"]  # of four by default, each with half a gigabyte: one user has one browser
     # not as an argument, which other users of this machine see: the URI may hold a password

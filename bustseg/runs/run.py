@@ -121,8 +121,13 @@ class Run:
         if datasets:
             self._append(DATASETS, {"datasets": [[dict(dataset), context] for dataset, context in datasets]})
 
-    def add_file(self, path: Path, folder: str = "") -> Path:
+    def add_file(self, path: Path, folder: str = "", show: bool = True) -> Path:
         """Copy a file into a folder of the run, unless it lies there already; returns where it is.
+
+        Args:
+            path: the file
+            folder: within the run
+            show: whether other loggers of the run are told of it
 
         Raises:
             OSError: the disk does not take it
@@ -140,7 +145,7 @@ class Run:
         name = target.relative_to(self.files).as_posix()
         if self.upload:
             self._append(FILE, {"path": name, "folder": folder})
-        for shown in self.listeners:
+        for shown in self.listeners if show else ():
             shown(target, name)
         return target
 

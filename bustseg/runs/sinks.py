@@ -16,6 +16,7 @@ from bustseg.runs.journal import Entry
 from bustseg.runs.lookup import SERVER_ID
 from bustseg.runs.record import Record, dataset_inputs, replacing
 from bustseg.runs.store import Store, one_line
+from bustseg.runs.view import prepare_view
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -372,4 +373,5 @@ def experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
     kind = "mlflow.experimentKind"
     if kind not in found.tags:
         client.set_experiment_tag(found.experiment_id, kind, "custom_model_development")
+    prepare_view(client, found)
     return str(found.experiment_id)

@@ -14,10 +14,12 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from bustseg.errors import TrackingError, UserError
+from bustseg.metrics.registry import charted
 from bustseg.progress import error_console
 from bustseg.redact import redact_nested
 from bustseg.runs.entries import LOCAL
 from bustseg.runs.lookup import local_run, local_runs
+from bustseg.runs.params import parameters
 from bustseg.runs.record import NAME_TAG, Record, flatten
 from bustseg.runs.run import Run
 from bustseg.runs.sender import breaker_of
@@ -114,8 +116,8 @@ class RunLogger:
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write metrics into the run, over epochs where they are of an epoch."""
-        values = dict(metrics)
+        """Write those metrics into the run that are worth a chart, over epochs where they are of an epoch."""
+        values = {name: value for name, value in metrics.items() if charted(name)}
         epoch = values.pop("epoch", None)
         # curves over epochs compare between batch sizes; Lightning counts optimiser steps
         if epoch is not None and not any(name.endswith("_step") for name in values):
@@ -128,8 +130,18 @@ class RunLogger:
 
     @rank_zero_only
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Record the whole configuration as parameters; what differs when a run is continued becomes a tag."""
-        self.run.log_params(dict(flatten(redact_nested(config))))
+        """Record as parameters what differs from the defaults, and what people compare, see :func:`parameters`.
+
+        What differs when a run is continued becomes a tag.
+        """
+        known, shown = self.run.record.params, parameters(config)
+        if known:
+            whole = dict(flatten(redact_nested(config)))
+            # what has its default again stays a parameter; what no longer has it was none before
+            again = {name: whole[name] for name in known if name in whole}
+            self.run.set_tags({f"continued.{name}": value for name, value in shown.items() if name not in known})
+            shown = again
+        self.run.log_params(shown)
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, Any]) -> None:
@@ -190,6 +202,8 @@ class Tracker(RunLogger, MLFlowLogger):
         description: text at the top of the run's page, in Markdown
         run_id: continue this run instead of starting one
         log_model: record the best checkpoint of a fit as an MLflow model, ``runs:/RUN_ID/model``
+        pictures: show what becomes of four validation images, epoch by epoch
+        system_metrics: record the load of CPU, GPU, memory, disk and network during a fit, as MLflow does
     """
 
     def __init__(
@@ -201,9 +215,13 @@ class Tracker(RunLogger, MLFlowLogger):
         description: str | None = None,
         run_id: str | None = None,
         log_model: bool = True,
+        pictures: bool = True,
+        system_metrics: bool = False,
     ) -> None:
         RunLogger.__init__(self)
         self.log_model = log_model
+        self.pictures = pictures
+        self.system_metrics = system_metrics
         self.uri = tracking_uri(uri)
         self.store, self._away = self._open()
         all_tags = dict(tags or {})

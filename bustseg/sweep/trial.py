@@ -20,6 +20,7 @@ from bustseg.metrics import PixelCurves, SegmentationMetrics
 from bustseg.metrics.registry import score
 from bustseg.progress import console
 from bustseg.runs.card import MARK
+from bustseg.runs.record import flatten
 from bustseg.runs.tracker import PARENT_TAG, Tracker, one_line, runs_logger
 from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Plan
@@ -186,6 +187,9 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
         run.add_text(details, "error.txt")
     frozen = study.trial(trial)
     metrics, tags = outcome(frozen, _state(frozen), time.perf_counter() - start, plan)
+    # what was searched is compared, also where it has its default
+    searched = [pair for key, value in plan.changes(trial.params).items() for pair in flatten(value, key)]
+    run.log_params(dict(searched))
     run.log_metrics(metrics)
     run.set_tags(tags)
     run.close()

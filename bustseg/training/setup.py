@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 
 from bustseg.callbacks import (
     EpochLines,
+    EpochPictures,
     ImageTables,
     LastCheckpoint,
     ModelRecorder,
@@ -23,7 +25,9 @@ from bustseg.callbacks import (
     OperatingPointSearch,
     PredictionPanels,
     RunRecorder,
+    ScoreTable,
     StepMetrics,
+    SystemMetrics,
     TestCurves,
     TrainingBar,
 )
@@ -48,6 +52,20 @@ _CHATTY = (
     "timm.models._builder",
 )
 """Loggers that greet, advertise and repeat what the run's own lines say."""
+
+
+NOT_IN_A_NAME = (
+    "tracking.",
+    "data.root",
+    "data.num_workers",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.enable_",
+)
+"""Options that make no other experiment, so that a run's name leaves them out."""
+
+LONGEST = 80
+"""Characters that a run's name has at most for what was overridden."""
 
 
 def quiet_libraries() -> None:
@@ -107,7 +125,11 @@ def make_loggers(
         options["uri"] = own_store(options["uri"], experiment.origin)
     # MLflow's random names repeat, since the training's seed seeds them too
     network = type(parts.model.network).__name__
-    options["run_name"] = options["run_name"] or default_name(experiment, network if checkpoint else None)
+    options["run_name"] = (
+        named(experiment, options["run_name"])
+        if options["run_name"]
+        else default_name(experiment, network if checkpoint else None)
+    )
     record = (checkpoint or {}).get(RECORD, {})
     by_default = chosen is None or chosen is True
     run_id, keep, local = _run_to_continue(options.get("uri"), verb, parts.data, record, by_default)
@@ -127,9 +149,37 @@ def make_loggers(
 
 
 def default_name(experiment: Experiment, network: str | None = None) -> str:
-    """Name of a run that the user has not named: of the config (or the network), and the time."""
+    """Name of a run that the user has not named: of the config (or the network), what was overridden, and the time."""
     name = network or experiment.name or experiment["model.network.class_path"].rpartition(".")[2]
-    return f"{name} {datetime.now():%Y-%m-%d %H:%M}"
+    return f"{named(experiment, name)} {datetime.now():%Y-%m-%d %H:%M}"
+
+
+def named(experiment: Experiment, name: str) -> str:
+    """A run's name with what the command line has changed in the experiment: ``unet_lite0 (lr 0.01, flip true)``.
+
+    Args:
+        experiment: the experiment
+        name: of its config file; one that was itself given on the command line stays as it is
+    """
+    given = experiment.overrides
+    if "tracking.run_name" in given:
+        return name
+    changed = [
+        f"{key.rpartition('.')[2]} {_short(value)}".strip()
+        for key, value in given.items()
+        if not key.startswith(NOT_IN_A_NAME)
+    ]
+    if not changed:
+        return name
+    words = ", ".join(changed)
+    return f"{name} ({words if len(words) <= LONGEST else words[: LONGEST - 3] + '...'})"
+
+
+def _short(value: str) -> str:
+    """A value in a name: of a class the name alone, of a path its end."""
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
+        return value.rpartition(".")[2]
+    return Path(value).name if "/" in value else value
 
 
 def _run_to_continue(
@@ -228,9 +278,9 @@ def _callbacks_of(
     # what is said of a run follows what records it, and so makes it
     callbacks: list[pl.Callback] = [RunRecorder(record), Opening(), EpochLines(pace), OneProcessStops()]
     if verb == "fit":
-        callbacks.append(steps)
+        callbacks += [steps, EpochPictures(), SystemMetrics()]
     if verb == "test":
-        callbacks += [ImageTables(), TestCurves(), PredictionPanels()]
+        callbacks += [ImageTables(), TestCurves(), PredictionPanels(), ScoreTable()]
     if verb == "validate" and not searched:
         callbacks.append(OperatingPointSearch())
     # after the others, so that the model card has their figures

@@ -1,0 +1,102 @@
+"""The view of an experiment's runs that shows scores at first sight.
+
+MLflow's table of runs begins with no metrics at all, and each browser remembers what somebody has chosen. What MLflow
+does offer is a shared view, which its button *Share* keeps as a tag of the experiment, and which a link names. Each
+experiment gets one of those when its first run begins.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
+    from bustseg.runs.store import Store
+
+KEY = "bustseg"
+"""The view's name in a link."""
+
+TAG = f"mlflow.sharedViewState.{KEY}"
+"""Tag of the experiment that holds it."""
+
+COLUMNS = (
+    "metrics.`test/dice_lesion`",
+    "metrics.`test/dice_paper`",
+    "metrics.`val/dice_lesion`",
+    "metrics.`val/loss`",
+    "tags.`network`",
+    "tags.`loss`",
+    "params.`model.optimizer.init_args.lr`",
+    "tags.`split`",
+    "attributes.`Models`",
+)
+"""Columns beside name, time and duration, which MLflow always shows."""
+
+CHARTS = ("val/dice_lesion", "val/loss", "train/loss", "test/dice_lesion", "test/dice_paper", "test/iou_lesion")
+"""Charts that stand first, in a section of their own; the others follow by the alphabet, as MLflow orders them."""
+
+FIRST = "first"
+
+
+def state() -> dict[str, Any]:
+    """The view as MLflow's UI reads it: columns, order of runs, and which charts come first."""
+    return {
+        "selectedColumns": list(COLUMNS),
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "compareRunSections": [{"uuid": FIRST, "name": "overview", "display": True, "isReordered": True}],
+        "compareRunCharts": [_chart(name) for name in CHARTS],
+        "isAccordionReordered": True,
+    }
+
+
+def _chart(name: str) -> dict[str, Any]:
+    kind = "BAR" if name.startswith("test/") else "LINE"
+    own = {"type": kind, "uuid": f"{FIRST}-{name}", "metricSectionId": FIRST, "metricKey": name, "displayName": name}
+    shape = {"runsCountToCompare": 20, "deleted": False, "isGenerated": False}
+    if kind == "BAR":
+        return own | shape
+    line = {"selectedMetricKeys": [name], "scaleType": "linear", "xAxisKey": "step", "xAxisScaleType": "linear"}
+    range_ = {"xMin": None, "xMax": None, "yMin": None, "yMax": None}
+    axes = {"selectedXAxisMetricKey": "", "useGlobalXaxisKey": True, "range": range_, "lineSmoothness": 0}
+    return own | shape | line | axes | {"useGlobalLineSmoothing": True, "yAxisKey": "metric", "yAxisExpressions": []}
+
+
+def prepare_view(client: MlflowClient, experiment: Experiment) -> None:
+    """Give an experiment the view, unless it has one of this version already."""
+    wanted = json.dumps(state())
+    if experiment.tags.get(TAG) != wanted:
+        client.set_experiment_tag(experiment.experiment_id, TAG, wanted)
+
+
+def view_link(base: str, experiment_id: str) -> str:
+    """Address of an experiment's runs in that view.
+
+    Args:
+        base: of the MLflow server, such as ``http://127.0.0.1:5000``
+        experiment_id: the experiment
+    """
+    # without the last part the first page is about chat bots
+    return f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&workflowType=machine_learning"
+
+
+def views(store: Store, base: str, most: int = 5) -> list[tuple[str, str]]:
+    """Names of the experiments that were used last, and the address of each one's runs; they get the view now.
+
+    Args:
+        store: an MLflow store
+        base: of the server that shows it
+        most: number of experiments
+    """
+    client = store.client()
+    found = []
+    for experiment in client.search_experiments(order_by=["last_update_time DESC"], max_results=most):
+        if client.search_runs([experiment.experiment_id], max_results=1):
+            with suppress(Exception):  # a store that can only be read shows its runs without it
+                prepare_view(client, experiment)
+            found.append((experiment.name, view_link(base, experiment.experiment_id)))
+    return found
