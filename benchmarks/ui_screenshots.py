@@ -29,6 +29,7 @@ import aiohttp
 from PIL import Image
 
 from bustseg.runs.tracker import open_store, tracking_uri
+from bustseg.runs.view import view_link
 
 CHROMIUM = (
     "--headless=new",
@@ -65,21 +66,6 @@ HIDE_PATHS = """for (const item of document.querySelectorAll('*'))
 
 CLOSE_ASSISTANT = """for (const key of Object.keys(localStorage))
     if (key.includes('mlflow.assistant.panelOpen')) localStorage.setItem(key, 'false')"""
-
-COLUMNS = [
-    "attributes.`Models`",
-    "metrics.`test/dice_lesion`",
-    "metrics.`test/dice_paper`",
-    "metrics.`test/auc_pixel`",
-    "tags.`network`",
-    "tags.`loss`",
-    "tags.`parameters`",
-    "tags.`split`",
-]
-CHOOSE_COLUMNS = """for (const key of Object.keys(localStorage)) if (key.includes('ExperimentPage-[')) {
-    const state = JSON.parse(localStorage.getItem(key));
-    localStorage.setItem(key, JSON.stringify({...state, selectedColumns: columns}));
-}"""
 
 LIMIT = 300_000
 """Bytes that a picture in the documentation may have."""
@@ -188,11 +174,9 @@ async def take(devtools: int, base: str, pages: dict[str, str], out: Path, secon
             await call("Emulation.setDeviceMetricsOverride", width=1600, height=1000, deviceScaleFactor=1, mobile=False)
             await show(f"{base}/#/experiments")
             await run(CLOSE_ASSISTANT)
-            await show(base + pages["runs"])  # now the browser remembers a choice of columns
-            await run(f"const columns = {json.dumps(COLUMNS)};" + CHOOSE_COLUMNS)
             for name, target in pages.items():
                 await show(base + target)
-                if name in ("charts", "metrics"):
+                if name == "metrics":
                     await run(TO_CURVES)
                     await settle()
                 await run(HIDE_PATHS)
@@ -230,8 +214,8 @@ def main() -> None:
     training = "workflowType=machine_learning"
     home = f"/#/experiments/{experiment}"
     pages = {
-        "runs": f"{home}/runs?{training}",
-        "charts": f"{home}/runs?{training}&compareRunsMode=CHART",
+        "runs": view_link("", experiment),
+        "charts": f"{view_link('', experiment)}&compareRunsMode=CHART",
         "run": f"{home}/runs/{run}?{training}",
         "metrics": f"{home}/runs/{run}/model-metrics?{training}",
         "models": f"{home}/models?{training}",
