@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bustseg.errors import in_one_line
 from tests.conftest import TINY
@@ -45,6 +46,16 @@ OPTIONS = {
     ("--tracking.experiment", ""): "experiment",
     ("--tracking.experiment", "a" * 600): "500 characters",
     ("--checkpoint.mode", "up"): "`mode` can be min, max but got up",
+    ("--checkpoint.monitor", "val/dice_lesio"): (
+        "no fit logs checkpoint.monitor val/dice_lesio: did you mean val/dice_lesion"
+    ),
+    ("--checkpoint.monitor", "x"): "no fit logs checkpoint.monitor x: there are train/epoch_seconds, train/",
+    ("--early_stopping.monitor", "loss"): "no fit logs early_stopping.monitor loss: ",
+    ("--trainer.limit_val_batches", "0"): "is val/loss and trainer.limit_val_batches is 0, so that nothing is",
+    ("--model.lr_scheduler", "{class_path: lightning.pytorch.cli.ReduceLROnPlateau, init_args: {monitor: val/los}}"): (
+        "no fit logs model.lr_scheduler.init_args.monitor val/los: did you mean val/loss"
+    ),
+    ("--model.lr_scheduler_interval", "minute"): "`model.lr_scheduler_interval`",
 }
 """What a fit refuses, and what it says."""
 
@@ -61,13 +72,33 @@ def check_refused(result: tuple[int, str, str], words: str) -> None:
     assert code == 2, err
     assert words in err
     (line,) = [line for line in err.splitlines() if line.strip() and not line.startswith("warning:")]
-    assert len(line) < 700
+    assert len(line) < 800
     assert list(Path.cwd().glob("mlruns/artifacts/*")) == []
 
 
 @pytest.mark.parametrize(("option", "words"), OPTIONS.items(), ids=lambda value: str(value)[:50])
 def test_a_fit_refuses(option: tuple[str, str], words: str, tiny: list[str], bustseg: Run) -> None:
     check_refused(bustseg("fit", *tiny, *option), words)
+
+
+def test_a_schedule_that_follows_a_metric_is_stepped_after_epochs(tiny: list[str], bustseg: Run) -> None:
+    schedule = "{class_path: lightning.pytorch.cli.ReduceLROnPlateau, init_args: {monitor: val/loss}}"
+    options = ["--model.lr_scheduler", schedule, "--model.lr_scheduler_interval", "step"]
+    check_refused(bustseg("fit", *tiny, *options), "which is known once an epoch: set it to epoch")
+
+
+class Logging(Callback):
+    """Logs a metric of its own."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("val/own", 1.0)
+
+
+def test_a_metric_of_the_users_own_callback_may_decide(tiny: list[str], bustseg: Run) -> None:
+    options = ["--trainer.callbacks", f"{{class_path: {__name__}.Logging}}", "--checkpoint.monitor", "val/own"]
+    code, _, err = bustseg("fit", *tiny, *options, "--trainer.max_epochs", "1")
+    assert code == 0, err
+    assert len(list(Path.cwd().glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt"))) == 1
 
 
 def nested(depth: int) -> str:

@@ -20,9 +20,10 @@ from bustseg.sweep import result
 from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Plan, read_plan
 from bustseg.sweep.study import FAILURE, PRUNED, RESULT, SharedStudy, interrupted
-from bustseg.sweep.trial import known_metrics, outcome_text, run_trial, settle_runs, unknown_metric
+from bustseg.sweep.trial import outcome_text, run_trial, settle_runs
 from bustseg.sweep.workers import Workers, follow_supervisor, termination_is_interrupt, threads_each
 from bustseg.training import prepare
+from bustseg.training.preflight import known_metrics, unknown_metric
 
 TOKEN = "sweep.token"
 """Tag of a sweep's parent run: which study it belongs to."""
@@ -101,7 +102,7 @@ def _check_objective(plan: Plan) -> None:
         known = known_metrics()
         for name in plan.objectives:
             if name not in known and name not in COSTS:
-                raise unknown_metric(name, [*known, *COSTS])
+                raise SweepError(unknown_metric(f"the objective {name}", name, [*known, *COSTS]))
     if plan.objective in COSTS:
         raise SweepError(
             f"the first objective is {plan.objective}, which does not change with the epochs: name what is learnt first"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import gc
 import math
 import time
@@ -16,7 +15,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bustseg.errors import SweepError, TrackingError, disk_is_full
-from bustseg.metrics import PixelCurves, SegmentationMetrics
 from bustseg.metrics.registry import score
 from bustseg.progress import console
 from bustseg.runs.card import MARK
@@ -27,6 +25,7 @@ from bustseg.sweep.plan import Plan
 from bustseg.sweep.study import FAILURE, PRUNED, RESULT, RUN, SharedStudy, interrupted, objectives_of, point
 from bustseg.task import SegmentationTask
 from bustseg.training import run_fit
+from bustseg.training.preflight import unknown_metric
 
 TRIAL, STATE, REASON = "sweep.trial", "sweep.state", "sweep.reason"
 OBJECTIVE, SECONDS, OVERHEAD = "sweep/objective", "sweep/seconds", "sweep/overhead_seconds"
@@ -82,7 +81,7 @@ class TrialReporter(Callback):
         logged = trainer.callback_metrics
         for name in self.metrics:
             if name not in logged and name not in COSTS:
-                raise unknown_metric(name, [str(known) for known in logged])
+                raise SweepError(unknown_metric(f"the objective {name}", name, [str(known) for known in logged]))
         first = self.metrics[0]
         value = float(logged[first])
         if not math.isfinite(value):
@@ -104,24 +103,6 @@ class TrialReporter(Callback):
         if wanted and isinstance(pl_module, SegmentationTask):
             size = trainer.datamodule.image_size  # type: ignore[attr-defined]
             self.scores |= {name: COSTS[name](trainer, pl_module, size) for name in wanted}
-
-
-def unknown_metric(metric: str, known: list[str]) -> SweepError:
-    """The error for an objective that no fit logs."""
-    close = difflib.get_close_matches(metric, known, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
-    return SweepError(f"no fit logs the objective {metric}: {hint}")
-
-
-def known_metrics() -> list[str]:
-    """What every fit logs, found out on two tiny images."""
-    metrics, curves = SegmentationMetrics(), PixelCurves()
-    logits, mask = torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
-    mask[:2, :, :4] = 1
-    metrics.update(logits, mask, torch.arange(3), torch.arange(3))
-    curves.update(logits, mask)
-    names = [f"val/{name}" for name in (*metrics.compute(), *curves.compute())]
-    return [*names, "val/loss", "train/loss", "train/images_per_second", "train/epoch_seconds"]
 
 
 @contextmanager

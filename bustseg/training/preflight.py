@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
+from bustseg.metrics import PixelCurves, SegmentationMetrics
 from bustseg.task import SegmentationTask
 
 
@@ -42,6 +46,68 @@ def try_optimizer(task: SegmentationTask) -> None:
     if task.lr_scheduler is not None:
         with chosen_in("model.lr_scheduler"):
             task.lr_scheduler(optimizer)
+
+
+def known_metrics() -> list[str]:
+    """What every fit logs of an epoch, found out on three tiny images."""
+    metrics, curves = SegmentationMetrics(), PixelCurves()
+    logits, mask = torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    mask[:2, :, :4] = 1
+    metrics.update(logits, mask, torch.arange(3), torch.arange(3))
+    curves.update(logits, mask)
+    names = [f"val/{name}" for name in (*metrics.compute(), *curves.compute())]
+    return [*names, "val/loss", "train/loss", "train/images_per_second", "train/epoch_seconds"]
+
+
+def unknown_metric(what: str, metric: str, known: Sequence[str]) -> str:
+    """The message for a metric that no fit logs: those that may have been meant, else all that there are.
+
+    Args:
+        what: where it is named, such as ``checkpoint.monitor``
+    """
+    close = difflib.get_close_matches(metric, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"no fit logs {what}: {hint}there are {', '.join(sorted(known))}"
+
+
+def try_monitors(trainer: Trainer, task: SegmentationTask) -> None:
+    """Refuse metrics that decide something and that the fit never logs: Lightning does after the first epoch.
+
+    Where there are callbacks of the user's own, which may log what they like, every name passes.
+
+    Args:
+        trainer: its callbacks say what decides on checkpoints and on an early stop
+        task: its schedule may follow a metric
+
+    Raises:
+        UserError: so it is
+    """
+    watched = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
+            section = "early_stopping" if isinstance(callback, EarlyStopping) else "checkpoint"
+            watched.append((f"{section}.monitor", callback.monitor))
+    if task.lr_scheduler is not None:
+        with chosen_in("model.lr_scheduler"):
+            monitor = getattr(task.lr_scheduler(task.make_optimizer()), "monitor", None)
+        if monitor is not None:
+            watched.append(("model.lr_scheduler.init_args.monitor", monitor))
+            if task.lr_scheduler_interval != "epoch":
+                raise UserError(
+                    f"model.lr_scheduler_interval is {task.lr_scheduler_interval} and the schedule follows {monitor}, "
+                    "which is known once an epoch: set it to epoch"
+                )
+    known = known_metrics()
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    own = any(type(callback).__module__.partition(".")[0] not in ("bustseg", "lightning") for callback in callbacks)
+    for place, metric in watched:
+        if metric.startswith("val/") and not trainer.limit_val_batches:
+            raise UserError(
+                f"{place} is {metric} and trainer.limit_val_batches is 0, so that nothing is validated: "
+                "name a metric of the training, such as train/loss, or validate"
+            )
+        if metric not in known and not own:
+            raise UserError(unknown_metric(f"{place} {metric}", metric, known))
 
 
 def try_network(task: SegmentationTask, data: BUSIDataModule, training: bool, processes: int = 1) -> None:

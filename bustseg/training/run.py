@@ -23,7 +23,7 @@ from bustseg.progress import wait_for
 from bustseg.runs.checkpoint import load_task, read_checkpoint, resolve_checkpoint
 from bustseg.runs.tracker import RunLogger, runs_logger
 from bustseg.task import SegmentationTask
-from bustseg.training.preflight import chosen_in, try_network, try_optimizer
+from bustseg.training.preflight import chosen_in, try_monitors, try_network, try_optimizer
 from bustseg.training.processes import OtherProcesses
 from bustseg.training.report import report
 from bustseg.training.setup import make_loggers, make_trainer, quiet_libraries, seeded
@@ -140,6 +140,7 @@ def _run(
         try_optimizer(run.task)
         if run.task.teacher is not None:
             run.task.learn_from(load_task(resolve_checkpoint(run.task.teacher)))
+        try_monitors(run.trainer, run.task)
     wait_for("reading the data")
     run.data.prepare_data()
     run.data.setup(verb)

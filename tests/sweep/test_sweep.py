@@ -35,8 +35,9 @@ from bustseg.sweep import trial as trial_module
 from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Dimension, Plan, read_plan
 from bustseg.sweep.study import DEATHS, FAILURE, OWNER, RESULT, RETRY_OF, SharedStudy, interrupted, point
-from bustseg.sweep.trial import TrialReporter, known_metrics
+from bustseg.sweep.trial import TrialReporter
 from bustseg.task import SegmentationTask
+from bustseg.training.preflight import known_metrics
 from tests.conftest import CONFIGS, REPOSITORY, TINY
 
 Bustseg = Callable[..., tuple[int, str, str]]
