@@ -12,6 +12,7 @@ import functools
 import importlib
 import os
 import pkgutil
+import resource
 import signal
 import subprocess
 import sys
@@ -32,16 +33,38 @@ LATE_IMPORTS = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.tracking._trac
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a command may use of the machine; it fails when it asks for more.
+
+    Attributes:
+        data_bytes: memory beyond what its process has before it begins
+        cpu_seconds: time of all its threads
+    """
+
+    data_bytes: int
+    cpu_seconds: int
+
+    def apply(self) -> None:
+        """Bound this process."""
+        data = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[5])
+        resource.setrlimit(resource.RLIMIT_DATA, (data + self.data_bytes,) * 2)
+        # the second is a SIGKILL, for what catches the first
+        resource.setrlimit(resource.RLIMIT_CPU, (self.cpu_seconds, self.cpu_seconds + 5))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+@dataclass(frozen=True)
 class Request:
     """A command to run.
 
     Attributes:
         folder: where it runs
         args: its words, without ``bustseg``
-        log: what it prints goes to files of this name with the suffixes ``.out`` and ``.err``, its exit code, as
-            :func:`os.waitpid` gives it, to ``.status``
+        log: what it prints goes to files of this name with the suffixes ``.out`` and ``.err``; its exit code, as
+            :func:`os.wait4` gives it, and the most memory that it has held, in KiB, to ``.status``
         environment: all of its environment variables
         patch: changes its process before it runs
+        limits: what it may use; None for no bounds
     """
 
     folder: Path
@@ -49,6 +72,7 @@ class Request:
     log: Path
     environment: Mapping[str, str]
     patch: Callable[[], None] | None = None
+    limits: Limits | None = None
 
 
 class Launcher:
@@ -118,15 +142,17 @@ def import_everything() -> None:
 def supervise(request: Request, answers: object) -> None:
     """Run one command and note how it ended; called in a fork."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    held_kib = os.sysconf("SC_PAGE_SIZE") // 1024 * int(Path("/proc/self/statm").read_text().split()[1])
     pid = os.fork()
     if pid == 0:
         run(request)
     with suppress(OSError):
         os.setpgid(pid, pid)
     print(pid, file=answers, flush=True)  # type: ignore[call-overload]
-    _, status = os.waitpid(pid, 0)
+    _, status, usage = os.wait4(pid, 0)
     temporary = request.log.with_suffix(".new")
-    temporary.write_text(str(status))
+    # what it holds when it begins is shared with this process, and no cost of the command
+    temporary.write_text(f"{status} {usage.ru_maxrss - held_kib}")
     temporary.replace(request.log.with_suffix(".status"))
     os._exit(0)
 
@@ -153,6 +179,8 @@ def run(request: Request) -> None:
         faulthandler.register(signal.SIGUSR1, file=2)
         if request.patch is not None:
             request.patch()
+        if request.limits is not None:
+            request.limits.apply()
         from bustseg.cli import main
 
         code = main(list(request.args))

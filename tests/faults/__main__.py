@@ -32,6 +32,8 @@ class Outcomes:
         """Names of cases by promise and outcome"""
         self.figures: dict[str, list[str]] = defaultdict(list)
         """What the cases of a promise have measured"""
+        self.cases: dict[str, int] = defaultdict(int)
+        """How many cases a promise has; a test counts as one, unless it says how many it has tried"""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Note which promise each case is of."""
@@ -46,9 +48,10 @@ class Outcomes:
             return
         case = found[1] if (found := re.search(r"\[(.*)\]$", report.nodeid)) else "it"
         self.found[promise][report.outcome].append(case)
-        for name, text in report.user_properties:
-            if name == "figure":
-                self.figures[promise].append(str(text) if case == "it" else f"{case}: {text}")
+        said = dict(report.user_properties)
+        self.cases[promise] += int(said.get("cases", 1))  # type: ignore[call-overload]
+        if (text := said.get("figure")) is not None:
+            self.figures[promise].append(str(text) if case == "it" or "cases" in said else f"{case}: {text}")
 
 
 def cell(outcomes: dict[str, list[str]], figures: list[str]) -> str:
@@ -75,8 +78,9 @@ def write_page(outcomes: Outcomes) -> None:
     ).stdout.strip()
     measured = f"{datetime.date.today()}, {commit}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     for promise, found in outcomes.found.items():
-        cases = sum(map(len, found.values()))
-        rows[promise] = f"| {promise} | {cases} | {cell(found, outcomes.figures[promise])} | {measured} |"
+        rows[promise] = (
+            f"| {promise} | {outcomes.cases[promise]} | {cell(found, outcomes.figures[promise])} | {measured} |"
+        )
     table = "\n".join([*HEADER, *rows.values()])
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 

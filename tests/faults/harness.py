@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.launcher import REPOSITORY, Request, launcher
+from tests.launcher import REPOSITORY, Limits, Request, launcher
 
 TINY = REPOSITORY / "tests" / "configs" / "tiny.yaml"
 LONG = os.environ.get("BUSTSEG_FAULTS") == "long"
@@ -32,12 +32,14 @@ class Ended:
         code: its exit code; negative for a signal
         out, err: what it printed
         seconds: how long it took
+        mebibytes: the most memory that it has held, beyond that of the imports
     """
 
     code: int
     out: str
     err: str
     seconds: float
+    mebibytes: float
 
 
 @dataclass
@@ -66,7 +68,8 @@ class Started:
         self.kill()  # loader processes that a killed command leaves
         seconds = time.monotonic() - self.start
         out, err = (self.log.with_suffix(suffix).read_text(errors="replace") for suffix in (".out", ".err"))
-        return Ended(os.waitstatus_to_exitcode(int(noted.read_text())), out, err, seconds)
+        status, kibibytes = map(int, noted.read_text().split())
+        return Ended(os.waitstatus_to_exitcode(status), out, err, seconds, kibibytes / 1024)
 
 
 _numbers = itertools.count(1)
@@ -74,20 +77,31 @@ _logs = tempfile.TemporaryDirectory(prefix="bustseg-faults-")
 """What commands print, on a disk that no test fills"""
 
 
-def start(folder: Path, *args: object, patch: Patch | None = None, env: dict[str, str] | None = None) -> Started:
+def start(
+    folder: Path,
+    *args: object,
+    patch: Patch | None = None,
+    env: dict[str, str] | None = None,
+    limits: Limits | None = None,
+) -> Started:
     """Start ``bustseg ARGS`` in a folder, in a process of its own, which has everything imported."""
     log = Path(_logs.name) / f"{next(_numbers):03d}"
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | (env or {})
     begun = time.monotonic()
-    pid = launcher().start(Request(folder, [str(arg) for arg in args], log, environment, patch))
+    pid = launcher().start(Request(folder, [str(arg) for arg in args], log, environment, patch, limits))
     return Started(pid, log, begun)
 
 
 def run(
-    folder: Path, *args: object, patch: Patch | None = None, env: dict[str, str] | None = None, limit: float = 900
+    folder: Path,
+    *args: object,
+    patch: Patch | None = None,
+    env: dict[str, str] | None = None,
+    limit: float = 900,
+    limits: Limits | None = None,
 ) -> Ended:
     """Run ``bustseg ARGS`` in a folder and wait for its end, see :func:`start`."""
-    return start(folder, *args, patch=patch, env=env).wait(limit)
+    return start(folder, *args, patch=patch, env=env, limits=limits).wait(limit)
 
 
 class World:
