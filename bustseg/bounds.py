@@ -40,8 +40,11 @@ MAX_DEPTH, MAX_VALUES = 100, 20_000
 MAX_CONFIG_BYTES = 2**18
 """Bytes of a configuration file; the largest preset has three thousand."""
 
-MAX_TABLE_BYTES = 512 * 2**20
-"""Bytes of a table, unpacked."""
+MAX_TABLE_BYTES = 64 * 2**20
+"""Bytes of a table, unpacked: half a million images. In memory it takes twenty times as much."""
+
+MAX_COLUMNS = 2_000
+"""Columns of a table; the widest that bustseg writes has forty. Readers take minutes for a million."""
 
 LARGE = 8_000_000
 """Pixels from which images are decoded one at a time, whatever the number of threads."""
@@ -153,6 +156,25 @@ def check_size(path: Path, limit: int, what: str) -> None:
         return
     if size > limit:
         raise LimitError(f"{path} has {size:,} bytes, and {what} at most {limit:,}: is it the right file?")
+
+
+def check_table(path: Path) -> None:
+    """Refuse a CSV file, or an .xlsx file, that takes much more memory or time than any table of images.
+
+    Raises:
+        LimitError, DataError: it has too many bytes or columns, or is no file
+    """
+    check_size(path, MAX_TABLE_BYTES, "a table")
+    if path.suffix.lower() == ".xlsx":
+        check_archive(path, MAX_TABLE_BYTES, "a table")
+        return
+    try:
+        with path.open("rb") as file:
+            columns = 1 + max((line.count(mark) for line in file for mark in (b",", b";", b"\t")), default=0)
+    except OSError:
+        return  # whoever reads it says what is wrong
+    if columns > MAX_COLUMNS:
+        raise LimitError(f"{path} has {columns:,} columns, and a table at most {MAX_COLUMNS:,}: is it the right file?")
 
 
 def check_archive(path: Path, limit: int, what: str) -> None:

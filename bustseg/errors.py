@@ -32,6 +32,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk, a quota or a file size that is used up."""
 
 
+LONGEST_LINE = 1200
+"""Letters of an error's message that are shown."""
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error, what it came from, and so on; each once, since libraries chain errors in circles, too."""
     seen: set[int] = set()
@@ -55,7 +59,10 @@ def in_one_line(error: BaseException) -> tuple[str, int]:
     """What the command line says of an error, in one line whatever names it quotes, and its exit code."""
     words, code = _words(error)
     # a file's name may hold line breaks, and bytes that are no text
-    return " ".join(words.encode(errors="replace").decode().split()), code
+    line = " ".join(words.encode(errors="replace").decode().split())
+    if len(line) > LONGEST_LINE:  # of a file that has a name or a field without end; the remedy stands last
+        line = f"{line[: LONGEST_LINE // 2]} [...] {line[-LONGEST_LINE // 3 :]}"
+    return line, code
 
 
 def _words(error: BaseException) -> tuple[str, int]:

@@ -313,3 +313,15 @@ def test_a_table_that_unfolds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     check_archive(tmp_path / "b.xlsx", 1, "a table")
     with pytest.raises(DataError, match="cannot read the table"):
         read_table(tmp_path / "b.xlsx", "the table")
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("place", ["header", "row"])
+def test_a_table_of_a_million_columns(tmp_path: Path, mark: str, place: str) -> None:
+    """Pandas takes minutes for them."""
+    wide, row = mark.join(["x"] * 1_000_000), mark.join("ab")
+    (tmp_path / "a.csv").write_text(f"{wide}\n{row}\n" if place == "header" else f"{row}\n{wide}\n")
+    start = time.process_time()
+    with pytest.raises(LimitError, match="1,000,000 columns, and a table at most 2,000"):
+        read_table(tmp_path / "a.csv", "the table")
+    assert time.process_time() - start < 2

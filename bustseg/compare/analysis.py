@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from bustseg.bounds import MAX_CONFIG_BYTES, check_size, check_table
 from bustseg.data.sources import LABELS, natural_key
 from bustseg.data.sources.base import values_by_name
 from bustseg.errors import UserError
@@ -27,6 +28,9 @@ from bustseg.statistics import Bootstrap, holm, wilcoxon
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+MOST_PIXELS = 2**40
+"""More than any image has."""
 
 TABLE = "tables/test.csv"
 """Artifact with one row per test image, beside a ``.json`` that says how it came about."""
@@ -192,6 +196,7 @@ def _experiment_tables(name: str, known: set[str | None]) -> list[RunTable]:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
+    check_table(path)
     try:
         frame = pd.read_csv(path, dtype={"image": str, "label": str, "group": str})
     except (OSError, ValueError) as error:  # pandas' own parser errors are ValueErrors
@@ -211,6 +216,12 @@ def _read_table(path: Path) -> pd.DataFrame:
     for name in (*COUNTS, *(name for name in frame if name in measured)):
         if not pd.api.types.is_numeric_dtype(frame[name]) or (name in COUNTS and frame[name].isna().any()):
             raise UserError(f"{path} has entries in the column {name} that are no numbers")
+    for name in COUNTS:
+        pixels = frame[name]
+        if not ((pixels >= 0) & (pixels < MOST_PIXELS) & (pixels % 1 == 0)).all():
+            raise UserError(
+                f"{path} has entries in the column {name} that are no numbers of pixels: test the run again"
+            )
     counts = (frame[name].to_numpy(np.int64, copy=True) for name in COUNTS)
     # from the counts, not from the file: one definition of every score, and no rounding
     frame = frame.assign(**{name: score.numpy() for name, score in overlap_scores(*counts).items()})
@@ -223,12 +234,13 @@ def _facts(table: Path) -> dict[str, str]:
     path = table.with_suffix(".json")
     if not path.is_file():
         return {}
+    check_size(path, MAX_CONFIG_BYTES, "what is known of a table")
+    names = (*_FACTS, "split_digest")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    names = (*_FACTS, "split_digest")
-    return _normal({name: content[name] for name in names if content.get(name) is not None})
+        return _normal({name: content[name] for name in names if content.get(name) is not None})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} does not say how the table came about: test the run again ({error})") from error
 
 
 def _normal(facts: dict[str, Any]) -> dict[str, str]:
@@ -248,6 +260,7 @@ def read_groups(path: Path) -> dict[str, str]:
     Raises:
         UserError: no such file or columns
     """
+    check_table(path)
     try:
         frame = pd.read_csv(path, dtype=str)
     except (OSError, ValueError) as error:

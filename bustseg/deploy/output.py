@@ -186,8 +186,14 @@ class Output:
         if not path.is_file():
             return
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            lines = (line for line in file if line.endswith("\n") and "\0" not in line)
-            for values in csv.reader(lines):
+            rows = csv.reader(line for line in file if line.endswith("\n") and "\0" not in line)
+            while True:
+                try:
+                    values = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error:  # a field that is longer than any of a row
+                    continue
                 if len(values) == len(COLUMNS) and values != list(COLUMNS):
                     yield dict(zip(COLUMNS, values, strict=True))
 

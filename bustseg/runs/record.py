@@ -190,7 +190,7 @@ class Record:
     @classmethod
     def read(cls, folder: Path) -> Record | None:
         """The record in a folder; None when there is none that can be read."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, csv.Error):
             values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
             values.pop("metrics", None)
             record = cls(**{**values, "datasets": [(dict(one), str(context)) for one, context in values["datasets"]]})

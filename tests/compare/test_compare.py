@@ -247,6 +247,11 @@ def test_what_may_differ_is_said(tmp_path: Path) -> None:
         ("image,label,tp,fp,fn,tn\nx,cyst,1,1,1,1\n", "the class 'cyst': the classes are"),
         ("image,label,tp,fp,fn,tn\nx,benign,one,1,1,1\n", "the column tp that are no numbers"),
         ("image,label,tp,fp,fn,tn\nx,benign,,1,1,1\n", "the column tp that are no numbers"),
+        *(
+            (f"image,label,tp,fp,fn,tn\nx,benign,1,{value},1,1\n", "the column fp that count no pixels")
+            for value in ("-1", "0.5", "inf", "1e400", "1e13")
+        ),
+        (f"image,label{',x' * 3000}\n", "has 3,002 columns, and a table at most 2,000"),
     ],
 )
 def test_tables_that_cannot_be_used_are_refused(tmp_path: Path, bustseg: Bustseg, content: str, message: str) -> None:
@@ -256,6 +261,16 @@ def test_tables_that_cannot_be_used_are_refused(tmp_path: Path, bustseg: Bustseg
     assert code == 2
     assert message in err
     assert "b.csv" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["[1]", "5", '{"threshold": [1]}', '{"threshold": "x"}', "{", "[" * 100_000])
+def test_facts_that_are_none_are_refused(tmp_path: Path, bustseg: Bustseg, text: str) -> None:
+    _two(tmp_path)
+    (tmp_path / "b" / "tables" / "test.json").write_text(text)
+    code, _, err = bustseg("compare", "a", "b")
+    assert code == 2
+    assert "test.json does not say how the table came about" in err
     assert len(err.splitlines()) == 1
 
 

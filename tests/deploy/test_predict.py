@@ -382,6 +382,18 @@ def test_a_run_goes_on_where_it_was_torn_off(model: Path, tmp_path: Path, bustse
     assert (out / "predictions.csv").read_bytes() == done
 
 
+def test_a_table_with_a_field_without_end_is_gone_on_with(model: Path, tmp_path: Path, bustseg: Bustseg) -> None:
+    scans, out = many(tmp_path / "in", 3), tmp_path / "out"
+    command = ("predict", scans, "--model", model, "--out", out)
+    assert bustseg(*command)[0] == 0
+    head, *rows = (out / "predictions.csv").read_bytes().splitlines(keepends=True)
+    (out / "predictions.csv").write_bytes(b"".join([head, rows[0], b"x" * 200_000 + b"\n", *rows[1:]]))
+    code, stdout, err = bustseg(*command)
+    assert (code, err) == (0, "")
+    assert "3 images are done already" in stdout
+    assert (out / "predictions.csv").read_bytes() == b"".join([head, *rows])
+
+
 @pytest.mark.slow
 def test_200_images_survive_being_killed(model: Path, tmp_path: Path) -> None:
     scans = many(tmp_path / "in", 200, broken=(3, 77, 150))

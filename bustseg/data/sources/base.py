@@ -287,9 +287,8 @@ def read_table(csv: Path, what: str) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        bounds.check_size(csv, bounds.MAX_TABLE_BYTES, "a table")
+        bounds.check_table(csv)
         if csv.suffix.lower() == ".xlsx":
-            bounds.check_archive(csv, bounds.MAX_TABLE_BYTES, "a table")
             frame = pd.read_excel(csv, dtype=str, keep_default_na=False)
             frame.columns = pd.Index([str(column).strip().lower() for column in frame.columns])
             return frame
