@@ -11,8 +11,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bustseg.errors import in_one_line
-from tests.conftest import TINY
+from bustseg.errors import UserError, in_one_line
+from tests.conftest import TINY, TrainedRun
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -131,6 +131,7 @@ CHECKPOINTS: dict[str, Any] = {
     "text": b"hello",
     "nothing": b"",
     "archive": b"PK\x03\x04" + bytes(100),
+    "pickle that ends at once": b"\x80\x02.",
     "folder": None,
 }
 
@@ -160,6 +161,46 @@ def test_a_checkpoint_that_is_none(content: Any, tiny: list[str], tmp_path: Path
         check_refused(result, "error:")
         assert "weights_only" not in result[2], "it quotes torch's advice to load unsafely"
         assert not (tmp_path / "out").exists()
+
+
+DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "record": (lambda content: {"bustseg": 5}, "is not a checkpoint that `bustseg fit` wrote"),
+    "weights": (lambda content: {"state_dict": None}, "damaged checkpoint, whose weights cannot be read"),
+    "epoch": (lambda content: {"epoch": None}, "damaged checkpoint, whose epoch cannot be read"),
+    "version": (lambda content: {"pytorch-lightning_version": None}, "damaged checkpoint, whose version"),
+    "no weights": (lambda content: {"state_dict": {}}, "lacks weights network."),
+    "unknown": (lambda content: {"state_dict": content["state_dict"] | {"x" * 500: torch.zeros(1)}}, "the unknown"),
+    "shape": (
+        lambda content: {"state_dict": {name: value[..., None] for name, value in content["state_dict"].items()}},
+        "of another shape than its network's",
+    ),
+    "nan": (
+        lambda content: {"state_dict": {name: value * float("nan") for name, value in content["state_dict"].items()}},
+        "that are no numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_checkpoint(
+    damage: Callable[[dict[str, Any]], dict[str, Any]],
+    words: str,
+    trained_run: TrainedRun,
+    phantoms: Path,
+    tmp_path: Path,
+    bustseg: Run,
+) -> None:
+    content = torch.load(trained_run.checkpoint.with_name("last.ckpt"), weights_only=True)
+    torch.save({**content, **damage(content)}, tmp_path / "odd.ckpt")
+    image = next((phantoms / "malignant").glob("*).png"))
+    for command in (
+        ["test", "--ckpt_path", "odd.ckpt"],
+        ["fit", "--ckpt_path", "odd.ckpt", "--trainer.max_epochs", "3"],
+        ["predict", image, "--model", "odd.ckpt", "--out", "out"],
+        ["ensemble", "odd.ckpt", trained_run.checkpoint, "--out", "both.ckpt"],
+    ):
+        check_refused(bustseg(*command), words)
+    assert not Path("both.ckpt").exists()
 
 
 @pytest.mark.parametrize("name", [LONG, "a\nb\nc", os.fsdecode(b"\xff\xfe")], ids=["long", "lines", "bytes"])
@@ -197,3 +238,10 @@ def test_errors_that_are_chained_in_a_circle_are_told() -> None:
     first, second = ValueError("first"), RuntimeError("second")
     first.__context__, second.__context__ = second, first
     assert in_one_line(first) == ("ValueError: first (run again with --debug for the traceback)", 1)
+
+
+def test_an_endless_message_is_cut_in_the_middle() -> None:
+    line, code = in_one_line(UserError(f"no image {'x' * 1_000_000}: name another"))
+    assert (len(line) < 1100, code) == (True, 2)
+    assert line.startswith("no image xxx")
+    assert line.endswith("xxx: name another")

@@ -298,8 +298,11 @@ def test_every_command_refuses(lure: Callable[..., Path], bustseg: Bustseg, phan
         assert code == 2, (command, out, err)
         assert "torch.fx.symbolic_trace" in "".join(err.split("\n")), (command, err)
     lure("model", {"loss": TRACE}, "evil2.ckpt")
-    bustseg("ensemble", evil, "evil2.ckpt", "--out", "evil-both.ckpt")
-    assert bustseg("predict", image, "--model", "evil-both.ckpt", "--out", "out")[0] == 2
+    for size in ((), ("--image_size", 64)):
+        code, _, err = bustseg("ensemble", evil, "evil2.ckpt", "--out", "evil-both.ckpt", *size)
+        assert code == 2
+        assert "torch.fx.symbolic_trace" in "".join(err.split("\n"))
+    assert not Path("evil-both.ckpt").exists()
     assert not Path("out").exists()
 
 

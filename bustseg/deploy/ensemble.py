@@ -13,7 +13,7 @@ from lightning import __version__ as lightning_version
 from bustseg.deploy.output import write_whole
 from bustseg.errors import UserError
 from bustseg.progress import console, error_console
-from bustseg.runs.checkpoint import build_task, read_checkpoint, resolve_checkpoint
+from bustseg.runs.checkpoint import read_checkpoint, rebuilt, resolve_checkpoint
 from bustseg.task import RECORD
 from bustseg.training.preflight import try_size
 
@@ -49,9 +49,11 @@ def ensemble_command(models: Sequence[str], out: Path, overwrite: bool = False, 
             style="yellow",
             soft_wrap=True,
         )
+    for path, member in zip(paths, contents, strict=True):
+        task = rebuilt(member, path)
+        if image_size is not None:
+            try_size(task, (image_size, image_size), "--image_size")
     content = combined(contents)
-    if image_size is not None:
-        try_size(build_task(content[RECORD]["config"]["model"]), (image_size, image_size), "--image_size")
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_whole(out, buffer.getvalue())

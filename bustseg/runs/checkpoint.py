@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,44 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint at {path}") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # torch's reader trusts that a stream is whole, and raises whatever comes of it if not
         raise UserError(f"{path} is not a readable checkpoint: {one_line(error)}") from error
-    if not isinstance(content, dict) or "config" not in content.get(RECORD, {}):
+    record = content.get(RECORD) if isinstance(content, dict) else None
+    if not isinstance(record, Mapping) or "config" not in record:
         raise UserError(f"{path} is not a checkpoint that `bustseg fit` wrote")
+    kinds = {"state_dict": (Mapping, "weights"), "epoch": (int, "epoch"), "pytorch-lightning_version": (str, "version")}
+    for key, (kind, what) in kinds.items():
+        if not isinstance(content.get(key), kind):
+            raise UserError(f"{path} is a damaged checkpoint, whose {what} cannot be read: take another copy of it")
     return content
+
+
+def check_weights(task: SegmentationTask, weights: Mapping[str, Any], path: Path) -> None:
+    """Refuse weights that are not those of a task's network, before anything is begun with them.
+
+    Args:
+        task: made of the configuration that the checkpoint brings
+        weights: the checkpoint's
+        path: the checkpoint, for messages
+
+    Raises:
+        UserError: weights that are missing, unknown, of another shape, or no numbers
+    """
+    # a loss may have others, see SegmentationTask.on_load_checkpoint
+    own = {name: value.shape for name, value in task.state_dict().items() if not name.startswith("loss.")}
+    given = {str(name): value for name, value in weights.items() if not str(name).startswith("loss.")}
+    what = ""
+    if odd := sorted(own.keys() ^ given.keys()):
+        what = f"{'lacks' if odd[0] in own else 'has the unknown'} weights {odd[0]:.80}"
+    for name, value in given.items() if not what else ():
+        if not isinstance(value, torch.Tensor) or value.shape != own[name]:
+            what = f"has weights {name:.80} of another shape than its network's"
+            break
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            what = f"has weights {name:.80} that are no numbers"
+            break
+    if what:
+        raise UserError(f"{path} {what}: take another copy of it, or train again")
 
 
 def without_pretrained(config: Any) -> Any:
@@ -80,6 +112,31 @@ def build_task(model: Mapping[str, Any]) -> SegmentationTask:
     return parser.instantiate(parser.parse_object({"model": section})).model
 
 
+def rebuilt(content: Mapping[str, Any], path: Path) -> SegmentationTask:
+    """The trained task of a checkpoint's content.
+
+    Args:
+        content: as :func:`read_checkpoint` gives it
+        path: where it was read, for messages
+
+    Raises:
+        TrustError: its configuration names what only the user may allow, see :mod:`bustseg.trust`
+        UserError: its network's class cannot be imported, or its weights are not that network's
+    """
+    check_config(content[RECORD]["config"], path)
+    try:
+        with stored_config(path), building(path):
+            task = build_task(content[RECORD]["config"]["model"])
+        check_weights(task, content["state_dict"], path)
+        task.load_state_dict(content["state_dict"])
+        task.record = content[RECORD]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot rebuild the network of {path}: {one_line(error)}") from error
+    return task
+
+
 def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTask:
     """The trained task of a checkpoint, in evaluation mode, from the file alone.
 
@@ -87,17 +144,7 @@ def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTas
         TrustError: its configuration names what only the user may allow, see :mod:`bustseg.trust`
         UserError: the file is no checkpoint of bustseg, or its network's class cannot be imported
     """
-    content = read_checkpoint(path)
-    check_config(content[RECORD]["config"], path)
-    try:
-        with stored_config(path), building(path):
-            task = build_task(content[RECORD]["config"]["model"])
-        task.load_state_dict(content["state_dict"])
-        task.record = content[RECORD]
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"cannot rebuild the network of {path}: {one_line(error)}") from error
+    task = rebuilt(read_checkpoint(path), path)
     return task.to(device).eval()
 
 

@@ -20,7 +20,7 @@ from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
 from bustseg.progress import wait_for
-from bustseg.runs.checkpoint import load_task, read_checkpoint, resolve_checkpoint
+from bustseg.runs.checkpoint import check_weights, load_task, read_checkpoint, resolve_checkpoint
 from bustseg.runs.tracker import RunLogger, runs_logger
 from bustseg.task import SegmentationTask
 from bustseg.training.preflight import chosen_in, try_monitors, try_network, try_optimizer
@@ -199,6 +199,8 @@ def prepare(
         )
     for callback in continued:
         callback.look_ahead(trainer)
+    if content is not None and checkpoint is not None:
+        check_weights(parts.model, content["state_dict"], checkpoint)
     return Run(experiment, verb, trainer, parts.model, parts.data, checkpoint)
 
 
