@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
@@ -69,16 +70,18 @@ def main(args: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BaseException as error:
-        return _fail(*in_one_line(error), debug)
+        return _fail(error, debug)
 
 
-def _fail(message: str, code: int, debug: bool) -> int:
+def _fail(error: BaseException, debug: bool) -> int:
     from rich.markup import escape
 
     from bustseg.progress import error_console
 
     if debug:
-        error_console.print_exception()
+        # as a text, out of which credentials are taken, and not as rich would draw it
+        error_console.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
+    message, code = in_one_line(error)
     error_console.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
     return code
 

@@ -25,6 +25,7 @@ from bustseg.data.transforms import without_own_readers
 from bustseg.errors import UserError, causes
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
 from bustseg.presets import find_config
+from bustseg.redact import redact
 from bustseg.runs.checkpoint import read_checkpoint, resolve_checkpoint, without_pretrained
 from bustseg.runs.lookup import run_file
 from bustseg.runs.tracker import Tracker, flatten
@@ -76,6 +77,14 @@ class _Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["exit_on_error"] = False
         super().__init__(*args, **kwargs)
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """What ``--print_config`` shows, without credentials."""
+        return redact(self.dump_whole(*args, **kwargs))
+
+    def dump_whole(self, *args: Any, **kwargs: Any) -> str:
+        """A configuration as text, credentials included, for this process alone."""
+        return super().dump(*args, **kwargs)
 
 
 def make_parser(prog: str = "bustseg", description: str = "The configuration of an experiment") -> _Parser:
@@ -300,7 +309,7 @@ class Experiment:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration as plain types, defaults filled in; a copy."""
-        text = _parser().dump(self._namespace, skip_link_targets=False, skip_unset=False, format="yaml")
+        text = _parser().dump_whole(self._namespace, skip_link_targets=False, skip_unset=False, format="yaml")
         return {key: without_own_readers(value) for key, value in yaml.safe_load(text).items() if key not in OF_A_RUN}
 
     @property
@@ -314,7 +323,8 @@ class Experiment:
         return self._namespace.get("weights_only")
 
     def save(self, path: Path) -> None:
-        """Write the configuration as a file that :meth:`read` takes."""
+        """Write the configuration as a file that :meth:`read` takes, for this user alone: it may hold credentials."""
+        path.touch(mode=0o600)
         path.write_text(yaml.safe_dump(self.config, sort_keys=False))
 
     def untrained(self) -> Experiment:

@@ -21,9 +21,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from bustseg.redact import redact
+
 Item = TypeVar("Item")
 
-error_console = Console(stderr=True, soft_wrap=True)
+
+class _Console(Console):
+    """Prints no credentials, wherever a text is from."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(redact(one) if isinstance(one, str) else one for one in objects), **options)
+
+
+error_console = _Console(stderr=True, soft_wrap=True)
 """Warnings, errors and progress go here, so that a piped result stays clean."""
 
 _shown: list[Progress] = []
@@ -35,7 +45,7 @@ _waiting: list[Progress] = []
 _labels: list[str] = []
 
 
-class _Results(Console):
+class _Results(_Console):
     """Standard output; where a bar is shown on the same terminal, the lines above it."""
 
     def print(self, *objects: Any, **options: Any) -> None:

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bustseg.errors import UserError
 from bustseg.progress import console
+from bustseg.redact import redact_nested
 from bustseg.runs.checkpoint import pretrained_parts
 from bustseg.runs.tracker import run_of
 from bustseg.task import RECORD, SegmentationTask
@@ -78,7 +79,8 @@ class ContinuedFit(Callback):
     ) -> None:
         stored = checkpoint[RECORD]["config"]
         shared = stored.keys() & config.keys() - {"config", "ckpt_path", "weights_only"}
-        self.changed = changed_options({key: stored[key] for key in shared}, {key: config[key] for key in shared})
+        # checkpoints of earlier versions hold credentials, later ones do not: neither is a change
+        self.changed = changed_options(*(redact_nested({key: one[key] for key in shared}) for one in (stored, config)))
         self.same_run = same_run
         self._epochs, self._steps = int(checkpoint["epoch"]) + 1, int(checkpoint["global_step"])
         self._states = checkpoint.get("callbacks", {})

@@ -123,11 +123,12 @@ class RunRecorder(Callback):
     """Writes a run's configuration, origin, split and best checkpoint, and makes checkpoints self-contained.
 
     Args:
-        config: the resolved configuration as plain types
+        config: the resolved configuration as plain types; it is kept without credentials, which nobody who gets a
+            checkpoint is to find in it
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+        self.config = redact_nested(config)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         logger, datamodule = runs_logger(trainer), trainer.datamodule  # type: ignore[attr-defined]
@@ -161,7 +162,7 @@ class RunRecorder(Callback):
         if stage == "fit" or logger.final_status is None:
             self._record_config(logger, run, datamodule)
             for other in others:
-                other.log_hyperparams(dict(flatten(redact_nested(self.config))))
+                other.log_hyperparams(dict(flatten(self.config)))
             run.set_tags(tags)
         if isinstance(datamodule, BUSIDataModule):
             run.log_datasets(datasets(datamodule, CONTEXTS.get(stage, {})))
@@ -178,7 +179,7 @@ class RunRecorder(Callback):
         import yaml
 
         logger.log_config(self.config)
-        run.add_text(yaml.safe_dump(redact_nested(self.config), sort_keys=False), "config.yaml")
+        run.add_text(yaml.safe_dump(self.config, sort_keys=False), "config.yaml")
         if isinstance(datamodule, BUSIDataModule) and datamodule.split is not None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "split.csv"

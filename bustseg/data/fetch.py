@@ -26,6 +26,7 @@ from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, Transf
 from bustseg.data.sources import BUSI
 from bustseg.errors import DataError
 from bustseg.progress import console, make_bar, on_screen, track
+from bustseg.redact import redact
 
 URL = "https://scholar.cu.edu.eg/Dataset_BUSI.zip"
 SHA256 = "b2ce09f6063a31a73f628b6a6ee1245187cbaec225e93e563735691d68654de7"
@@ -158,7 +159,7 @@ class ResumingDownloader:
         origin = {}
         with contextlib.suppress(OSError, ValueError):
             origin = json.loads(_origin(part).read_text())
-        if start and origin.get("url") != url:
+        if start and origin.get("url") != redact(url):
             start = 0
         # unpacked on the way, byte positions would not be the file's
         headers = {"Accept-Encoding": "identity"}
@@ -184,7 +185,7 @@ class ResumingDownloader:
             # only a strong ETag (or a date) proves that the rest belongs to what has arrived
             tag = response.headers.get("ETag", "")
             version = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
-            _origin(part).write_text(json.dumps({"url": url, "version": version}))
+            _origin(part).write_text(json.dumps({"url": redact(url), "version": version}))
             with part.open("ab" if resumed else "wb") as file:
                 progress(completed=done, total=total)
                 for chunk in response.iter_content(_CHUNK):

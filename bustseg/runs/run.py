@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bustseg.progress import error_console
+from bustseg.redact import redact
 from bustseg.runs.entries import DATASETS, FILE, METRICS, MODEL, MODEL_FILE, MODEL_METRICS, PARAMS, STATUS, TAGS
 from bustseg.runs.record import Record, same_value
 from bustseg.runs.sender import Sender, breaker_of
@@ -104,7 +105,7 @@ class Run:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Write parameters. Those that the run has already stay; what differs becomes a tag ``continued.NAME``."""
-        texts = {name: str(value)[:5900] for name, value in params.items()}
+        texts = {name: redact(str(value))[:5900] for name, value in params.items()}
         known = self.record.params
         changed = {f"continued.{name}": text for name, text in texts.items() if known.get(name, text) != text}
         if new := {name: text for name, text in texts.items() if name not in known}:
@@ -113,7 +114,7 @@ class Run:
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags, passing over those that are None."""
-        if texts := {name: str(value) for name, value in tags.items() if value is not None}:
+        if texts := {name: redact(str(value)) for name, value in tags.items() if value is not None}:
             self._append(TAGS, texts)
 
     def log_datasets(self, datasets: Sequence[tuple[Mapping[str, str], str]]) -> None:
@@ -159,7 +160,7 @@ class Run:
         """Write a text into the run as the file ``name``, which may have folders before it."""
         target = self.files / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        target.write_text(redact(text), encoding="utf-8")
         self.add_file(target, "" if target.parent == self.files else str(target.parent.relative_to(self.files)))
 
     def log_model(self, checkpoint: Path, epoch: int) -> None:

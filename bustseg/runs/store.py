@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from bustseg.errors import TrackingError, disk_is_full
 from bustseg.progress import error_console
-from bustseg.redact import redact
+from bustseg.redact import HIDDEN, redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -120,7 +120,10 @@ def tracking_uri(uri: str | None = None) -> str:
 
     The path of a sqlite store comes out absolute, since MLflow keeps connections by name across changes of folder.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{RUNS_DIR / 'mlflow.db'}"
+    own = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri and own and HIDDEN in uri and redact(own) == uri:
+        uri = own  # stored without its credentials, which the environment has
+    uri = uri or own or f"sqlite:///{RUNS_DIR / 'mlflow.db'}"
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
     return uri
@@ -139,6 +142,11 @@ def open_store(uri: str, write: bool = False) -> Store:
     """
     store = Store(uri)
     scheme = urlparse(uri).scheme
+    if HIDDEN in uri:
+        raise TrackingError(
+            f"{uri} was stored without its password or token: set MLFLOW_TRACKING_URI to the whole address, or give it "
+            "with --tracking.uri"
+        )
     if scheme == "file" or (scheme == "" and not _of_databricks(uri)):
         raise TrackingError(f"MLflow no longer writes file stores such as {uri}: use sqlite:///mlruns/mlflow.db")
     with explained(store):

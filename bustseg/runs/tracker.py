@@ -232,7 +232,7 @@ class Tracker(RunLogger, MLFlowLogger):
             experiment_name=experiment,
             run_name=run_name,
             tracking_uri=self.uri,
-            tags=all_tags,
+            tags=redact_nested(all_tags),
             run_id=run_id,
             artifact_location=self.store.artifact_location,
         )

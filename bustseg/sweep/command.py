@@ -134,7 +134,8 @@ def _parent(plan: Plan, study: SharedStudy) -> Tracker:
             tags |= {TOKEN: attrs["token"], "sweep.study": plan.study, "sweep.objective": ", ".join(plan.objectives)}
             parent = Tracker(**options, tags=tags, run_id=found.info.run_id if found else None)
             parent.log_config({**plan.base.config, **_described(plan)})
-            parent.log_file(plan.path)
+            # as a text, out of which the credentials of a storage are taken
+            parent.run.add_text(plan.path.read_text(encoding="utf-8"), plan.path.name)
             study.study.set_user_attr("mlflow_run_id", parent.run_id)
             return parent
         parent = Tracker(**options, run_id=run_id)

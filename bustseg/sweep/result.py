@@ -15,6 +15,7 @@ from rich.table import Table
 from bustseg.figures.sweep import Axis, Objective, Point, State
 from bustseg.figures.sweep import write_plots as draw_sweep
 from bustseg.progress import console
+from bustseg.redact import redact_nested
 from bustseg.runs.tracker import RUNS_DIR
 from bustseg.sweep.plan import Dimension, Plan
 from bustseg.sweep.study import FAILURE, OWNER, PRUNED, RESULT, RUN, interrupted, objectives_of, point
@@ -186,7 +187,7 @@ def write_result(plan: Plan, trials: list[FrozenTrial]) -> Path:
 def _write_config(plan: Plan, trial: FrozenTrial, what: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     reached = ", ".join(f"{name} {value:.4g}" for name, value in zip(plan.objectives, trial.values, strict=True))
-    config = yaml.safe_dump(plan.best_config(trial.params), sort_keys=False)
+    config = yaml.safe_dump(redact_nested(plan.best_config(trial.params)), sort_keys=False)
     path.write_text(f"# trial {trial.number} of the sweep {plan.study}, {what}: {reached}\n{config}")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.faults import harness
 
@@ -316,3 +317,67 @@ def test_a_command_of_several_runs_goes_on_without_its_server(
     ended = world.run(verb, *again, env=env)
     assert ended.code == 0, ended.err
     assert len(server.runs(experiment)) == 3, "and nothing of it is repeated"
+
+
+SECRET = "s3cret"
+
+
+def leaks(*folders: Path) -> list[str]:
+    """Files, by content or name, in which the password stands."""
+    return [
+        str(path)
+        for folder in folders
+        for path in folder.rglob("*")
+        if SECRET in path.name or (path.is_file() and SECRET.encode() in path.read_bytes())
+    ]
+
+
+@pytest.mark.promise("No command prints the password of a store, or writes it anywhere")
+@pytest.mark.timeout(1800)
+def test_a_password_stays_where_the_user_wrote_it(world: harness.World, server: Server, tmp_path: Path) -> None:
+    uri = server.uri.replace("//", f"//user:{SECRET}@")
+    nowhere, database = f"http://user:{SECRET}@127.0.0.1:9", f"postgresql://user:{SECRET}@127.0.0.1:9/x"
+    own = tmp_path / "own"  # what the user has written
+    own.mkdir()
+    (own / "tracked.yaml").write_text(f"tracking: {{uri: '{uri}', experiment: credentials}}\n")
+    (own / "sweep.yaml").write_text(SWEEP.format(config=harness.TINY))
+    (own / "stored.yaml").write_text(SWEEP.format(config=harness.TINY) + f"storage: {database}\n")
+    options = [*world.options, "--config", own / "tracked.yaml", "--explain.enabled", "false"]
+    ends: dict[str, tuple[int, harness.Ended]] = {}
+
+    def run(name: str, code: int, *args: object, **more: Any) -> harness.Ended:
+        ended = world.run(*args, **more)
+        ends[name] = code, ended
+        print(f"{name}: {ended.code} after {ended.seconds:.0f} s, {ended.err[-300:]}", flush=True)
+        return ended
+
+    run("fit", 0, "fit", *options, "--trainer.max_epochs", 1)
+    checkpoint = world.last_checkpoint()
+    env = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
+    run("test", 0, "test", "--ckpt_path", checkpoint, "--explain.enabled", "false", env=env)
+    run("test without the password", 2, "test", "--ckpt_path", checkpoint)
+    run("print", 0, "fit", *options, "--print_config")
+    lost = ("--trainer.max_epochs", 2, "--tracking.tags", "{from: '" + uri + "'}")
+    run("lost server", 0, "fit", *options, *lost, patch=lambda: at_epoch(1, lambda: server.mode("gone")))
+    run("sync", 2, "sync", env=env)
+    run("doctor", 1, "doctor", env=env)
+    run("compare", 2, "compare", "0" * 32, "1" * 32, env=env)
+    server.mode("pass")
+    run("sync again", 0, "sync", env=env)
+    run("ui", 0, "ui", env=env)
+    swept = ("--data.root", world.options[3], "--trainer.max_epochs", 1, "--tracking.uri", uri)
+    run("sweep", 0, "sweep", "--config", own / "sweep.yaml", *swept)
+    run("sweep on a database", 2, "sweep", "--config", own / "sweep.yaml", "--storage", database)
+    run("sweep whose file has the password", 2, "sweep", "--config", own / "stored.yaml", *swept)
+    for number, bad in enumerate((nowhere, database, f"sqlite:///x.db?token={SECRET}")):
+        run(f"bad store {number}", 2, "fit", *options, "--tracking.uri", bad, *(["--debug"] if number < 2 else []))
+        run(f"ui {number}", 0 if bad is nowhere else 2, "ui", "--uri", bad)
+    run("download", 2, "data", "fetch", "fetched", "--url", f"{nowhere}/busi.zip?token={SECRET}")
+
+    for name, (code, ended) in ends.items():
+        assert ended.code == code, f"{name}: {ended.out}{ended.err}"
+        assert SECRET not in ended.out + ended.err, f"{name}: {ended.out}{ended.err}"
+    assert leaks(world.folder, server.artifacts) == []
+    assert SECRET.encode() not in server.database.read_bytes()
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    assert content["bustseg"]["config"]["tracking"]["uri"] == uri.replace(SECRET, "***")
