@@ -61,7 +61,8 @@ class Request:
         folder: where it runs
         args: its words, without ``bustseg``
         log: what it prints goes to files of this name with the suffixes ``.out`` and ``.err``; its exit code, as
-            :func:`os.wait4` gives it, and the most memory that it has held, in KiB, to ``.status``
+            :func:`os.wait4` gives it, the most memory that it has held beyond this process's, in KiB, and the seconds
+            of its threads to ``.status``
         environment: all of its environment variables
         patch: changes its process before it runs
         limits: what it may use; None for no bounds
@@ -152,7 +153,7 @@ def supervise(request: Request, answers: object) -> None:
     _, status, usage = os.wait4(pid, 0)
     temporary = request.log.with_suffix(".new")
     # what it holds when it begins is shared with this process, and no cost of the command
-    temporary.write_text(f"{status} {usage.ru_maxrss - held_kib}")
+    temporary.write_text(f"{status} {usage.ru_maxrss - held_kib} {usage.ru_utime + usage.ru_stime}")
     temporary.replace(request.log.with_suffix(".status"))
     os._exit(0)
 

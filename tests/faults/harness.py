@@ -33,6 +33,7 @@ class Ended:
         out, err: what it printed
         seconds: how long it took
         mebibytes: the most memory that it has held, beyond that of the imports
+        cpu_seconds: how long its threads have computed, whatever else the machine did
     """
 
     code: int
@@ -40,6 +41,7 @@ class Ended:
     err: str
     seconds: float
     mebibytes: float
+    cpu_seconds: float
 
 
 @dataclass
@@ -68,8 +70,9 @@ class Started:
         self.kill()  # loader processes that a killed command leaves
         seconds = time.monotonic() - self.start
         out, err = (self.log.with_suffix(suffix).read_text(errors="replace") for suffix in (".out", ".err"))
-        status, kibibytes = map(int, noted.read_text().split())
-        return Ended(os.waitstatus_to_exitcode(status), out, err, seconds, kibibytes / 1024)
+        status, kibibytes, computed = noted.read_text().split()
+        code = os.waitstatus_to_exitcode(int(status))
+        return Ended(code, out, err, seconds, int(kibibytes) / 1024, float(computed))
 
 
 _numbers = itertools.count(1)

@@ -36,7 +36,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from tests.data.dicoms import as_jpeg, dataset, region, write
+from tests.data.dicoms import as_jpeg, dataset, region
 
 SHAPE = (64, 80)
 HUGE = 60_000
@@ -295,7 +295,7 @@ def tiff_entries(width: int, height: int, **changes: int) -> list[tuple[int, int
 @cache
 def odd_images() -> dict[str, tuple[str, bytes]]:
     """Files whose headers lie, and files that are hardly images."""
-    region_of = {"RegionLocationMinX0": -5, "RegionLocationMaxX1": 2**31 - 1}
+    region_of = {"RegionLocationMinX0": 2**31, "RegionLocationMaxX1": 2**32 - 1}
     far = dataset(grey(), regions=[region((40, 60), **region_of)])
     return {
         "nothing": (".png", b""),
@@ -762,10 +762,11 @@ def configs(material: Material) -> list[Case]:
         name = f"config: {'.'.join(map(str, path))} is {str(value)[:20]!r} {number}"
         cases.append(Case(name, _write("a.yaml", text.encode(errors="surrogatepass")), verbs[number % 2]))
     sweep = {
-        "fit": "fit.yaml",
+        "config": "fit.yaml",
         "space": {"model.optimizer.init_args.lr": [1e-3]},
         "sampler": "grid",
         "objective": "val/dice_lesion",
+        "direction": "maximize",
     }
     paths = keys_of(sweep)
     for number, value in enumerate(drawn(odd_values, 16)):

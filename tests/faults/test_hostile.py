@@ -18,8 +18,8 @@ pytestmark = pytest.mark.faults
 LIMITS = Limits(data_bytes=2 * 2**30, cpu_seconds=60)
 MEBIBYTES = 1500
 """What a command may hold beyond what it has imported: less than it may ask for."""
-SECONDS = 120.0
-"""Longest time, on a machine that does other things as well."""
+SECONDS = 30
+"""What it may compute, whatever else the machine does."""
 
 KINDS: dict[str, tuple[Callable[[hostile.Material], list[hostile.Case]], int]] = {
     "images": (hostile.images, 7),
@@ -60,7 +60,7 @@ def chosen(cases: list[hostile.Case], few: int) -> list[hostile.Case]:
     return cases if harness.LONG else cases[:: max(1, len(cases) // few)][:few]
 
 
-def faults(case: hostile.Case, folder: Path, world: harness.World, ended: harness.Ended) -> Iterator[str]:
+def faults(world: harness.World, ended: harness.Ended) -> Iterator[str]:
     """What a command has done that it must not."""
     errors = [line for line in ended.err.splitlines() if line.startswith("error:")]
     if ended.code not in (0, 2) and not (ended.code == 1 and not errors):
@@ -73,16 +73,16 @@ def faults(case: hostile.Case, folder: Path, world: harness.World, ended: harnes
         yield "a traceback"
     if any(len(line) > 1500 for line in errors):
         yield "an endless line"
-    if ended.seconds > SECONDS:
-        yield f"{ended.seconds:.0f} s"
+    if ended.cpu_seconds > SECONDS:
+        yield f"{ended.cpu_seconds:.0f} s"
     if ended.mebibytes > MEBIBYTES:
         yield f"{ended.mebibytes:.0f} MiB"
-    if any(folder.rglob("RAN")):
+    if any(world.folder.rglob("RAN")):
         yield "it ran what the file asks for"
     runs = list(harness.statuses(world.database).values())
     if runs if ended.code == 2 else set(runs) - {"FINISHED"}:
         yield f"runs left behind: {runs}"
-    if list(folder.glob("mlruns/spool/*/*.jsonl")):
+    if list(world.folder.glob("mlruns/spool/*/*.jsonl")):
         yield "a journal left behind"
 
 
@@ -115,16 +115,17 @@ def test_hostile_files(
         case.make(world.folder)
         args = [str(harness.TINY) if word == "{tiny}" else word for word in case.args]
         try:
-            ended = harness.run(world.folder, *args, limit=3 * SECONDS, limits=LIMITS)
+            ended = harness.run(world.folder, *args, limit=600, limits=LIMITS)
         except AssertionError as error:
             found[case.name] = f"{' '.join(args)}: {error}"
             continue
-        peak, slowest = max(peak, ended.mebibytes), max(slowest, ended.seconds)
-        if wrong := list(faults(case, world.folder, world, ended)):
+        print(f"{kind}: {case.name!r}: {ended.code}, {ended.cpu_seconds:.1f} s, {ended.mebibytes:.0f} MiB", flush=True)
+        peak, slowest = max(peak, ended.mebibytes), max(slowest, ended.cpu_seconds)
+        if wrong := list(faults(world, ended)):
             found[case.name] = f"{', '.join(wrong)}: bustseg {' '.join(args)}\n{ended.out[-300:]}{ended.err[-1500:]}"
         else:
             shutil.rmtree(world.folder, ignore_errors=True)
     record_property("cases", len(cases))
-    record_property("figure", f"at most {slowest:.0f} s and {peak:.0f} MiB each")
+    record_property("figure", f"at most {slowest:.0f} s of computing and {peak:.0f} MiB each")
     listing = "\n\n".join(f"{name}: {text}" for name, text in found.items())
     assert not found, f"{len(found)} of {len(cases)}:\n{listing}"
