@@ -219,9 +219,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     for name in COUNTS:
         pixels = frame[name]
         if not ((pixels >= 0) & (pixels < MOST_PIXELS) & (pixels % 1 == 0)).all():
-            raise UserError(
-                f"{path} has entries in the column {name} that are no numbers of pixels: test the run again"
-            )
+            raise UserError(f"{path} has entries in the column {name} that count no pixels: test the run again")
     counts = (frame[name].to_numpy(np.int64, copy=True) for name in COUNTS)
     # from the counts, not from the file: one definition of every score, and no rounding
     frame = frame.assign(**{name: score.numpy() for name, score in overlap_scores(*counts).items()})
