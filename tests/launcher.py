@@ -129,8 +129,13 @@ def serve() -> None:
                 os._exit(70)  # whatever happens, or two processes would wait for requests
 
 
+set_by_imports: dict[str, str] = {}
+"""Environment variables that importing the package sets where the user has not, such as MLflow's number of tries."""
+
+
 def import_everything() -> None:
     """Import the package and what it imports late."""
+    before = dict(os.environ)
     import bustseg
 
     modules = [module.name for module in pkgutil.walk_packages(bustseg.__path__, "bustseg.")]
@@ -138,6 +143,7 @@ def import_everything() -> None:
         if not name.endswith("__main__"):
             with suppress(ImportError):
                 importlib.import_module(name)
+    set_by_imports.update({name: value for name, value in os.environ.items() if before.get(name) != value})
 
 
 def supervise(request: Request, answers: object) -> None:
@@ -166,7 +172,7 @@ def run(request: Request) -> None:
             os.setpgid(0, 0)
         os.chdir(request.folder)
         os.environ.clear()
-        os.environ.update(request.environment)
+        os.environ.update({**set_by_imports, **request.environment})
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
