@@ -39,7 +39,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint that `bustseg fit` wrote")
     kinds = {"state_dict": (Mapping, "weights"), "epoch": (int, "epoch"), "pytorch-lightning_version": (str, "version")}
     for key, (kind, what) in kinds.items():
-        if not isinstance(content.get(key), kind):
+        # networks that were never trained have no epoch
+        if (key in content or key == "state_dict") and not isinstance(content.get(key), kind):
             raise UserError(f"{path} is a damaged checkpoint, whose {what} cannot be read: take another copy of it")
     return content
 
