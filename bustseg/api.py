@@ -16,7 +16,7 @@ import yaml
 
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
-from bustseg.runs.checkpoint import resolve_checkpoint
+from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.training import Run, run_fit, run_test, run_validate
 from bustseg.trust import allow_text
 

@@ -116,7 +116,8 @@ def _cache() -> Path:
 
 
 def _store() -> Finding:
-    from bustseg.runs.store import Store, open_store, tracking_uri
+    from bustseg.runs.opening import open_store
+    from bustseg.runs.store import Store, tracking_uri
 
     uri = tracking_uri()
     shown = Store(uri).shown

@@ -26,8 +26,9 @@ from bustseg.errors import UserError, causes
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
 from bustseg.presets import find_config
 from bustseg.redact import redact
-from bustseg.runs.checkpoint import read_checkpoint, resolve_checkpoint, without_pretrained
+from bustseg.runs.checkpoint import read_checkpoint, without_pretrained
 from bustseg.runs.lookup import run_file
+from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.runs.tracker import Tracker, flatten
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.trust import allow_arguments, allow_text, building, check_config, stored_config

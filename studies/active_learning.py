@@ -130,7 +130,7 @@ class Study:
             )
             if code:
                 raise UserError("a training of the study failed; its message stands above")
-            from bustseg.runs.checkpoint import resolve_checkpoint
+            from bustseg.runs.resolve import resolve_checkpoint
 
             return str(resolve_checkpoint("latest"))
 

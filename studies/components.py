@@ -17,7 +17,8 @@ import torch
 from bustseg.data.datamodule import Batch
 from bustseg.masks import PostProcess
 from bustseg.metrics import OperatingPoints
-from bustseg.runs.checkpoint import load_data, load_task, resolve_checkpoint
+from bustseg.runs.checkpoint import load_data, load_task
+from bustseg.runs.resolve import resolve_checkpoint
 
 GAPS = (None, 3.0, 2.5, 2.0, 1.5, 1.0, 0.0)
 THRESHOLDS = (0.5, 0.4, 0.3)

@@ -26,7 +26,8 @@ from bustseg.deploy.prediction import Prediction
 from bustseg.deploy.predictor import Predictor
 from bustseg.presence import detection_auc
 from bustseg.progress import track
-from bustseg.runs.checkpoint import load_data, resolve_checkpoint
+from bustseg.runs.checkpoint import load_data
+from bustseg.runs.resolve import resolve_checkpoint
 from studies.scores import dice
 
 

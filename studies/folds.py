@@ -68,7 +68,7 @@ def write_folds(folder: Path, root: str) -> list[Path]:
 def logits(run_id: str, root: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Mirrored logits and masks (N, 1, H, W) of a run's validation images by its last weights, and their classes."""
     from bustseg.data.sources import LABELS
-    from bustseg.runs.checkpoint import resolve_checkpoint
+    from bustseg.runs.resolve import resolve_checkpoint
 
     batches = [
         (found, batch["mask"], batch["label"])

@@ -125,10 +125,11 @@ class RunRecorder(Callback):
     Args:
         config: the resolved configuration as plain types; it is kept without credentials, which nobody who gets a
             checkpoint is to find in it
+        defaults: the configuration of an experiment that says nothing
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = redact_nested(config)
+    def __init__(self, config: dict[str, Any], defaults: dict[str, Any]) -> None:
+        self.config, self.defaults = redact_nested(config), defaults
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         logger, datamodule = runs_logger(trainer), trainer.datamodule  # type: ignore[attr-defined]
@@ -178,7 +179,7 @@ class RunRecorder(Callback):
     def _record_config(self, logger: RunLogger, run: Run, datamodule: Any) -> None:
         import yaml
 
-        logger.log_config(self.config)
+        logger.log_config(self.config, self.defaults)
         run.add_text(yaml.safe_dump(self.config, sort_keys=False), "config.yaml")
         if isinstance(datamodule, BUSIDataModule) and datamodule.split is not None:
             with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ def fit(*, ckpt_path: str | None = None, options: ShownExperimentOptions) -> int
         options: of the experiment
     """
     from bustseg.experiment import Experiment
-    from bustseg.runs.checkpoint import resolve_checkpoint
+    from bustseg.runs.resolve import resolve_checkpoint
     from bustseg.training import run_fit
 
     if ckpt_path is None:

@@ -19,7 +19,8 @@ def ui(*, uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> 
     """
     from bustseg.bounds import check_port
     from bustseg.progress import console
-    from bustseg.runs.store import Store, open_store, tracking_uri
+    from bustseg.runs.opening import open_store
+    from bustseg.runs.store import Store, tracking_uri
     from bustseg.runs.view import views
 
     check_port(port)

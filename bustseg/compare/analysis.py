@@ -22,8 +22,9 @@ from bustseg.metrics.registry import COUNTS, SIZES
 from bustseg.metrics.table import size_thirds
 from bustseg.progress import error_console
 from bustseg.runs.lookup import find_run, is_run_id, local_run, run_file
+from bustseg.runs.opening import open_store
 from bustseg.runs.registry import is_registered, registered_version
-from bustseg.runs.store import open_store, tracking_uri
+from bustseg.runs.store import tracking_uri
 from bustseg.statistics import Bootstrap, holm, wilcoxon
 
 if TYPE_CHECKING:

@@ -35,7 +35,8 @@ from bustseg.masks import MaskRule
 from bustseg.metrics import CONVENTIONS
 from bustseg.progress import console, track
 from bustseg.reports.tables import markdown_table
-from bustseg.runs.checkpoint import load_task, resolve_checkpoint, trained_image_size
+from bustseg.runs.checkpoint import load_task, trained_image_size
+from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.training.preflight import try_size
 

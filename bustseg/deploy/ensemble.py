@@ -13,7 +13,8 @@ from lightning import __version__ as lightning_version
 from bustseg.deploy.output import write_whole
 from bustseg.errors import UserError
 from bustseg.progress import console, error_console
-from bustseg.runs.checkpoint import read_checkpoint, rebuilt, resolve_checkpoint
+from bustseg.runs.checkpoint import read_checkpoint, rebuilt
+from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.task import RECORD
 from bustseg.training.preflight import try_size
 

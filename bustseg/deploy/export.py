@@ -52,7 +52,8 @@ from bustseg.models import FusionUNet
 from bustseg.presence import fit_presence
 from bustseg.progress import console, error_console
 from bustseg.runs.card import model_card, read_run
-from bustseg.runs.checkpoint import load_task, resolve_checkpoint, trained_image_size
+from bustseg.runs.checkpoint import load_task, trained_image_size
+from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.runs.scores import scores_of_test
 from bustseg.runs.tracker import one_line, tracking_uri
 from bustseg.task import SegmentationTask
@@ -178,7 +179,7 @@ def export_model(
     """Export a trained network into the folder ``out``, which appears only when all checks are passed.
 
     Args:
-        model: a checkpoint, as of :func:`bustseg.runs.checkpoint.resolve_checkpoint`
+        model: a checkpoint, as of :func:`bustseg.runs.resolve.resolve_checkpoint`
         format: one of :data:`bustseg.deploy.exported.FORMATS`
         precision: one of :data:`bustseg.deploy.exported.PRECISIONS`
         out: folder to make

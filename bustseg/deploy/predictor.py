@@ -56,7 +56,7 @@ class Predictor:
         >>> predictor(np.asarray(Image.open("scan.png"))).mask  # doctest: +SKIP
 
     Args:
-        model: an exported folder, a task, or what :func:`bustseg.runs.checkpoint.resolve_checkpoint` takes: a file,
+        model: an exported folder, a task, or what :func:`bustseg.runs.resolve.resolve_checkpoint` takes: a file,
             a run, a registered model, ``latest``
         device: where to compute; exported models compute on the CPU
         threshold: probability above which a pixel belongs to a lesion; the model's when not given
@@ -101,7 +101,8 @@ class Predictor:
             self.backend = backend or exported_backend(model, threads)
             trained_size, rule = model.image_size, model.mask_rule
         else:
-            from bustseg.runs.checkpoint import load_task, resolve_checkpoint, trained_image_size
+            from bustseg.runs.checkpoint import load_task, trained_image_size
+            from bustseg.runs.resolve import resolve_checkpoint
             from bustseg.task import SegmentationTask
 
             if isinstance(model, SegmentationTask):

@@ -33,7 +33,8 @@ from bustseg.figures.style import save
 from bustseg.masks import resampled
 from bustseg.metrics import overlap_scores
 from bustseg.progress import console, error_console, track
-from bustseg.runs.checkpoint import load_task, read_checkpoint, resolve_checkpoint
+from bustseg.runs.checkpoint import load_task, read_checkpoint
+from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.training.preflight import try_size
 

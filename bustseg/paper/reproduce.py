@@ -23,7 +23,7 @@ from rich.table import Table
 
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError, disk_is_full
-from bustseg.experiment import Experiment
+from bustseg.experiment import Experiment, defaults
 from bustseg.metrics import CONVENTIONS
 from bustseg.paper.estimate import Cost, measure_cost
 from bustseg.paper.report import Outcome, Result, duration, read_outcome, write_report
@@ -201,7 +201,7 @@ def reproduce(options: Settings, rest: Sequence[str] = ()) -> int:
             }
         )
     given = {name: getattr(options, name) for name in ("table", "family", "encoder_weights")}
-    parent.log_config({**given, "rows": len(table.rows), "options": _shown(options, rest)})
+    parent.log_config({**given, "rows": len(table.rows), "options": _shown(options, rest)}, defaults())
     try:
         _run_all(table, jobs, parent, client, options, rest)
     except BaseException as error:

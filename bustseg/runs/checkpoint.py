@@ -13,8 +13,6 @@ from jsonargparse import ArgumentParser
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.transforms import without_own_readers
 from bustseg.errors import UserError
-from bustseg.runs.lookup import is_run_id, latest_run, run_file
-from bustseg.runs.registry import is_registered, registered_file
 from bustseg.runs.store import one_line
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.trust import building, check_config, stored_config
@@ -184,32 +182,3 @@ def trained_image_size(task: SegmentationTask) -> tuple[int, int]:
         raise UserError("this task was not trained, so that its image size is not known: give image_size")
     size = task.record["config"]["data"]["image_size"]
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
-    """Path of a checkpoint named by file, MLflow run id, ``runs:/RUN_ID[/path]``, ``latest``, or a registered model.
-
-    A registered model is ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, see :mod:`bustseg.runs.registry`;
-    ``latest`` is the store's newest run that was trained and did not fail.
-
-    Args:
-        model: the name
-        prefer: ``best`` or ``last``, the file to take when only a run is named
-
-    Raises:
-        UserError: nothing is there
-    """
-    if Path(model).is_dir():
-        raise UserError(f"{model} is a folder and no checkpoint (an exported model predicts, and does nothing else)")
-    if Path(model).is_file():
-        return Path(model)
-    if is_registered(model):
-        return registered_file(model)
-    if model == "latest":
-        model = f"runs:/{latest_run()}"
-    run_id, _, inner = model.removeprefix("runs:/").partition("/")
-    if not model.startswith("runs:/") and not is_run_id(model):
-        raise UserError(
-            f"no checkpoint at {model} (give a file, an MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS or latest)"
-        )
-    return run_file(run_id, inner or f"checkpoints/{prefer}.ckpt")

@@ -23,3 +23,6 @@ MODEL_FILE, MODEL_METRICS = "model_file", "model_metrics"
 
 LOCAL = "local"
 """Stands for the store of runs that no store keeps: their record is in their folder"""
+
+SERVER_ID = "server_run_id"
+"""File in the folder of a run that began while its server was away: the id that the server gave it later."""

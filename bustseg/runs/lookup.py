@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bustseg.errors import TrackingError, UserError
+from bustseg.runs.entries import SERVER_ID
+from bustseg.runs.opening import open_store
 from bustseg.runs.record import RUN_FILE, Record
-from bustseg.runs.store import RUNS_DIR, Store, one_line, open_store, tracking_uri
+from bustseg.runs.store import RUNS_DIR, Store, one_line, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-SERVER_ID = "server_run_id"
-"""File in the folder of a run that began while its server was away: the id that the server gave it later."""
 
 
 def is_run_id(text: str) -> bool:

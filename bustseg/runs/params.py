@@ -24,7 +24,7 @@ NOT_COMPARED = ("tracking.run_name", "tracking.description", "tracking.experimen
 """Keys that a run shows in places of their own."""
 
 
-def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+def parameters(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a run by dotted key; its artifact ``config.yaml`` has the whole configuration.
 
     A class's arguments are left out where they have the class's own default, but for those of the network and the
@@ -32,9 +32,10 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         config: the resolved configuration
+        defaults: the configuration of an experiment that says nothing
     """
     whole = dict(flatten(redact_nested(config)))
-    same = _defaults()
+    same = dict(flatten(defaults))
     for prefix, arguments in _classes(config):
         same |= {f"{prefix}.init_args.{name}": value for name, value in arguments.items()}
     return {
@@ -42,13 +43,6 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in whole.items()
         if key in COMPARED or not (key in NOT_COMPARED or (key in same and _equal(value, same[key])))
     }
-
-
-def _defaults() -> dict[str, Any]:
-    """Every key of an experiment and its default."""
-    from bustseg.experiment import defaults
-
-    return dict(flatten(defaults()))
 
 
 def _classes(config: Any, prefix: str = "") -> list[tuple[str, dict[str, Any]]]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from bustseg.errors import UserError
 from bustseg.runs.lookup import find_run, is_run_id, latest_run, local_run, run_file
-from bustseg.runs.store import Store, local_path, one_line, open_store, tracking_uri
+from bustseg.runs.opening import open_store
+from bustseg.runs.store import Store, local_path, one_line, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

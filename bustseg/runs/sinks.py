@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bustseg.errors import disk_is_full
 from bustseg.progress import error_console
-from bustseg.runs.entries import DATASETS, FILE, METRICS, MODEL, MODEL_FILE, MODEL_METRICS, PARAMS, STATUS, TAGS
+from bustseg.runs.entries import (
+    DATASETS,
+    FILE,
+    METRICS,
+    MODEL,
+    MODEL_FILE,
+    MODEL_METRICS,
+    PARAMS,
+    SERVER_ID,
+    STATUS,
+    TAGS,
+)
 from bustseg.runs.journal import Entry
-from bustseg.runs.lookup import SERVER_ID
 from bustseg.runs.record import Record, dataset_inputs, replacing
 from bustseg.runs.store import Store, one_line
 from bustseg.runs.view import prepare_view

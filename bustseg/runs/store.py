@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlparse
 
-from filelock import FileLock
-
 from bustseg.errors import TrackingError, disk_is_full
 from bustseg.progress import error_console
 from bustseg.redact import HIDDEN, redact
@@ -44,17 +42,6 @@ for _noisy in (
     "lightning.pytorch.loggers.mlflow",
 ):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
-
-
-_DATABASES = ("postgresql", "mysql", "mssql")
-"""Databases that MLflow reaches without a server of its own; sqlite's is a file here."""
-
-_opened: set[str] = set()
-
-
-def was_opened(uri: str) -> bool:
-    """Whether this process could write to the store before, so that it is away for a while if it cannot now."""
-    return uri in _opened
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ class Store:
         It is absolute, since the UI may be started from another folder, and is mended when the store has moved.
         """
         scheme = urlparse(self.uri).scheme
-        served = scheme in ("http", "https") or _of_databricks(self.uri)
+        served = scheme in ("http", "https") or of_databricks(self.uri)
         return None if served else (self.folder / "artifacts").as_uri()
 
     def client(self) -> MlflowClient:
@@ -129,81 +116,14 @@ def tracking_uri(uri: str | None = None) -> str:
     return uri
 
 
-def open_store(uri: str, write: bool = False) -> Store:
-    """Check that a store can be used, and create a local one that is not there yet.
-
-    Args:
-        uri: as :func:`tracking_uri` gives it
-        write: whether runs are to be written, so that a store which can only be read is refused
-
-    Raises:
-        TrackingError: no server answers, it refuses the login, the database is of another MLflow, cannot be written
-            or is locked, or MLflow does not know the scheme
-    """
-    store = Store(uri)
-    scheme = urlparse(uri).scheme
-    if HIDDEN in uri:
-        raise TrackingError(
-            f"{uri} was stored without its password or token: set MLFLOW_TRACKING_URI to the whole address, or give it "
-            "with --tracking.uri"
-        )
-    if scheme == "file" or (scheme == "" and not _of_databricks(uri)):
-        raise TrackingError(f"MLflow no longer writes file stores such as {uri}: use sqlite:///mlruns/mlflow.db")
-    with explained(store):
-        if store.database is not None:
-            _open_database(store, store.database, write)
-        else:
-            if scheme.partition("+")[0] in _DATABASES:
-                _connect_once(uri)
-            store.client().search_experiments(max_results=1)
-    if write:
-        _opened.add(uri)
-    if (store.folder / "spool").is_dir():
-        from bustseg.runs.spool import settle
-
-        with contextlib.suppress(OSError):  # a folder that can only be read
-            settle(store)
-    return store
-
-
-def _of_databricks(uri: str) -> bool:
+def of_databricks(uri: str) -> bool:
+    """Whether a store is one of Databricks'."""
     return uri in ("databricks", "databricks-uc", "uc") or urlparse(uri).scheme in ("databricks", "databricks-uc", "uc")
 
 
-def _connect_once(uri: str) -> None:
-    """Raise the driver's error at once where a database does not answer: MLflow would try for a hundred seconds."""
-    import sqlalchemy
-
-    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
-    engine.connect().close()
-
-
-def _open_database(store: Store, path: Path, write: bool) -> None:
-    if path.is_file() and path.stat().st_size:
-        _check_database(path, write)
-        store.client()  # which compares the schema's version with its own
-        if write:
-            mend_moved(path)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # processes that start together would run the schema's migrations against each other
-    with FileLock(path.with_suffix(".lock")):
-        store.client().search_experiments(max_results=1)
-
-
-def _check_database(path: Path, write: bool) -> None:
-    """Raise sqlite's own error now and not in the middle of a run, when a database cannot be read or written."""
-    with _connected(path, write) as connection:
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if write:
-            if not os.access(path.parent, os.W_OK):  # where sqlite puts its journal
-                raise sqlite3.OperationalError("attempt to write a readonly database")
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-
-
 @contextmanager
-def _connected(path: Path, write: bool) -> Iterator[sqlite3.Connection]:
+def connected(path: Path, write: bool) -> Iterator[sqlite3.Connection]:
+    """A connection to a database file without MLflow, closed at the end."""
     mode = "rw" if write else "ro"
     connection = sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=5, isolation_level=None)
     try:
@@ -248,7 +168,7 @@ def _explanation(store: Store, error: Exception) -> str:
         return f"the MLflow store {shown} is locked by another process: wait for it, or end it, and repeat the command"
     if "file is not a database" in text or "malformed" in text:
         return f"{shown} is no database of MLflow, or a damaged one: restore it from a copy, or name another store"
-    if _of_databricks(store.uri) and "credential" in text:
+    if of_databricks(store.uri) and "credential" in text:
         return (
             "no login for Databricks: set DATABRICKS_HOST and DATABRICKS_TOKEN, run `databricks auth login`, or name "
             "another profile as databricks://PROFILE"
@@ -334,7 +254,7 @@ def mend_moved(database: Path) -> bool:
     """
     here = database.parent / "artifacts"
     changed = False
-    with _connected(database, write=True) as connection:
+    with connected(database, write=True) as connection:
         for (location,) in connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall():
             there = local_path(location or "")
             if there is None or not there.is_absolute() or there.name != "artifacts" or _same(there, here):

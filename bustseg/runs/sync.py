@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bustseg.progress import console
 from bustseg.runs.entries import LOCAL
+from bustseg.runs.opening import open_store
 from bustseg.runs.spool import settle
-from bustseg.runs.store import Store, open_store, tracking_uri
+from bustseg.runs.store import Store, tracking_uri
 
 
 def sync_command(uri: str | None = None) -> int:

@@ -19,6 +19,7 @@ from bustseg.progress import error_console
 from bustseg.redact import redact_nested
 from bustseg.runs.entries import LOCAL
 from bustseg.runs.lookup import local_run, local_runs
+from bustseg.runs.opening import open_store, was_opened
 from bustseg.runs.params import parameters
 from bustseg.runs.record import NAME_TAG, Record, flatten
 from bustseg.runs.run import Run
@@ -31,16 +32,7 @@ from bustseg.runs.sinks import (
     begin_away,
     experiment_id,
 )
-from bustseg.runs.store import (
-    RUNS_DIR,
-    Store,
-    explained,
-    local_path,
-    one_line,
-    open_store,
-    tracking_uri,
-    was_opened,
-)
+from bustseg.runs.store import RUNS_DIR, Store, explained, local_path, one_line, tracking_uri
 
 __all__ = [
     "PARENT_TAG",
@@ -129,12 +121,12 @@ class RunLogger:
         """Does nothing: Lightning offers a part of the configuration here, `log_config` records all of it."""
 
     @rank_zero_only
-    def log_config(self, config: Mapping[str, Any]) -> None:
+    def log_config(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         """Record as parameters what differs from the defaults, and what people compare, see :func:`parameters`.
 
         What differs when a run is continued becomes a tag.
         """
-        known, shown = self.run.record.params, parameters(config)
+        known, shown = self.run.record.params, parameters(config, defaults)
         if known:
             whole = dict(flatten(redact_nested(config)))
             # what has its default again stays a parameter; what no longer has it was none before

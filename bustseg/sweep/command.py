@@ -11,10 +11,11 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from bustseg.errors import SweepError, TrackingError
-from bustseg.experiment import put
+from bustseg.experiment import defaults, put
 from bustseg.presets import find_config
 from bustseg.progress import console, error_console, labelled
-from bustseg.runs.store import explained, open_store, tracking_uri
+from bustseg.runs.opening import open_store
+from bustseg.runs.store import explained, tracking_uri
 from bustseg.runs.tracker import Tracker, child_runs, newest_run, runs_logger
 from bustseg.sweep import result
 from bustseg.sweep.costs import COSTS
@@ -133,7 +134,7 @@ def _parent(plan: Plan, study: SharedStudy) -> Tracker:
             found = newest_run(client, options["experiment"], TOKEN, attrs["token"])
             tags |= {TOKEN: attrs["token"], "sweep.study": plan.study, "sweep.objective": ", ".join(plan.objectives)}
             parent = Tracker(**options, tags=tags, run_id=found.info.run_id if found else None)
-            parent.log_config({**plan.base.config, **_described(plan)})
+            parent.log_config({**plan.base.config, **_described(plan)}, defaults())
             # as a text, out of which the credentials of a storage are taken
             parent.run.add_text(plan.path.read_text(encoding="utf-8"), plan.path.name)
             study.study.set_user_attr("mlflow_run_id", parent.run_id)

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bustseg.errors import SweepError, TrackingError, disk_is_full
+from bustseg.experiment import defaults
 from bustseg.metrics.registry import score
 from bustseg.progress import console
 from bustseg.runs.card import MARK
@@ -161,7 +162,7 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
         options = {**plan.base["tracking"], "run_name": name}
         tracker = Tracker(**{**options, "tags": {**(options["tags"] or {}), **tags}})
         study.note(trial, **{RUN: tracker.run_id})
-        tracker.log_config(plan.described(trial.params))
+        tracker.log_config(plan.described(trial.params), defaults())
         tracker.finalize("failed")
     run = tracker.run
     if details:

@@ -14,7 +14,7 @@ from rich.table import Table
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.splits import read_split
 from bustseg.errors import UserError
-from bustseg.experiment import Experiment
+from bustseg.experiment import Experiment, defaults
 from bustseg.metrics.registry import charted, headline_scores, score
 from bustseg.progress import console, labelled, print_wide
 from bustseg.runs.tracker import PARENT_TAG, Tracker, runs_logger
@@ -107,7 +107,7 @@ def _parent(plan: Run, key: str, folds: list[int], resume: bool) -> tuple[Tracke
     name = options.pop("run_name", None) or default_name(plan.experiment)
     tags = {**(options.pop("tags", None) or {}), KEY: key, "cv.folds": str(len(folds))}
     parent = Tracker(**options, run_name=f"{name} ({len(folds)} folds)", tags=tags)
-    parent.log_config(plan.experiment.config)
+    parent.log_config(plan.experiment.config, defaults())
     return parent, {}
 
 

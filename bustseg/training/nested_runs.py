@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
 from bustseg.progress import console
-from bustseg.runs.checkpoint import resolve_checkpoint
+from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.runs.scores import scores_of_test
 from bustseg.runs.tracker import Tracker, child_runs, newest_run, open_store, tracking_uri
 from bustseg.training import run_fit, run_test

@@ -20,7 +20,8 @@ from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
 from bustseg.progress import wait_for
-from bustseg.runs.checkpoint import check_weights, load_task, read_checkpoint, resolve_checkpoint
+from bustseg.runs.checkpoint import check_weights, load_task, read_checkpoint
+from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.runs.tracker import RunLogger, runs_logger
 from bustseg.task import SegmentationTask
 from bustseg.training.preflight import chosen_in, try_monitors, try_network, try_optimizer

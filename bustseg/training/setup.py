@@ -34,11 +34,12 @@ from bustseg.callbacks import (
 from bustseg.callbacks.progress import Pace
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import TrackingError
-from bustseg.experiment import CALLBACKS, Experiment
+from bustseg.experiment import CALLBACKS, Experiment, defaults
 from bustseg.progress import error_console
 from bustseg.runs.lookup import local_run, server_id
+from bustseg.runs.opening import open_store, was_opened
 from bustseg.runs.record import Record
-from bustseg.runs.store import Store, open_store, tracking_uri, was_opened
+from bustseg.runs.store import Store, tracking_uri
 from bustseg.runs.tracker import FolderLogger, RunLogger, Tracker
 from bustseg.task import RECORD
 from bustseg.training.preflight import chosen_in
@@ -276,7 +277,7 @@ def _callbacks_of(
     verb: str, record: dict[str, Any], pace: Pace, steps: StepMetrics, searched: bool = False
 ) -> list[pl.Callback]:
     # what is said of a run follows what records it, and so makes it
-    callbacks: list[pl.Callback] = [RunRecorder(record), Opening(), EpochLines(pace), OneProcessStops()]
+    callbacks: list[pl.Callback] = [RunRecorder(record, defaults()), Opening(), EpochLines(pace), OneProcessStops()]
     if verb == "fit":
         callbacks += [steps, EpochPictures(), SystemMetrics()]
     if verb == "test":

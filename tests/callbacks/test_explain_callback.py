@@ -14,7 +14,8 @@ import torch
 from bustseg.callbacks.panels import select_cases
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.explain.gradcam import cam_energy, heat_maps, pointing_hit
-from bustseg.runs.checkpoint import load_task, resolve_checkpoint
+from bustseg.runs.checkpoint import load_task
+from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.runs.scores import scores_of_test
 from bustseg.runs.tracker import tracking_uri
 from tests.conftest import TINY

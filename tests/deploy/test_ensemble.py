@@ -10,7 +10,8 @@ from torch import nn
 
 from bustseg.errors import UserError
 from bustseg.models import Ensemble
-from bustseg.runs.checkpoint import load_task, resolve_checkpoint
+from bustseg.runs.checkpoint import load_task
+from bustseg.runs.resolve import resolve_checkpoint
 from tests.conftest import TINY
 
 

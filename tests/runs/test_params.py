@@ -10,11 +10,12 @@ import mlflow
 import pytest
 import yaml
 
-from bustseg.experiment import Experiment
+from bustseg.experiment import Experiment, defaults
 from bustseg.metrics.registry import charted
+from bustseg.runs.opening import open_store
 from bustseg.runs.params import COMPARED, parameters
 from bustseg.runs.scores import read_scores, write_scores
-from bustseg.runs.store import open_store, tracking_uri
+from bustseg.runs.store import tracking_uri
 from bustseg.runs.tracker import Tracker
 from bustseg.runs.view import COLUMNS, TAG, state, view_link, views
 from bustseg.training.setup import named
@@ -25,7 +26,7 @@ Bustseg = Callable[..., tuple[int, str, str]]
 
 def test_parameters_are_what_differs_and_what_is_compared() -> None:
     config = Experiment.read(CONFIGS / "quickstart.yaml").but({"trainer.gradient_clip_val": 1.0}).config
-    found = parameters(config)
+    found = parameters(config, defaults())
     assert len(found) <= 42
     assert set(COMPARED) - {"data.source.class_path"} <= set(found)
     assert found["trainer.gradient_clip_val"] == 1.0
@@ -39,9 +40,9 @@ def test_parameters_are_what_differs_and_what_is_compared() -> None:
 
 def test_a_value_that_comes_back_to_its_default_is_told_in_a_continued_run() -> None:
     first = Tracker(experiment="again")
-    first.log_config({"trainer": {"max_epochs": 2, "min_epochs": 1}, "data": {"balance": 0.0}})
+    first.log_config({"trainer": {"max_epochs": 2, "min_epochs": 1}, "data": {"balance": 0.0}}, defaults())
     again = Tracker(experiment="again", run_id=first.run_id)
-    again.log_config({"trainer": {"max_epochs": 2, "min_epochs": None}, "data": {"balance": 0.5}})
+    again.log_config({"trainer": {"max_epochs": 2, "min_epochs": None}, "data": {"balance": 0.5}}, defaults())
     run = mlflow.MlflowClient(first.uri).get_run(first.run_id)
     assert run.data.params == {"trainer.max_epochs": "2", "trainer.min_epochs": "1"}
     continued = {name: value for name, value in run.data.tags.items() if name.startswith("continued.")}

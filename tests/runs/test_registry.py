@@ -13,10 +13,11 @@ from PIL import Image
 
 from bustseg.errors import UserError
 from bustseg.runs import registry
-from bustseg.runs.checkpoint import resolve_checkpoint
 from bustseg.runs.logged_model import log_model, logged_model_id
+from bustseg.runs.opening import open_store
 from bustseg.runs.registry import register, registered_version
-from bustseg.runs.store import open_store, tracking_uri
+from bustseg.runs.resolve import resolve_checkpoint
+from bustseg.runs.store import tracking_uri
 from bustseg.trust import TrustError
 from tests.conftest import TINY, TrainedRun
 

@@ -11,12 +11,12 @@ import pytest
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking import MlflowClient
 
-from bustseg.runs.entries import DATASETS, FILE, METRICS, PARAMS, STATUS, TAGS
+from bustseg.runs.entries import DATASETS, FILE, METRICS, PARAMS, SERVER_ID, STATUS, TAGS
 from bustseg.runs.journal import Entry
-from bustseg.runs.lookup import SERVER_ID
+from bustseg.runs.opening import open_store
 from bustseg.runs.record import Record
 from bustseg.runs.sinks import PARENT_TAG, MlflowSink, RecordSink, RunGone, Unreachable, begin_away, is_refusal
-from bustseg.runs.store import Store, open_store
+from bustseg.runs.store import Store
 
 
 @pytest.fixture(scope="module")

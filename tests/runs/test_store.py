@@ -17,7 +17,8 @@ import mlflow
 import pytest
 
 from bustseg.errors import TrackingError
-from bustseg.runs.store import local_path, open_store, tracking_uri
+from bustseg.runs.opening import open_store
+from bustseg.runs.store import local_path, tracking_uri
 from tests.runs import servers
 
 Bustseg = pytest.FixtureRequest

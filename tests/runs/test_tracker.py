@@ -100,7 +100,7 @@ def test_a_deleted_experiment_is_named_with_the_command_that_restores_it() -> No
 
 def test_credentials_are_no_parameters() -> None:
     tracker = Tracker(experiment="secret")
-    tracker.log_config({"tracking": {"uri": "http://me:secret@host"}})
+    tracker.log_config({"tracking": {"uri": "http://me:secret@host"}}, {})
     assert mlflow.MlflowClient(tracker.uri).get_run(tracker.run_id).data.params == {
         "tracking.uri": "http://me:***@host"
     }
@@ -108,9 +108,9 @@ def test_credentials_are_no_parameters() -> None:
 
 def test_a_continued_run_keeps_its_first_parameters_and_tags_what_changed() -> None:
     first = Tracker(experiment="again")
-    first.log_config({"trainer": {"max_epochs": 2}, "model": {"lr": 0.1}})
+    first.log_config({"trainer": {"max_epochs": 2}, "model": {"lr": 0.1}}, {})
     again = Tracker(experiment="again", run_id=first.run_id)
-    again.log_config({"trainer": {"max_epochs": 5}, "model": {"lr": 0.1}})
+    again.log_config({"trainer": {"max_epochs": 5}, "model": {"lr": 0.1}}, {})
     run = mlflow.MlflowClient(first.uri).get_run(first.run_id)
     assert run.data.params == {"trainer.max_epochs": "2", "model.lr": "0.1"}
     assert run.data.tags["continued.trainer.max_epochs"] == "5"

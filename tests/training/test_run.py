@@ -18,7 +18,8 @@ import torch
 import yaml
 from mlflow.entities import Run
 
-from bustseg.runs.checkpoint import load_task, read_checkpoint, resolve_checkpoint
+from bustseg.runs.checkpoint import load_task, read_checkpoint
+from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.runs.tracker import tracking_uri
 from tests.conftest import CONFIGS, REPOSITORY, TINY
 

@@ -1,0 +1,38 @@
+"""Checkpoints by the names that users give them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bustseg.errors import UserError
+from bustseg.runs.lookup import is_run_id, latest_run, run_file
+from bustseg.runs.registry import is_registered, registered_file
+
+
+def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
+    """Path of a checkpoint named by file, MLflow run id, ``runs:/RUN_ID[/path]``, ``latest``, or a registered model.
+
+    A registered model is ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, see :mod:`bustseg.runs.registry`;
+    ``latest`` is the store's newest run that was trained and did not fail.
+
+    Args:
+        model: the name
+        prefer: ``best`` or ``last``, the file to take when only a run is named
+
+    Raises:
+        UserError: nothing is there
+    """
+    if Path(model).is_dir():
+        raise UserError(f"{model} is a folder and no checkpoint (an exported model predicts, and does nothing else)")
+    if Path(model).is_file():
+        return Path(model)
+    if is_registered(model):
+        return registered_file(model)
+    if model == "latest":
+        model = f"runs:/{latest_run()}"
+    run_id, _, inner = model.removeprefix("runs:/").partition("/")
+    if not model.startswith("runs:/") and not is_run_id(model):
+        raise UserError(
+            f"no checkpoint at {model} (give a file, an MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS or latest)"
+        )
+    return run_file(run_id, inner or f"checkpoints/{prefer}.ckpt")
