@@ -25,6 +25,9 @@ MEGAPIXELS = "BUSTSEG_MAX_MEGAPIXELS"
 DEFAULT_MEGAPIXELS = 24.0
 """Three times a 4K screen; an ultrasound image has one or two."""
 
+MAX_SIDE = 65_500
+"""Pixels of an image's side; JPEG ends there, and OpenCV's writer of PNG at a million."""
+
 MAX_FRAMES = 20_000
 """Images in one file: more than ten minutes of a scan."""
 
@@ -101,6 +104,8 @@ def check_pixels(what: str, height: int, width: int, frames: int = 1) -> None:
             f"{what} has {width}x{height} pixels and at most {limit / 1e6:g} million are decoded: make it smaller, or "
             f"allow more with {MEGAPIXELS}"
         )
+    if max(height, width) > MAX_SIDE:
+        raise LimitError(f"{what} has {width}x{height} pixels and at most {MAX_SIDE} on a side are decoded: cut it")
     check_frames(what, frames)
 
 

@@ -70,6 +70,8 @@ def _words(error: BaseException) -> tuple[str, int]:
         return str(error), 2
     if isinstance(error, KeyboardInterrupt):
         return "stopped by the user", 130
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error}): take smaller images or batches, or fewer at once", 2
     if disk_is_full(error):
         return "the disk is full: free some space; finished epochs are kept in the run's last.ckpt", 2
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -23,7 +23,7 @@ from bustseg.data import dicom
 from bustseg.data.images import count_pages, image_size, read_native
 from bustseg.data.inputs import Inputs
 from bustseg.data.sources.base import read_table
-from bustseg.errors import DataError, UserError
+from bustseg.errors import DataError, UserError, in_one_line
 from tests.data.dicoms import as_jpeg, dataset, write
 
 Bustseg = Callable[..., tuple[int, str, str]]
@@ -58,6 +58,33 @@ def test_a_png_that_unfolds_to_gigabytes(tmp_path: Path, width: int, height: int
         read_native(path)
     assert bounds.MEGAPIXELS in str(refusal.value)
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(70_000, 1), (1, 70_000), (2_000_000, 1)])
+def test_an_image_too_long_to_be_written(tmp_path: Path, width: int, height: int, bustseg: Bustseg) -> None:
+    path = png_of_zeros(tmp_path / "long.png", width, height)
+    with pytest.raises(LimitError, match="at most 65500 on a side"):
+        read_native(path)
+    code, _, err = bustseg("predict", path, "--out", tmp_path / "out")
+    assert code == 2
+    assert "65500 on a side" in err
+
+
+def test_memory_that_is_not_there_is_said_in_one_line() -> None:
+    assert in_one_line(MemoryError("Unable to allocate 703. MiB"))[1] == 2
+
+
+def test_a_tiff_whose_second_page_has_no_size(tmp_path: Path) -> None:
+    page = Image.new("L", (8, 8), 9)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    first = struct.unpack_from("<I", content, 4)[0]
+    count = struct.unpack_from("<H", content, first)[0]
+    second = struct.unpack_from("<I", content, first + 2 + 12 * count)[0]
+    struct.pack_into("<H", content, second, 0)  # no tags at all
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(DataError, match="not a readable image"):
+        count_pages(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp", "a.webp", "webp.png"])

@@ -53,7 +53,11 @@ _FORMATS = tuple(name for name in ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", 
 # Pillow warns of what is refused here
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-_DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_DECODER_ERRORS = (
+    *(OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow raises where a file is damaged; its readers of TIFF trust that tags are there and of their own type."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from bustseg.figures.panels import (
     extent,
     finish,
     picture_grid,
+    thinned,
     title_lines,
 )
 from bustseg.figures.style import HEAT
@@ -69,7 +70,7 @@ def draw_heat(axes: Axes, case: Case, layer: str, title: str) -> None:
     The prediction is white here: its own colour would drown in the heat.
     """
     draw_picture(axes, case.picture, outlines=False)
-    heat = case.heat[layer]
+    heat = thinned(case.heat[layer])
     alpha = 0.75 * np.sqrt(np.clip(heat, 0, 1))
     axes.imshow(
         heat, cmap=HEAT, vmin=0, vmax=1, alpha=alpha, extent=extent(case.picture), aspect=case.picture.pixel_aspect

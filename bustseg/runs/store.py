@@ -32,6 +32,8 @@ REQUEST_SECONDS = 10
 # request is made once. setdefault leaves a user's choice.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
+# MLflow prints a run's address with its password; bustseg has a line of its own, see RunLogger.where
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("PGCONNECT_TIMEOUT", str(REQUEST_SECONDS))  # read by every client of PostgreSQL
 
 for _noisy in (
