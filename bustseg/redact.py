@@ -9,12 +9,16 @@ from typing import Any
 HIDDEN = "***"
 """Stands where a credential stood."""
 
-_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)"
-_AUTHORITY = re.compile(_SCHEME + r"(?P<userinfo>[^/?#\s'\"<>]*)@")
+# bounded, or a text of megabytes without blanks would be looked through once for each of its letters
+_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,40}://)"
+_AUTHORITY = re.compile(_SCHEME + r"(?P<userinfo>[^/?#\s'\"<>]{0,300})@")
 """A URI with user information, greedy to the last ``@`` of its authority: passwords are found that hold one."""
 
-_UNQUOTED = re.compile(_SCHEME + r"(?P<userinfo>[^:/?#@\s'\"<>]+:(?!\d+[/?#])[^@\s'\"<>]*)@")
+_UNQUOTED = re.compile(_SCHEME + r"(?P<userinfo>[^:/?#@\s'\"<>]{1,300}:(?!\d+[/?#])[^@\s'\"<>]{0,300})@")
 """The same with a ``/``, ``?`` or ``#`` in the password, which SQLAlchemy's parser admits."""
+
+_WORD = re.compile(r"[^\s'\"<>]+")
+"""What may be a URI: neither pattern above goes on behind one of these marks."""
 
 _PARAMETER = re.compile(
     r"(?P<name>(?:^|(?<=[?&;\s]))"
@@ -35,8 +39,8 @@ def redact(text: str) -> str:
     >>> redact("postgresql://me:secret@db/runs and https://token@host/mlflow?sig=abc")
     'postgresql://me:***@db/runs and https://***@host/mlflow?sig=***'
     """
-    text = _AUTHORITY.sub(_without_userinfo, text)
-    text = _UNQUOTED.sub(_without_userinfo, text)
+    if "@" in text and "://" in text:
+        text = _WORD.sub(lambda found: _without_userinfos(found[0]), text)
     return _PARAMETER.sub(rf"\g<name>{HIDDEN}", text)
 
 
@@ -53,6 +57,12 @@ def redact_nested(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(redact_nested(item) for item in value)
     return value
+
+
+def _without_userinfos(word: str) -> str:
+    if "@" not in word or "://" not in word:
+        return word
+    return _UNQUOTED.sub(_without_userinfo, _AUTHORITY.sub(_without_userinfo, word))
 
 
 def _without_userinfo(found: re.Match[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from bustseg.redact import redact, redact_nested
@@ -57,3 +59,15 @@ def test_a_configuration_is_redacted_at_any_depth_and_left_as_it_is() -> None:
         "pair": ("a", 1.5),
     }
     assert config["tracking"]["uri"] == "http://u:p@h"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("piece", ["x", "x.", "a://b", "a://b:c", "key", "?a", "://", "a:b@"])
+def test_long_texts_take_no_longer_than_their_length(piece: str) -> None:
+    text = piece * (300_000 // len(piece))
+    start = time.process_time()
+    redact(f"{text} http://user:secret@host {text}")
+    assert time.process_time() - start < 10
+
+
+def test_a_credential_in_the_middle_of_a_long_text_is_hidden() -> None:
+    assert redact(f"{'x' * 100_000} http://user:secret@host") == f"{'x' * 100_000} http://user:***@host"
