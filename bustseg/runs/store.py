@@ -38,12 +38,13 @@ os.environ.setdefault("PGCONNECT_TIMEOUT", str(REQUEST_SECONDS))  # read by ever
 
 for _noisy in (
     "alembic",
-    "mlflow.store.db.utils",
     "mlflow.tracking._tracking_service",
     "mlflow.utils.databricks_utils",
     "lightning.pytorch.loggers.mlflow",
 ):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
+# it logs the whole traceback of whatever it raises, which is told in one line here
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A page whose errors fail the test, whatever else it checks."""
+def page(browser: Any, start: Start) -> Iterator[Any]:
+    """A page whose errors fail the test, whatever else it checks; it is closed before the servers of the test are."""
     context = browser.new_context(viewport={"width": 1360, "height": 860}, accept_downloads=True)
     page = context.new_page()
     page.set_default_timeout(1000 * PATIENCE)
