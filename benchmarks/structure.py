@@ -55,13 +55,16 @@ PARSES = """
 import json, sys
 import jsonargparse
 parses, first = 0, None
+def names_a_network(action):
+    inner = action.choices.values() if isinstance(action.choices, dict) else ()  # of a parser with subcommands
+    return action.dest.startswith("model") or any(map(names_a_network, [a for p in inner for a in p._actions]))
 def counted(name):
     original = getattr(jsonargparse.ArgumentParser, name)
     def wrapper(self, *args, **kwargs):
         global parses
         outermost = not getattr(jsonargparse.ArgumentParser, "inside", False)
         jsonargparse.ArgumentParser.inside = True
-        has_network = any(getattr(action, "dest", "").startswith("model") for action in self._actions)
+        has_network = any(map(names_a_network, self._actions))
         parses += outermost and has_network
         try:
             return original(self, *args, **kwargs)
@@ -193,7 +196,8 @@ def start_up(checkouts: list[Path]) -> dict[str, list[float]]:
             for number, checkout in enumerate(checkouts):
                 begun = time.perf_counter()
                 command = [sys.executable, "-m", "bustseg.cli", *args]
-                subprocess.run(command, check=True, env=environment(checkout), stdout=subprocess.DEVNULL)
+                # in the checkout, since the folder that Python starts in goes before the path
+                subprocess.run(command, check=True, cwd=checkout, env=environment(checkout), stdout=subprocess.DEVNULL)
                 if turn:  # the first reads the disk
                     seconds.setdefault((name, number), []).append(time.perf_counter() - begun)
     return {name: [statistics.median(seconds[name, number]) for number in range(len(checkouts))] for name in STARTS}

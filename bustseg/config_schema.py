@@ -23,6 +23,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import ReduceLROnPlateau
 
 from bustseg import losses, models
+from bustseg.classes import subclasses
 from bustseg.experiment import make_parser
 from bustseg.usual_keys import LOSSES, NETWORKS
 
@@ -67,19 +68,6 @@ def public_path(cls: type) -> str | None:
     name, package = cls.__name__, cls.__module__.partition(".")[0]
     roots = [root for root in _ROOTS if root.partition(".")[0] == package and not name.startswith("_")]
     return next((f"{root}.{name}" for root in roots if vars(import_module(root)).get(name) is cls), None)
-
-
-def subclasses(base: type) -> list[type]:
-    """The classes that are a ``base``, made or imported so far; itself and abstract ones left out."""
-    found: dict[type, None] = {}
-    waiting: list[type] = [base]
-    while waiting:
-        own: list[type] = waiting.pop().__subclasses__()
-        for cls in own:
-            if cls not in found:
-                found[cls] = None
-                waiting.append(cls)
-    return [cls for cls in found if not inspect.isabstract(cls)]
 
 
 class _Schema:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import cloudpickle
 
@@ -146,7 +147,7 @@ def import_everything() -> None:
     set_by_imports.update({name: value for name, value in os.environ.items() if before.get(name) != value})
 
 
-def supervise(request: Request, answers: object) -> None:
+def supervise(request: Request, answers: TextIO) -> None:
     """Run one command and note how it ended; called in a fork."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     held_kib = os.sysconf("SC_PAGE_SIZE") // 1024 * int(Path("/proc/self/statm").read_text().split()[1])
@@ -155,7 +156,7 @@ def supervise(request: Request, answers: object) -> None:
         run(request)
     with suppress(OSError):
         os.setpgid(pid, pid)
-    print(pid, file=answers, flush=True)  # type: ignore[call-overload]
+    print(pid, file=answers, flush=True)
     _, status, usage = os.wait4(pid, 0)
     temporary = request.log.with_suffix(".new")
     # what it holds when it begins is shared with this process, and no cost of the command

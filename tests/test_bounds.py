@@ -74,13 +74,19 @@ def test_memory_that_is_not_there_is_said_in_one_line() -> None:
     assert in_one_line(MemoryError("Unable to allocate 703. MiB"))[1] == 2
 
 
-def test_a_tiff_whose_second_page_has_no_size(tmp_path: Path) -> None:
+def tiff_of_two_pages(path: Path) -> tuple[bytearray, int, int]:
+    """A TIFF's content, and where the tags of each page begin."""
     page = Image.new("L", (8, 8), 9)
-    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
-    content = bytearray((tmp_path / "a.tif").read_bytes())
+    page.save(path, save_all=True, append_images=[page])
+    content = bytearray(path.read_bytes())
     first = struct.unpack_from("<I", content, 4)[0]
     count = struct.unpack_from("<H", content, first)[0]
     second = struct.unpack_from("<I", content, first + 2 + 12 * count)[0]
+    return content, first, second
+
+
+def test_a_tiff_whose_second_page_has_no_size(tmp_path: Path) -> None:
+    content, _, second = tiff_of_two_pages(tmp_path / "a.tif")
     struct.pack_into("<H", content, second, 0)  # no tags at all
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(DataError, match="not a readable image"):
@@ -129,12 +135,7 @@ def test_a_tiff_of_more_pages_than_any_scan(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_pages_in_a_circle(tmp_path: Path) -> None:
-    page = Image.new("L", (8, 8), 9)
-    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
-    content = bytearray((tmp_path / "a.tif").read_bytes())
-    first = struct.unpack_from("<I", content, 4)[0]
-    count = struct.unpack_from("<H", content, first)[0]
-    second = struct.unpack_from("<I", content, first + 2 + 12 * count)[0]
+    content, first, second = tiff_of_two_pages(tmp_path / "a.tif")
     more = struct.unpack_from("<H", content, second)[0]
     struct.pack_into("<I", content, second + 2 + 12 * more, first)  # after the second the first again
     (tmp_path / "a.tif").write_bytes(content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bustseg.callbacks.checkpoints import best_checkpoint
 from bustseg.progress import error_console
 from bustseg.runs import card
-from bustseg.runs.record import Record
+from bustseg.runs.record import NOTE_TAG, Record
 from bustseg.runs.run import Run
-from bustseg.runs.scores import SCORES, read_scores
+from bustseg.runs.scores import SCORES, all_scores
 from bustseg.runs.store import one_line
 from bustseg.runs.tracker import run_of, runs_logger
 
@@ -50,21 +49,14 @@ class ModelRecorder(Callback):
         if "checkpoint_of_run" in record.tags:  # a test on other data: the model belongs to the run that trained it
             return
         described, validation = record.to_run(), best_validation(record)
-        run.add_text(card.model_card(described, validation, _test_scores(run)), "model_card.md")
+        scores = all_scores(record.metrics, lambda: run.files / SCORES)
+        run.add_text(card.model_card(described, validation, scores), "model_card.md")
         if record.has_model:
             run.add_model_file(run.files / "model_card.md")
         if card.may_describe(described):
-            run.set_tags({"mlflow.note.content": card.short_note(described, validation)})
+            run.set_tags({NOTE_TAG: card.short_note(described, validation)})
         if tested and record.has_model:
             run.show_with_model("test/")
-
-
-def _test_scores(run: Run) -> dict[str, float]:
-    """Every score of a run's test, as far as its folder has them; else those among its metrics."""
-    found = {name: value for name, value in run.record.metrics.items() if name.startswith("test/")}
-    with suppress(OSError, ValueError, KeyError):  # not tested, or tested by an earlier version
-        found |= read_scores(run.files / SCORES)
-    return found
 
 
 def best_validation(record: Record) -> dict[str, float]:

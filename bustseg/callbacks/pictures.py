@@ -14,7 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from bustseg.data.datamodule import BUSIDataModule
-from bustseg.figures.colours import PREDICTION, TRUTH, rgb
+from bustseg.figures.colours import PREDICTION, TRUTH
+from bustseg.figures.outlines import draw_outline
 from bustseg.masks import MaskRule
 from bustseg.runs.run import Run
 from bustseg.runs.tracker import Tracker, runs_logger
@@ -115,8 +116,7 @@ def outlined(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np
     drawn = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2RGB)
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         small = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-        contours, _ = cv2.findContours(small, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(drawn, contours, -1, rgb(colour), 1)
+        draw_outline(drawn, small, colour)
     return drawn
 
 

@@ -21,7 +21,7 @@ from bustseg.metrics.measures import Measure, drawn_together, measures
 from bustseg.metrics.registry import COUNTS, SIZES
 from bustseg.metrics.table import size_thirds
 from bustseg.progress import error_console
-from bustseg.runs.lookup import find_run, is_run_id, local_run, run_file
+from bustseg.runs.lookup import find_run, is_run_id, local_run, run_file, split_run
 from bustseg.runs.opening import open_store
 from bustseg.runs.registry import is_registered, registered_version
 from bustseg.runs.store import tracking_uri
@@ -129,7 +129,7 @@ def load_run(run: str) -> RunTable:
         return _from_file(found[0], path.resolve().name)
     if path.is_file():
         return _from_file(path, path.stem)
-    run_id = run.removeprefix("runs:/").partition("/")[0]
+    run_id, _ = split_run(run)
     if is_registered(run):
         run_id = registered_version(run).run_id or ""
     if not is_run_id(run_id):

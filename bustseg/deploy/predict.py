@@ -32,7 +32,8 @@ from bustseg.data.sources import read_grey, to_grey
 from bustseg.deploy import dicom_seg as seg
 from bustseg.deploy.output import COLUMNS, GALLERY, ORDER, Output, is_full, png, write_whole
 from bustseg.errors import DataError, UserError
-from bustseg.figures.colours import PREDICTION, rgb
+from bustseg.figures.colours import PREDICTION
+from bustseg.figures.outlines import draw_outline
 from bustseg.progress import StreamProgress, console, error_console
 
 if TYPE_CHECKING:
@@ -454,9 +455,9 @@ def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
         ``uint8`` (H, W, 3) in RGB
     """
     canvas = cv2.cvtColor(to_grey(picture), cv2.COLOR_GRAY2RGB) if picture.ndim == 2 else picture.copy()
-    outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    width = max(1, round(min(mask.shape) / 250))
-    return cv2.drawContours(np.ascontiguousarray(canvas), outlines, -1, rgb(PREDICTION), width)
+    canvas = np.ascontiguousarray(canvas)
+    draw_outline(canvas, mask, PREDICTION, max(1, round(min(mask.shape) / 250)))
+    return canvas
 
 
 def caption(confidence: float | None, reasons: Sequence[str]) -> str:

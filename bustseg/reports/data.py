@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bustseg.classes import subclasses
 from bustseg.data.audit import AuditReport, audit
 from bustseg.data.cache import cache_root, cached_groups
 from bustseg.data.duplicates import THRESHOLD
@@ -37,18 +38,13 @@ def find_source(root: Path | None, name: str) -> tuple[Path, Source]:
         source = parser.instantiate(parser.parse_args(["--source", name])).source
     except (ArgumentError, ValueError) as error:
         raise UserError(
-            f"unknown source {name}: use {', '.join(sorted(cls.__name__ for cls in _subclasses(Source)))}, "
+            f"unknown source {name}: use {', '.join(sorted(cls.__name__ for cls in subclasses(Source)))}, "
             "or class_path and init_args as in a config"
         ) from error
     folder = root or source.default_root()
     if folder is None:
         raise UserError("no data folder: name it, or set BUSI_ROOT")
     return Path(folder).expanduser(), source
-
-
-def _subclasses(cls: type) -> list[type]:
-    direct: list[type] = cls.__subclasses__()
-    return direct + [one for sub in direct for one in _subclasses(sub)]
 
 
 def check_command(

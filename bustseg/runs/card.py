@@ -15,6 +15,7 @@ from bustseg.metrics import CONVENTIONS, EMPTY_MASK, overlap_metrics
 from bustseg.metrics.registry import score, single_scores, value_of
 from bustseg.reports.render import render
 from bustseg.reports.tables import markdown_table
+from bustseg.runs.record import NOTE_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -119,7 +120,7 @@ def read_run(client: MlflowClient, run_id: str) -> tuple[Run, dict[str, float]]:
 
 def may_describe(run: Run) -> bool:
     """Whether the run's description is bustseg's to write: there is none, or bustseg wrote it."""
-    note = run.data.tags.get("mlflow.note.content", "")
+    note = run.data.tags.get(NOTE_TAG, "")
     return not note.strip() or note.rstrip().endswith(MARK)
 
 

@@ -23,6 +23,12 @@ def is_run_id(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
+def split_run(text: str) -> tuple[str, str]:
+    """What stands where a run's id does in ``RUN_ID`` or ``runs:/RUN_ID/path``, and the path within the run."""
+    run_id, _, inner = text.removeprefix("runs:/").partition("/")
+    return run_id, inner
+
+
 def local_runs() -> Path:
     """Folder of the runs that no store keeps."""
     return RUNS_DIR.resolve() / "local"

@@ -24,7 +24,7 @@ Point = tuple[int, float, int]
 RUN_FILE, METRICS_FILE = "run.json", "metrics.csv"
 """The record of a run that no server keeps, in its folder."""
 
-NAME_TAG, CONTEXT_TAG = "mlflow.runName", "mlflow.data.context"
+NAME_TAG, NOTE_TAG, CONTEXT_TAG = "mlflow.runName", "mlflow.note.content", "mlflow.data.context"
 
 
 @dataclass

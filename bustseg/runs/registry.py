@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bustseg.errors import UserError
-from bustseg.runs.lookup import find_run, is_run_id, latest_run, local_run, run_file
+from bustseg.runs.lookup import find_run, is_run_id, latest_run, local_run, run_file, split_run
 from bustseg.runs.opening import open_store
+from bustseg.runs.record import NOTE_TAG
 from bustseg.runs.store import Store, local_path, one_line, tracking_uri
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ SCHEME = "models:/"
 
 DEFAULT_NAME = "bustseg"
 """The registered model that versions go to when nothing else is said."""
-
-NOTE_TAG = "mlflow.note.content"
-"""Tag of a run that is its description."""
 
 
 def is_registered(text: str) -> bool:
@@ -115,7 +113,7 @@ def register(run: str, name: str = DEFAULT_NAME, alias: str | None = None) -> Mo
 
     from bustseg.runs.logged_model import log_model, logged_model_id
 
-    run_id = latest_run() if run == "latest" else run.removeprefix("runs:/").partition("/")[0]
+    run_id = latest_run() if run == "latest" else split_run(run)[0]
     if not is_run_id(run_id):
         raise UserError(f"no run at {run} (give an MLflow run id, runs:/RUN_ID or latest)")
     if local_run(run_id) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bustseg.errors import UserError
-from bustseg.runs.lookup import is_run_id, latest_run, run_file
+from bustseg.runs.lookup import is_run_id, latest_run, run_file, split_run
 from bustseg.runs.registry import is_registered, registered_file
 
 
@@ -30,7 +30,7 @@ def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
         return registered_file(model)
     if model == "latest":
         model = f"runs:/{latest_run()}"
-    run_id, _, inner = model.removeprefix("runs:/").partition("/")
+    run_id, inner = split_run(model)
     if not model.startswith("runs:/") and not is_run_id(model):
         raise UserError(
             f"no checkpoint at {model} (give a file, an MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS or latest)"

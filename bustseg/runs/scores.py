@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,10 +50,20 @@ def scores_of_test(run: Run) -> dict[str, float]:
     """Every score of a run's test, by name; empty when it was not tested.
 
     Args:
-        run: of an MLflow store or a folder; one of an earlier version has no table, and all scores as metrics
+        run: of an MLflow store or a folder
     """
-    found = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+    return all_scores(run.data.metrics, lambda: run_file(run.info.run_id, SCORES))
+
+
+def all_scores(metrics: Mapping[str, float], table: Callable[[], Path]) -> dict[str, float]:
+    """The scores of a test among a run's metrics, and those of its table.
+
+    Args:
+        metrics: the run's; one of an earlier version has all scores there, and no table
+        table: finds the table; is asked only when the run was tested
+    """
+    found = {name: value for name, value in metrics.items() if name.startswith("test/")}
     if found:
         with suppress(UserError, OSError, ValueError, KeyError):
-            found |= read_scores(run_file(run.info.run_id, SCORES))
+            found |= read_scores(table())
     return found

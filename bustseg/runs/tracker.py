@@ -21,7 +21,7 @@ from bustseg.runs.entries import LOCAL
 from bustseg.runs.lookup import local_run, local_runs
 from bustseg.runs.opening import open_store, was_opened
 from bustseg.runs.params import parameters
-from bustseg.runs.record import NAME_TAG, Record, flatten
+from bustseg.runs.record import NAME_TAG, NOTE_TAG, Record, flatten
 from bustseg.runs.run import Run
 from bustseg.runs.sender import breaker_of
 from bustseg.runs.sinks import (
@@ -218,7 +218,7 @@ class Tracker(RunLogger, MLFlowLogger):
         self.store, self._away = self._open()
         all_tags = dict(tags or {})
         if description:
-            all_tags["mlflow.note.content"] = description
+            all_tags[NOTE_TAG] = description
         MLFlowLogger.__init__(
             self,
             experiment_name=experiment,

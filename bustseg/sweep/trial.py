@@ -19,7 +19,7 @@ from bustseg.experiment import defaults
 from bustseg.metrics.registry import score
 from bustseg.progress import console
 from bustseg.runs.card import MARK
-from bustseg.runs.record import flatten
+from bustseg.runs.record import NOTE_TAG, flatten
 from bustseg.runs.tracker import PARENT_TAG, Tracker, one_line, runs_logger
 from bustseg.sweep.costs import COSTS
 from bustseg.sweep.plan import Plan
@@ -228,7 +228,7 @@ def outcome(
     if seconds is not None and result:
         metrics[OVERHEAD] = seconds - result["fit_seconds"]
     if plan is not None:
-        tags["mlflow.note.content"] = _note(plan, trial, state)
+        tags[NOTE_TAG] = _note(plan, trial, state)
         costs = {
             name: value for name, value in zip(plan.objectives, objectives_of(result), strict=False) if name in COSTS
         }

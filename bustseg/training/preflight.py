@@ -32,8 +32,11 @@ def chosen_in(section: str) -> Iterator[None]:
         raise UserError(f"{section}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def try_optimizer(task: SegmentationTask) -> None:
+def try_optimizer(task: SegmentationTask) -> object | None:
     """Make the optimizer and its scheduler once, which a fit would do after its run has begun.
+
+    Returns:
+        the scheduler, if there is one
 
     Raises:
         UserError: they refuse their options, or a learning rate is no number
@@ -43,9 +46,10 @@ def try_optimizer(task: SegmentationTask) -> None:
     for group in optimizer.param_groups:
         if not math.isfinite(group["lr"]):
             raise UserError(f"model.optimizer: the learning rate is {group['lr']}: give a number such as 1e-4")
-    if task.lr_scheduler is not None:
-        with chosen_in("model.lr_scheduler"):
-            task.lr_scheduler(optimizer)
+    if task.lr_scheduler is None:
+        return None
+    with chosen_in("model.lr_scheduler"):
+        return task.lr_scheduler(optimizer)
 
 
 def known_metrics() -> list[str]:
@@ -70,35 +74,34 @@ def unknown_metric(what: str, metric: str, known: Sequence[str]) -> str:
     return f"no fit logs {what}: {hint}there are {', '.join(sorted(known))}"
 
 
-def try_monitors(trainer: Trainer, task: SegmentationTask) -> None:
+def try_monitors(trainer: Trainer, task: SegmentationTask, scheduler: object | None) -> None:
     """Refuse metrics that decide something and that the fit never logs: Lightning does after the first epoch.
 
     Where there are callbacks of the user's own, which may log what they like, every name passes.
 
     Args:
         trainer: its callbacks say what decides on checkpoints and on an early stop
-        task: its schedule may follow a metric
+        task: says how often its schedule steps
+        scheduler: as :func:`try_optimizer` has made it; it may follow a metric
 
     Raises:
         UserError: so it is
     """
     watched = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
         if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
             section = "early_stopping" if isinstance(callback, EarlyStopping) else "checkpoint"
             watched.append((f"{section}.monitor", callback.monitor))
-    if task.lr_scheduler is not None:
-        with chosen_in("model.lr_scheduler"):
-            monitor = getattr(task.lr_scheduler(task.make_optimizer()), "monitor", None)
-        if monitor is not None:
-            watched.append(("model.lr_scheduler.init_args.monitor", monitor))
-            if task.lr_scheduler_interval != "epoch":
-                raise UserError(
-                    f"model.lr_scheduler_interval is {task.lr_scheduler_interval} and the schedule follows {monitor}, "
-                    "which is known once an epoch: set it to epoch"
-                )
+    monitor = getattr(scheduler, "monitor", None)
+    if monitor is not None:
+        watched.append(("model.lr_scheduler.init_args.monitor", monitor))
+        if task.lr_scheduler_interval != "epoch":
+            raise UserError(
+                f"model.lr_scheduler_interval is {task.lr_scheduler_interval} and the schedule follows {monitor}, "
+                "which is known once an epoch: set it to epoch"
+            )
     known = known_metrics()
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
     own = any(type(callback).__module__.partition(".")[0] not in ("bustseg", "lightning") for callback in callbacks)
     for place, metric in watched:
         if metric.startswith("val/") and not trainer.limit_val_batches:

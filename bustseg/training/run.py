@@ -138,10 +138,10 @@ def _run(
     run = prepare(experiment, verb, checkpoint, tags, [interrupts, *callbacks, others])
     # before the run begins, so that a choice that cannot be used leaves no run behind
     if verb == "fit":
-        try_optimizer(run.task)
+        scheduler = try_optimizer(run.task)
         if run.task.teacher is not None:
             run.task.learn_from(load_task(resolve_checkpoint(run.task.teacher)))
-        try_monitors(run.trainer, run.task)
+        try_monitors(run.trainer, run.task, scheduler)
     wait_for("reading the data")
     run.data.prepare_data()
     run.data.setup(verb)

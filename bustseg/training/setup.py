@@ -38,7 +38,7 @@ from bustseg.experiment import CALLBACKS, Experiment, defaults
 from bustseg.progress import error_console
 from bustseg.runs.lookup import local_run, server_id
 from bustseg.runs.opening import open_store, was_opened
-from bustseg.runs.record import Record
+from bustseg.runs.record import NOTE_TAG, Record
 from bustseg.runs.store import Store, tracking_uri
 from bustseg.runs.tracker import FolderLogger, RunLogger, Tracker
 from bustseg.task import RECORD
@@ -142,7 +142,7 @@ def make_loggers(
         keeper = Tracker(**{**options, "tags": own or None}, run_id=run_id)
     else:
         if options["description"]:
-            own["mlflow.note.content"] = options["description"]
+            own[NOTE_TAG] = options["description"]
         keeper = FolderLogger(options["experiment"], options["run_name"], own, run_id)
     if keep:
         keeper.final_status = keeper.status
