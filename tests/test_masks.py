@@ -210,7 +210,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """Listens to what is drawn."""
     from bustseg.callbacks import explain as explain_callback
     from bustseg.callbacks import panels
-    from bustseg.explain import images as explain_images
+    from bustseg.deploy import explain as explain_images
     from bustseg.figures.panels import Picture
 
     found = Drawn({}, {}, {})

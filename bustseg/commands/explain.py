@@ -34,6 +34,6 @@ def explain(
         size: input size of the network (default: as trained)
         tolerance: pixels by which a hit may miss
     """
-    from bustseg.explain.images import explain_images
+    from bustseg.deploy.explain import explain_images
 
     return explain_images(input or [], model, out, method, layer, size, tolerance, only_list=list_layers)
