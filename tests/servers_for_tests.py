@@ -36,6 +36,16 @@ def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    """The same, calibrated for presence: sigmoid(0.5 * evidence - 1)."""
+    from bustseg.deploy.predictor import Predictor
+    from tests.deploy.dark_model import write_dark_model
+
+    known = {"temperature": 1.5, "presence_scale": 0.5, "presence_offset": -1.0}
+    return Predictor(write_dark_model(tmp_path_factory.mktemp("models") / "calibrated", calibration=known), threads=1)
+
+
+@pytest.fixture(scope="session")
 def predictor(dark: Path) -> Predictor:
     """The same, ready to predict."""
     from bustseg.deploy.predictor import Predictor

@@ -20,7 +20,8 @@ from bustseg.box import boxed_model
 from bustseg.data.clips import CLIP_SUFFIXES, Clip
 from bustseg.data.images import to_grey
 from bustseg.deploy.output import write_whole
-from bustseg.deploy.predict import NOTICE, Options, overlay, predict
+from bustseg.deploy.predict import Options, overlay, predict
+from bustseg.disclaimer import NOTICE, WORDS
 from bustseg.errors import DataError, UserError
 from bustseg.progress import StreamProgress, console, error_console
 
@@ -105,9 +106,6 @@ def outlined(frame: np.ndarray, found: Prediction) -> np.ndarray:
     for colour, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
         cv2.putText(picture, WORDS, where, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, width, cv2.LINE_AA)
     return picture
-
-
-WORDS = "research only, not a medical device"
 
 
 def is_clip(given: str) -> bool:

@@ -17,6 +17,7 @@ from bustseg.data.cache import resize_image
 from bustseg.data.inputs import EXPLAINED, Inputs, LooseSamples, Names
 from bustseg.data.sources import Sample
 from bustseg.deploy.output import is_full, png, write_whole
+from bustseg.disclaimer import NOTICE
 from bustseg.errors import DataError, UserError
 from bustseg.explain.gradcam import (
     attention_maps,
@@ -139,6 +140,7 @@ def _tell(rows: Sequence[dict[str, Any]], out: Path, hidden: int, passed_over: s
         lines.append(passed_over)
     for line in lines:
         console.print(line, highlight=False, markup=False)
+    console.print(NOTICE, highlight=False)
     if not failed:
         return 0
     for row in failed[:_SHOWN_ERRORS]:

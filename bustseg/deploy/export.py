@@ -37,6 +37,7 @@ from bustseg.deploy.check import (
 )
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, fit_temperature
 from bustseg.deploy.exported import FORMAT_VERSION, FORMATS, METADATA, PRECISIONS, ExportedModel, sha256
+from bustseg.disclaimer import PATIENTS
 from bustseg.errors import UserError
 from bustseg.masks import (
     POSTPROCESS,
@@ -75,8 +76,6 @@ FIRST_LAYERS = 3
 
 RESTORED_LAYERS, RANKING_IMAGES = 16, 24
 """What the search for layers that do not bear int8 may take: layers put back into float32, images to rank them by."""
-
-NOTICE = "Research tool, not a medical device: no finding in a patient may rest on it."
 
 
 class DeployedNetwork(nn.Module):
@@ -160,6 +159,7 @@ def export_command(model: str, format: str, precision: str, out: Path, **options
             "name the data with --data.root",
             highlight=False,
         )
+    console.print(PATIENTS, highlight=False)
     console.print(f"next: bustseg predict IMAGE --model {exported.folder} --out masks", highlight=False)
     return 0
 
@@ -551,7 +551,7 @@ def describe(
     network = record["config"]["model"]["network"]
     metadata: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "notice": NOTICE,
+        "notice": PATIENTS,
         "format": format,
         "precision": precision,
         "model": file.name,

@@ -21,6 +21,7 @@ from PIL import Image
 from bustseg.data.sources import read_native
 from bustseg.deploy.prediction import Prediction
 from bustseg.deploy.predictor import Predictor
+from bustseg.disclaimer import NOTICE
 from bustseg.errors import DataError, UserError
 from bustseg.runs.checkpoint import load_task
 from bustseg.runs.logged_model import WEIGHTS
@@ -140,8 +141,10 @@ def _as_record(prediction: Prediction, encoding: str) -> dict[str, Any]:
     return {
         "mask": mask,
         "probability": probability,
+        "presence": prediction.presence,
         "lesion_probability": prediction.lesion_probability,
         "area_px": prediction.area_px,
+        "notice": NOTICE,
     }
 
 

@@ -31,6 +31,7 @@ from bustseg.data.inputs import Inputs, Item, all_frames
 from bustseg.data.sources import read_grey, to_grey
 from bustseg.deploy import dicom_seg as seg
 from bustseg.deploy.output import COLUMNS, GALLERY, ORDER, Output, is_full, png, write_whole
+from bustseg.disclaimer import NOTICE
 from bustseg.errors import DataError, UserError
 from bustseg.figures.colours import PREDICTION
 from bustseg.figures.outlines import draw_outline
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from bustseg.deploy.prediction import Prediction
     from bustseg.deploy.predictor import Predictor
 
-NOTICE = "Research software, not a medical device: these outlines are no diagnosis."
 
 _PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pydicom", "torch", "onnxruntime", "openvino")
 _SHOWN_ERRORS = 5

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import FastAPI, HTTPException, Query, Response
 
 from bustseg import __version__
-from bustseg.deploy.predict import NOTICE
+from bustseg.disclaimer import NOTICE
 from bustseg.live.stream import Live
 from bustseg.serve.app import add_page, page_files
 from bustseg.serve.guard import Guard
@@ -43,7 +43,7 @@ def create_app(live: Live, settings: Settings, name: str) -> FastAPI:
         headers = {
             "X-Number": str(number),
             "X-Area": str(shown.area_px),
-            "X-Presence": f"{shown.lesion_probability:.3f}",
+            "X-Presence": "" if shown.presence is None else f"{shown.presence:.2f}",
             "X-Confidence": "" if shown.confidence is None else f"{shown.confidence:.2f}",
             "X-Look": "; ".join(shown.look_at_this),
             "X-Rate": f"{shown.rate:.1f}",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bustseg.box import boxed_model
-from bustseg.deploy.predict import NOTICE, check_threshold
+from bustseg.deploy.predict import check_threshold
+from bustseg.disclaimer import NOTICE
 from bustseg.errors import UserError
 from bustseg.progress import console
 from bustseg.serve.command import TOKEN, address_of, listen

@@ -91,7 +91,8 @@ class Shown:
     Attributes:
         jpeg: the frame with its outline
         area_px: of the lesion
-        lesion_probability, confidence: of the frame
+        presence: calibrated probability that there is a lesion; None where the model is not calibrated for it
+        confidence: of the outline; None where the model is not calibrated
         look_at_this: reasons
         rate: frames per second that are shown, over the last two seconds
         read, dropped: frames since the start
@@ -100,7 +101,7 @@ class Shown:
 
     jpeg: bytes
     area_px: int
-    lesion_probability: float
+    presence: float | None
     confidence: float | None
     look_at_this: tuple[str, ...]
     rate: float
@@ -278,7 +279,7 @@ class Live:
                 Shown(
                     jpeg,
                     found.area_px,
-                    found.lesion_probability,
+                    found.presence,
                     found.confidence,
                     found.look_at_this,
                     self.rate,

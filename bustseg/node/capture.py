@@ -11,8 +11,8 @@ import numpy as np
 
 from bustseg import __version__
 from bustseg.data.dicom import _anonymous_errors, _pydicom
-from bustseg.deploy.clips import WORDS
 from bustseg.deploy.dicom_seg import _PATIENT_AND_STUDY
+from bustseg.disclaimer import WORDS
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture Image Storage
 

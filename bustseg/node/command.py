@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bustseg.bounds import check_port
 from bustseg.box import boxed_model
-from bustseg.deploy.predict import NOTICE, check_threshold
+from bustseg.deploy.predict import check_threshold
+from bustseg.disclaimer import NOTICE
 from bustseg.errors import UserError
 from bustseg.progress import console
 from bustseg.serve.settings import is_loopback

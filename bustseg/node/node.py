@@ -238,7 +238,7 @@ class Node:
         masks: list[np.ndarray] = []
         best: tuple[int, Item, Prediction] | None = None
         reasons: dict[str, None] = {}
-        confidences = []
+        confidences, presences = [], []
         for start in range(0, len(items), _BATCH):
             chunk = items[start : start + _BATCH]
             pictures = [item.read() for item in chunk]
@@ -250,6 +250,8 @@ class Node:
                 reasons |= dict.fromkeys(found.look_at_this)
                 if found.confidence is not None:
                     confidences.append(found.confidence)
+                if found.presence is not None:
+                    presences.append(found.presence)
                 if best is None or found.area_px > best[2].area_px:
                     best = (len(masks) - 1, item, found)
         assert best is not None
@@ -264,6 +266,7 @@ class Node:
             "image": item.image,
             "frames": len(items),
             "area_px": max(int(mask.sum()) for mask in masks),
+            "presence": max(presences) if presences else None,
             "confidence": min(confidences) if confidences else None,
             "look_at_this": list(reasons),
             "model": self.predictor.digest[:12],

@@ -9,11 +9,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bustseg.disclaimer import RESEARCH
+
 
 @cache
 def environment() -> Environment:
     """Jinja's environment: what goes into HTML is escaped, and a name that is not given is an error."""
-    return Environment(
+    made = Environment(
         loader=PackageLoader("bustseg.reports"),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
         undefined=StrictUndefined,
@@ -21,6 +23,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    made.globals["research"] = RESEARCH  # every page says so
+    return made
 
 
 def render(template: str, **values: Any) -> str:

@@ -68,6 +68,8 @@ REQUIREMENTS = (
 def signature() -> ModelSignature:
     """Images in; per image a mask, probabilities, the highest of them, and the lesion's area out.
 
+    ``presence`` is the calibrated probability that there is a lesion, missing where the model is not calibrated for it.
+
     The input's type is the one that MLflow passes on as it is: sizes, number types and encodings differ.
     """
     from mlflow.models import ModelSignature
@@ -80,8 +82,10 @@ def signature() -> ModelSignature:
             [
                 ColSpec(Array(Array(DataType.integer)), "mask"),
                 ColSpec(Array(Array(DataType.float)), "probability"),
+                ColSpec(DataType.double, "presence", required=False),
                 ColSpec(DataType.double, "lesion_probability"),
                 ColSpec(DataType.long, "area_px"),
+                ColSpec(DataType.string, "notice"),
             ]
         ),
         params=ParamSchema(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from bustseg.data.sources import LABELS
-from bustseg.deploy.predict import NOTICE
+from bustseg.disclaimer import NOTICE
 from bustseg.serve.uploads import ID
 
 UploadId = Annotated[str, Field(pattern=ID, description="name of an upload")]

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from bustseg import __version__
 from bustseg.bounds import LimitError
-from bustseg.deploy.predict import NOTICE
+from bustseg.disclaimer import NOTICE
 from bustseg.errors import DataError, UserError
 from bustseg.serve.answers import (
     Correction,
@@ -269,7 +269,7 @@ def create_app(  # noqa: C901, PLR0915 (its inner functions are the routes)
     @app.delete("/uploads/{id}", tags=["page"], responses=_GONE)
     async def forget(id: UploadId) -> Notice:
         """Remove an upload now."""
-        if not await service.run(service.uploads.drop, id):
+        if not await service.forget(id):
             raise HTTPException(404, "no such upload")
         return Notice()
 
@@ -277,7 +277,7 @@ def create_app(  # noqa: C901, PLR0915 (its inner functions are the routes)
     async def image(id: UploadId, frame: FrameNumber, threshold: Threshold = None) -> PageImage:
         """What the network says of one image."""
         kept = upload_of(id, frame)
-        looked = await answered(service.look(kept.items[frame], threshold))
+        looked = await answered(service.look_at(kept, frame, threshold))
         item, several = kept.items[frame], len(kept.items) > 1
         answer = service.written(looked, frozenset())
         return PageImage(
@@ -305,7 +305,7 @@ def create_app(  # noqa: C901, PLR0915 (its inner functions are the routes)
     @app.get("/uploads/{id}/{frame}/logits", tags=["page"], response_class=Response, responses={**_GONE, **binary})
     async def logits(id: UploadId, frame: FrameNumber) -> Response:
         """The network's logits at its own size, row by row: from these a page cuts masks at any threshold by itself."""
-        looked = await answered(service.look(upload_of(id, frame).items[frame]))
+        looked = await answered(service.look_at(upload_of(id, frame), frame))
         height, width = looked.logits.shape
         headers = {"X-Height": str(height), "X-Width": str(width)}
         content = looked.logits.astype("<f4").tobytes()

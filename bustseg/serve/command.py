@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bustseg.box import boxed_model
-from bustseg.deploy.predict import NOTICE, check_threshold
+from bustseg.deploy.predict import check_threshold
+from bustseg.disclaimer import NOTICE
 from bustseg.errors import UserError
 from bustseg.progress import console
 from bustseg.serve.settings import Settings, is_loopback
@@ -60,6 +64,9 @@ def serve(
     from bustseg.deploy.predictor import Predictor
 
     predictor = Predictor(name, threshold=threshold)
+    blank = np.zeros(predictor.image_size, np.uint8)
+    predictor.logits([blank])  # so that the first client does not wait for what happens once, nor the first batch
+    threading.Thread(target=predictor.logits, args=([blank, blank],)).start()
     called = "the model in the box" if model is None else Path(name).name
     app = create_app(predictor, settings, called)
     where = address_of(host, listening.getsockname()[1], token)

@@ -32,7 +32,7 @@ from filelock import FileLock
 from bustseg import __version__
 from bustseg.data.images import read_grey
 from bustseg.deploy.output import png, write_whole
-from bustseg.deploy.predict import NOTICE
+from bustseg.disclaimer import NOTICE
 from bustseg.errors import DataError, UserError
 
 LABELS_FILE = "labels.csv"

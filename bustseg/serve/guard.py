@@ -22,7 +22,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from bustseg.deploy.predict import NOTICE
+from bustseg.disclaimer import NOTICE
 from bustseg.serve.settings import Settings
 
 Scope = dict[str, Any]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
-import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,6 +36,26 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
+_SEEN = 32
+"""Images of the page whose logits are kept, a quarter of a megabyte each at 256 x 256."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image after the network, and before any threshold.
+
+    Attributes:
+        shape: (H, W) of the file's whole picture
+        part: (H, W) of the scanned region
+        prepared: ``uint8`` (h, w), what the network sees
+        logits: ``float32`` (1, h, w)
+    """
+
+    shape: tuple[int, int]
+    part: tuple[int, int]
+    prepared: np.ndarray
+    logits: np.ndarray
+
 
 @dataclass(frozen=True)
 class Looked:
@@ -46,7 +67,6 @@ class Looked:
         part: (H, W) of the scanned region, which the mask belongs to
         logits: ``float32`` (h, w) of the network's size
         found: the prediction
-        seconds: from file to mask
     """
 
     item: Item
@@ -54,7 +74,6 @@ class Looked:
     part: tuple[int, int]
     logits: np.ndarray
     found: Prediction
-    seconds: float
 
 
 class Service:
@@ -78,6 +97,7 @@ class Service:
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
         self.metrics.working.set_function(lambda: self.working)
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="serve")
+        self._seen: OrderedDict[tuple[str, int], asyncio.Future[Seen]] = OrderedDict()
         self._explainer: Any = None
         self._explaining = threading.Lock()
 
@@ -120,13 +140,44 @@ class Service:
             DataError: it cannot be read
             Busy: the network's queue is full
         """
-        start = time.perf_counter()
+        return await self._judged(item, await self._network(item), threshold)
+
+    async def look_at(self, upload: Upload, frame: int, threshold: float | None = None) -> Looked:
+        """As :meth:`look`, of an image that the page works on.
+
+        Its values, its logits and every threshold that the page tries come from one pass through the network.
+        """
+        key = upload.id, frame
+        passing = self._seen.get(key)
+        if passing is None:
+            passing = self._seen[key] = asyncio.ensure_future(self._network(upload.items[frame]))
+            passing.add_done_callback(partial(self._keep_only_seen, key))
+            while len(self._seen) > _SEEN:
+                self._seen.popitem(last=False)
+        else:
+            self._seen.move_to_end(key)
+        # whoever asked first may go away, while others wait for the same
+        return await self._judged(upload.items[frame], await asyncio.shield(passing), threshold)
+
+    def _keep_only_seen(self, key: tuple[str, int], passing: asyncio.Future[Seen]) -> None:
+        if (passing.cancelled() or passing.exception()) and self._seen.get(key) is passing:
+            del self._seen[key]
+
+    async def forget(self, id: str) -> bool:
+        """Remove an upload and what is known of its images; whether there was one."""
+        for key in [key for key in list(self._seen) if key[0] == id]:
+            self._seen.pop(key, None)
+        return await self.run(self.uploads.drop, id)
+
+    async def _network(self, item: Item) -> Seen:
         shape, part, prepared = await self.run(self._prepare, item)
-        logits = await asyncio.wrap_future(self.batcher.submit(prepared))
-        found = await self.run(self.predictor.finish, logits, part, threshold, prepared)
+        return Seen(shape, part, prepared, await asyncio.wrap_future(self.batcher.submit(prepared)))
+
+    async def _judged(self, item: Item, seen: Seen, threshold: float | None) -> Looked:
+        found = await self.run(self.predictor.finish, seen.logits, seen.part, threshold, seen.prepared)
         if found.look_at_this:
             self.metrics.flagged.inc()
-        return Looked(item, shape, part, logits[0], found, time.perf_counter() - start)
+        return Looked(item, seen.shape, seen.part, seen.logits[0], found)
 
     def _prepare(self, item: Item) -> tuple[tuple[int, int], tuple[int, int], np.ndarray]:
         """The whole picture's shape, the region's, and what the network sees; the picture itself is not kept."""
@@ -208,7 +259,7 @@ class Service:
                     raise DataError(f"the mask of frame {frame} must be of {part[1]} x {part[0]} pixels")
                 whole.append(placed(masks[frame], item.box, shape))
             else:
-                looked = await self.look(item, threshold)
+                looked = await self.look_at(upload, frame, threshold)
                 whole.append(placed(looked.found.mask, item.box, looked.shape))
         digest = image_name(np.concatenate([np.packbits(mask) for mask in whole]))
         settings = f"{threshold or self.predictor.threshold} {self.predictor.postprocess} {digest}"
@@ -239,7 +290,7 @@ class Service:
                 "text in this picture may name the patient: say that you see no name in it (no_text), or do not save it"
             )
         after = from_run_lengths(list(rle["size"]), list(rle["counts"]))
-        looked = await self.look(item, threshold)
+        looked = await self.look_at(upload, frame, threshold)
         image = await self.run(self.grey, item)
         cutoff = looked.found.threshold
         model = {"name": Path(self.name).name, "digest": self.predictor.digest}

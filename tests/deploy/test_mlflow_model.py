@@ -28,7 +28,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from bustseg.deploy.mlflow_model import as_images
+from bustseg.deploy.mlflow_model import SegmentationModel, as_images
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import DataError
 from bustseg.runs import logged_model
@@ -69,6 +69,16 @@ def test_a_run_holds_a_model_that_predicts_as_its_checkpoint(
     assert np.array_equal(record["probability"], expected.probability)
     assert record["lesion_probability"] == expected.lesion_probability
     assert record["area_px"] == expected.area_px
+    assert record["presence"] is expected.presence is None, "a run that is not calibrated has none"
+    assert "not a medical device" in record["notice"]
+
+
+def test_presence_is_the_calibrated_probability(calibrated: Predictor) -> None:
+    image = np.full((50, 70), 180, np.uint8)
+    image[10:40, 10:60] = 20
+    (record,) = SegmentationModel(calibrated).predict(image)
+    assert record["presence"] == pytest.approx(1 / (1 + np.exp(1 - 0.5 * 8)))
+    assert record["lesion_probability"] == pytest.approx(1 / (1 + np.exp(-8)))
 
 
 def test_the_store_holds_the_weights_once_and_no_pickled_code(trained_run: TrainedRun) -> None:

@@ -140,6 +140,19 @@ def test_the_page_gets_the_newest_picture_and_learns_of_the_end(clip: Path, dark
         assert answer.status_code == 410
 
 
+def test_the_page_is_told_the_calibrated_presence(
+    clip: Path, tmp_path: Path, predictor: Predictor, calibrated: Predictor
+) -> None:
+    empty = write_clip(tmp_path / "empty.avi", [np.full((96, 128), 180, np.uint8)] * 2)
+    # sigmoid(0.5 * 8 - 1) and sigmoid(0.5 * -8 - 1); the highest probability of a pixel would be 1.00 and 0.00
+    for path, model, presence in ((clip, calibrated, "0.95"), (empty, calibrated, "0.01"), (clip, predictor, "")):
+        live = Live(Frames(str(path)), [model])
+        with TestClient(create_app(live, Settings(), "dark"), base_url="http://127.0.0.1:8081") as client:
+            live.start()
+            assert client.get("/frame?after=0").headers["x-presence"] == presence
+            live.stop()
+
+
 def test_an_error_of_the_network_ends_it_and_is_said(clip: Path, dark: Path) -> None:
     predictor = Predictor(dark, threads=1)
 

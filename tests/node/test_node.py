@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -92,6 +93,19 @@ def test_an_image_comes_back_as_seg_and_capture_on_the_right_pixels(started: Any
     record = (node.spool.folder / "done").glob("*.json")
     text = next(record).read_text()
     assert not any(secret in text for secret in dicoms.SECRETS)
+
+
+def test_the_record_has_the_calibrated_presence(calibrated: Predictor, tmp_path: Path, pacs: Pacs) -> None:
+    spool = Spool(tmp_path / "spool")
+    node = Node(calibrated, spool, port=0, peer=Peer("PACS", "127.0.0.1", pacs.port))
+    try:
+        assert send_all(node.port, [ultrasound()]) == [0x0000]
+        until(lambda: node.answered == 1)
+        (record,) = [json.loads(path.read_text()) for path in (spool.folder / "done").glob("*.json")]
+        assert record["presence"] == pytest.approx(1 / (1 + np.exp(1 - 0.5 * 8)))
+    finally:
+        node.stop()
+        spool.close()
 
 
 def test_loops_of_every_frame(started: Any, pacs: Pacs) -> None:

@@ -23,9 +23,9 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
-from bustseg.deploy.predict import NOTICE
 from bustseg.deploy.predictor import Predictor
-from bustseg.errors import UserError
+from bustseg.disclaimer import NOTICE
+from bustseg.errors import DataError, UserError
 from bustseg.serve.app import create_app
 from bustseg.serve.guard import host_name
 from bustseg.serve.settings import Settings
@@ -84,6 +84,22 @@ def test_an_image_has_the_mask_that_predict_gives_in_every_form(client: TestClie
     assert np.array_equal(png // 255, expected.mask)
     assert np.array_equal(from_run_lengths(**found["rle"]), expected.mask)
     assert np.array_equal(filled(found["polygons"], image.shape), expected.mask)
+
+
+def test_presence_is_the_calibrated_probability_and_not_the_highest_of_a_pixel(
+    calibrated: Predictor, client: TestClient
+) -> None:
+    contents = as_png(scene()), as_png(np.full((96, 128), 180, np.uint8))
+    with TestClient(create_app(calibrated), base_url=BASE) as asked:
+        for content, logit in zip(contents, (8.0, -8.0), strict=True):
+            (found,) = send(asked, content).json()["results"]
+            presence = 1 / (1 + np.exp(1 - 0.5 * logit))
+            assert found["presence"] == pytest.approx(presence)
+            assert found["lesion_probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
+            id = asked.post("/uploads", files={"file": ("a.png", content)}).json()["id"]
+            assert asked.get(f"/uploads/{id}/0").json()["presence"] == pytest.approx(presence)
+    (found,) = send(client, contents[0]).json()["results"]
+    assert found["presence"] is None, "this model is not calibrated for it, and nothing stands in for it"
 
 
 def test_several_files_answer_in_their_order_and_a_broken_one_does_not_spoil_the_rest(client: TestClient) -> None:
@@ -401,6 +417,35 @@ def test_the_network_answers_the_page_and_keeps_its_files_for_a_while(client: Te
     assert client.delete(where).status_code == 200
     assert not folder.exists()
     assert client.get(where).status_code == client.delete(where).status_code == 404
+
+
+def test_an_image_of_the_page_passes_the_network_once_whatever_is_asked_of_it(client: TestClient) -> None:
+    def passed() -> float:
+        line = next(one for one in client.get("/metrics").text.splitlines() if one.startswith("bustseg_images_total"))
+        return float(line.split()[1])
+
+    image = scene()
+    where = f"/uploads/{client.post('/uploads', files={'file': ('a.png', as_png(image))}).json()['id']}"
+    image[24:72, 32:56] = 99  # probability 0.525
+    other = f"/uploads/{client.post('/uploads', files={'file': ('b.png', as_png(image))}).json()['id']}"
+    assert client.get(f"{where}/0").json()["area_px"] == 48 * 48
+    assert client.get(f"{where}/0/logits").status_code == 200
+    assert passed() == 1
+    areas = [client.get(f"{other}/0", params={"threshold": cut}).json()["area_px"] for cut in (0.5, 0.6)]
+    assert areas[0] > 48 * 40
+    assert areas[1] < 48 * 30
+    assert passed() == 2, "each image has its own logits"
+    client.delete(where)
+    assert client.get(f"{where}/0").status_code == 404
+    assert not [key for key in client.app.state.service._seen if key[0] in where]  # type: ignore[attr-defined]
+
+
+def test_a_pass_that_fails_is_tried_again(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = f"/uploads/{client.post('/uploads', files={'file': ('a.png', as_png(scene()))}).json()['id']}/0"
+    with monkeypatch.context() as broken:
+        broken.setattr("bustseg.serve.service.read_item", lambda *_: (_ for _ in ()).throw(DataError("not now")))
+        assert client.get(where).status_code == 422
+    assert client.get(where).json()["area_px"] == 48 * 48
 
 
 def test_uploads_go_when_they_are_old_or_too_many(predictor: Predictor) -> None:

@@ -24,7 +24,7 @@ function show(answer, drawn) {
   const rows = [
     ["Frames a second", of("X-Rate")], ["Shown here", drawn.toFixed(1)], ["Dropped", `${of("X-Dropped")} of ${of("X-Read")}`],
     ["Frame to outline", `${of("X-Milliseconds")} ms`], ["Area", area ? `${area} px` : "no lesion"],
-    ["Presence probability", of("X-Presence")], ["Confidence", of("X-Confidence") || "not calibrated"],
+    ["Probability of a lesion", of("X-Presence") || "not calibrated"], ["Confidence", of("X-Confidence") || "not calibrated"],
   ];
   $("values").replaceChildren(...rows.flatMap(([name, value]) => {
     const term = document.createElement("dt"), text = document.createElement("dd");
