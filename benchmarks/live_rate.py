@@ -1,6 +1,6 @@
 """Frames a second that `bustseg live` and `bustseg predict clip.mp4` reach with the model in the box.
 
-    python benchmarks/live_rate.py                    # the table
+    python benchmarks/live_rate.py                    # the table, into docs/how-to/clips-and-live.md
     python benchmarks/live_rate.py --picture docs/img/live.png     # and a picture of the page
 
 Clips are phantoms that move, at the size and rate that are named; no page looks on unless a picture is taken.
@@ -9,7 +9,6 @@ Clips are phantoms that move, at the size and rate that are named; no page looks
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from measured import Measurement, add_page, write
 
 from bustseg.box import boxed_model
 from bustseg.data.clips import Clip
@@ -88,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=6.0, help="length of each clip (default 6)")
     parser.add_argument("--picture", type=Path, help="write a screenshot of the page")
+    add_page(parser, "docs/how-to/clips-and-live.md")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     root = write_phantoms(folder / "phantoms", n=8, seed=5)
@@ -96,17 +97,24 @@ def main() -> None:
     predictors = predictors_of(str(boxed_model()))
     for one in (predictor, *predictors):
         one(image)
-    print(f"{cores()} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before")
-    print("| clip | shown a second | dropped | frame to outline |\n| --- | --- | --- | --- |")
+    measurement = Measurement()
+    lines = ["| clip | shown a second | dropped | frame to outline |", "| --- | --- | --- | --- |"]
     for size, rate in (((640, 480), 25), ((640, 480), 60), ((1024, 768), 25), ((1024, 768), 60)):
         clip = write_clip(folder / f"{size[0]}_{rate}.avi", cv2.resize(image, size), rate, options.seconds)
         shown, dropped, read, delay = measure(clip, predictors)
-        print(f"| {size[0]} x {size[1]}, {rate} a second | {shown:.1f} | {dropped} of {read} | {delay:.0f} ms |")
+        lines.append(f"| {size[0]} x {size[1]}, {rate} a second | {shown:.1f} | {dropped} of {read} | {delay:.0f} ms |")
+        print(lines[-1], flush=True)
     clip = folder / "640_60.avi"
     start = time.perf_counter()
     number = sum(1 for frame, found in follow(Clip.open(clip), predictor) if outlined(frame, found) is not None)
-    print(f"predict, {number} frames of 640 x 480, outlined: {number / (time.perf_counter() - start):.1f} a second")
-    print(f"load {os.getloadavg()[0]:.1f} after")
+    rate = number / (time.perf_counter() - start)
+    lines += [
+        "",
+        f"`predict` outlined {rate:.1f} frames of 640 x 480 a second (every one of {number}, as fast as it can).",
+        "",
+        f"`python benchmarks/live_rate.py --seconds {options.seconds:g}`: {cores()} threads; {measurement.told()}.",
+    ]
+    write(options.page, "python benchmarks/live_rate.py", lines)
     if options.picture:
         picture(options.picture, folder / "640_25.avi", predictors)
     shutil.rmtree(folder)

@@ -1,6 +1,6 @@
 """Latency and memory of `bustseg serve` at rest and under 200 clients at once.
 
-    python benchmarks/serve_load.py
+    python benchmarks/serve_load.py          # writes its table into docs/how-to/serve.md
 
 Starts the server with the model in the box in a process of its own, and asks it over the loopback: first one client,
 then 200 at once, several times, every tenth with a file that is no image. A client that is told to wait (429) does so
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import os
 import random
 import re
 import subprocess
@@ -22,6 +21,7 @@ import time
 import httpx
 import numpy as np
 import psutil
+from measured import Measurement, add_page, write
 from PIL import Image
 
 from bustseg.data.phantom import draw_phantom
@@ -46,16 +46,19 @@ async def ask(client: httpx.AsyncClient, content: bytes) -> tuple[float, int, in
         await asyncio.sleep(float(answer.headers["Retry-After"]) * random.uniform(0.5, 1.5))
 
 
-async def load(url: str, contents: list[bytes], clients: int, rounds: int, memory: psutil.Process) -> None:
+async def load(url: str, contents: list[bytes], clients: int, rounds: int, memory: psutil.Process) -> list[str]:
+    """The table's lines."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         for k in range(3):
             await ask(client, contents[k])
         rest = sorted([(await ask(client, contents[k % len(contents)]))[0] for k in range(20)])
-        print("| | median | 95 % | statuses | told to wait | memory of the server |")
-        print("| --- | --- | --- | --- | --- | --- |")
+        lines = [
+            "| | median | 95 % | statuses | told to wait | memory of the server |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
         resident = memory.memory_info().rss / 1e6
-        print(
+        lines.append(
             f"| one client | {1000 * rest[10]:.0f} ms | {1000 * rest[18]:.0f} ms | 20 x 200 | 0 | {resident:.0f} MB |"
         )
         for number in range(1, rounds + 1):
@@ -67,17 +70,21 @@ async def load(url: str, contents: list[bytes], clients: int, rounds: int, memor
             statuses = {status: sum(one[1] == status for one in answers) for status in {one[1] for one in answers}}
             words = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
             waits = sum(one[2] for one in answers)
-            print(
+            lines.append(
                 f"| {clients} at once, round {number} ({clients / took:.1f} a second) | {np.median(times):.1f} s | "
                 f"{np.percentile(times, 95):.1f} s | {words} | {waits} | {memory.memory_info().rss / 1e6:.0f} MB |"
             )
+            print(lines[-1], flush=True)
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=200, help="at once (default 200)")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    add_page(parser, "docs/how-to/serve.md")
     options = parser.parse_args()
+    measurement = Measurement()
     command = [sys.executable, "-m", "bustseg.cli", "serve", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -85,9 +92,14 @@ def main() -> None:
         found = re.search(r"http://[^/\s]+", server.stdout.readline())
         assert found, "the server does not start"
         contents = [picture(seed) for seed in range(8)]
-        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before")
-        asyncio.run(load(found[0], contents, options.clients, options.rounds, psutil.Process(server.pid)))
-        print(f"load {os.getloadavg()[0]:.1f} after")
+        lines = asyncio.run(load(found[0], contents, options.clients, options.rounds, psutil.Process(server.pid)))
+        height, width = np.asarray(Image.open(io.BytesIO(contents[0]))).shape
+        told = (
+            f"`python benchmarks/serve_load.py --clients {options.clients} --rounds {options.rounds}`: the model in "
+            f"the box, phantoms of {width} x {height}, every tenth file no image, clients and server on one "
+            f"machine; {measurement.told()}."
+        )
+        write(options.page, "python benchmarks/serve_load.py", [*lines, "", told])
     finally:
         server.terminate()
         server.wait()

@@ -1,15 +1,15 @@
-"""Take the pictures of the page that the documentation shows, and measure the time from a dropped file to its outline.
+"""Take the pictures of the page that the documentation shows, and measure the time from a chosen file to its outline.
 
-    python benchmarks/serve_page.py --out docs/img
+    python benchmarks/serve_page.py                 # pictures into docs/img, times into docs/how-to/serve.md
+    python benchmarks/serve_page.py --no-pictures
 
-Starts `bustseg serve` with the model in the box on phantoms, drives it in headless Chromium, and ends both again.
+Starts `bustseg serve` with the model in the box on phantoms, drives it in headless Chromium, and ends both again. Cold
+is the first image of a server and a browser that have just started; warm are those that follow.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import re
 import shutil
 import statistics
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measured import Measurement, add_page, write
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -66,7 +67,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/img"), help="folder of the pictures")
     parser.add_argument("--n", type=int, default=12, help="files whose time is taken (default 12)")
+    parser.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True, help="take pictures too")
+    add_page(parser, "docs/how-to/serve.md")
     options = parser.parse_args()
+    measurement = Measurement()
     folder = Path(tempfile.mkdtemp())
     root = write_phantoms(folder / "phantoms", n=40, seed=5)
     files = sorted(path for path in root.glob("*/*).png"))
@@ -80,22 +84,33 @@ def main() -> None:
         "--corrections",
         str(folder / "corrections"),
     ]
+    begun = time.perf_counter()
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         found = re.search(r"http://\S+", server.stdout.readline())
         assert found, "the server does not start"
+        starting = time.perf_counter() - begun
         with sync_playwright() as play:
             browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=list(ARGUMENTS))
             page = browser.new_page(viewport={"width": 1360, "height": 860})
             page.goto(found.group(0))
             until(page, "document.documentElement.dataset.ready")
             first, *rest = times(page, files[: options.n])
-            print(
-                f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}: "
-                f"from file to outline {first:.2f} s the first time, then median {statistics.median(rest):.2f} s, "
-                f"longest {max(rest):.2f} s of {len(rest)}"
-            )
+            lines = [
+                "| | |",
+                "| --- | --- |",
+                f"| from the command to the page's address | {starting:.2f} s |",
+                f"| from a chosen file to its outline on the screen: first image (cold) | {first:.2f} s |",
+                f"| the {len(rest)} that follow (warm): median, longest | {statistics.median(rest):.2f} s, "
+                f"{max(rest):.2f} s |",
+                "",
+                f"`python benchmarks/serve_page.py --n {options.n}`: phantoms, the model in the box, Chromium "
+                f"{browser.version} and server together; {measurement.told()}.",
+            ]
+            write(options.page, "python benchmarks/serve_page.py", lines)
+            if not options.pictures:
+                return
             page.set_input_files("#picker", [str(file) for file in files[:9]])
             until(page, "document.querySelectorAll('#list .item').length === 9")
             until(page, SETTLED)

@@ -382,6 +382,7 @@ def test_one_bad_image_costs_no_other(trained: Path, phantoms: Path, bustseg: Bu
         shutil.copy(folder / f"{names[2]}.png", folder / f"{copy}.png")
     code, out, err = bustseg("explain", folder, "--model", trained, "--out", "out")
     assert code == 1
+    assert "not a medical device" in out
     rows = {row["name"]: row for row in csv.DictReader(Path("out/explain.csv").read_text().splitlines())}
     assert set(rows) == {*names, f"{names[2]}-2", f"{names[2]}-3"}
     assert len({row["image"] for row in rows.values()}) == len(rows)

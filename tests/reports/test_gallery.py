@@ -41,6 +41,7 @@ def test_those_to_look_at_come_first_and_errors_are_left_out() -> None:
     assert "low contrast" in page
     assert "model dark, digest <code>0123456789ab</code>" in page
     assert "No diagnosis." in page
+    assert page.count("not a medical device") == 1, "every page of a report ends with it"
 
 
 def test_the_page_holds_its_pictures_small_and_links_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
