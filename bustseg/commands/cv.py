@@ -10,6 +10,7 @@ from bustseg.command_line import ExperimentOptions, Option
 def cv(
     *,
     folds: int | None = None,
+    by: Annotated[str | None, Option(metavar="COLUMN")] = None,
     resume: bool = False,
     ckpt_path: Annotated[str | None, Option(hidden=True)] = None,
     options: ExperimentOptions,
@@ -18,9 +19,12 @@ def cv(
 
     Example:
         bustseg cv --config configs/baselines/unet_lite0.yaml --data.split kfold --folds 5
+        bustseg cv --config configs/flagship/three_sources.yaml --by source
 
     Args:
         folds: number of folds (default: data.folds, 5)
+        by: leave out one value of this column after the other: source, or a column of the source's table, such as
+            device; each is tested by a model that has seen none of its images
         resume: skip finished folds and continue the interrupted one
         ckpt_path: refused
         options: --config FILE, --data.split SPLIT (kfold, a CSV file with folds, grouped, lesion or curated), and
@@ -34,4 +38,4 @@ def cv(
         raise UserError(
             "cv trains a model for each fold, so it takes no --ckpt_path; --resume goes on with what is there"
         )
-    return cross_validate(Experiment.parse(options), folds, resume)
+    return cross_validate(Experiment.parse(options), folds, resume, by)

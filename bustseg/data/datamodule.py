@@ -223,12 +223,15 @@ class BUSIDataModule(LightningDataModule):
         root: data folder; when not given, the source's own (BUSI: the environment variable ``BUSI_ROOT``)
         source: reader of the folder's layout
         split: ``paper`` (624/78/78 of all images), ``grouped`` (the same with duplicates and patients kept together),
-            ``lesion`` (images with a lesion, 8:1:1), ``curated`` (images of a list), ``kfold``, ``test_all`` (every
-            image tests), or a CSV file with the columns ``image,subset`` and optionally ``fold``
+            ``lesion`` (images with a lesion, 8:1:1), ``curated`` (images of a list), ``kfold``, ``left_out`` (the
+            images of one source or device test), ``test_all`` (every image tests), or a CSV file with the columns
+            ``image,subset`` and optionally ``fold``
         split_seed: seed of the split, apart from the training's seed
-        fold: fold that is tested, for ``kfold`` (the first by default) and a CSV that has several
+        fold: fold that is tested, for ``kfold`` and ``left_out`` (the first by default) and a CSV that has several
         folds: number of folds of ``kfold``
         kfold_of: scheme that ``kfold`` divides: ``grouped``, ``paper``, ``lesion`` or ``curated``
+        left_out_by: column whose values are the folds of ``left_out``: ``source``, or one of the source's table, such
+            as BUS-BRA's ``device``
         curated_list: list of the images that ``curated`` keeps, a CSV file with the columns ``class;id`` or ``image``
         duplicate_threshold: score from which two images count as duplicates, for ``grouped``
         image_size: height and width of the network's input; one number for a square
@@ -254,6 +257,7 @@ class BUSIDataModule(LightningDataModule):
         fold: int | None = None,
         folds: int = 5,
         kfold_of: str = "grouped",
+        left_out_by: str = "source",
         curated_list: str | None = None,
         duplicate_threshold: float = THRESHOLD,
         image_size: int | tuple[int, int] = 224,
@@ -281,6 +285,7 @@ class BUSIDataModule(LightningDataModule):
         self.source = source if source is not None else BUSI()
         self.split_scheme, self.split_seed, self.fold = split, split_seed, fold
         self.folds, self.kfold_of, self.duplicate_threshold = folds, kfold_of, duplicate_threshold
+        self.left_out_by = left_out_by
         self.curated_list = Path(curated_list).expanduser() if curated_list else None
         self.image_size = sides
         self.batch_size = batch_size
@@ -367,6 +372,7 @@ class BUSIDataModule(LightningDataModule):
             of=self.kfold_of,
             groups=self._groups(self.samples, cache.digest),
             curated_list=self.curated_list,
+            by=self.left_out_by,
         )
         position = {sample.id: index for index, sample in enumerate(self.samples)}
         for subset in SUBSETS:

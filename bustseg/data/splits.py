@@ -24,7 +24,7 @@ from bustseg.data.sources import LABELS, Sample, natural_key, read_table
 from bustseg.errors import DataError
 
 SUBSETS = ("train", "val", "test")
-SCHEMES = ("paper", "lesion", "grouped", "curated", "kfold", "test_all")
+SCHEMES = ("paper", "lesion", "grouped", "curated", "kfold", "left_out", "test_all")
 
 # The paper's 624/78/78 on BUSI. Its degenerate models prove 62 lesions and 16 normals in the test set (recall 62/78
 # when everything is called a lesion); how the 62 divide into benign and malignant is not known, so they divide as BUSI
@@ -119,6 +119,68 @@ def kfold(
     return pd.concat(frames, ignore_index=True)
 
 
+def left_out_values(samples: Sequence[Sample], by: str) -> list[str]:
+    """Values of a column that :func:`left_out` leaves out in turn, in canonical order.
+
+    Args:
+        by: ``source`` (name of the data set), ``label``, or a column of the source's table
+
+    Raises:
+        DataError: no image has that column, or all have one value
+    """
+    values = sorted({value for sample in samples if (value := _value(sample, by))}, key=natural_key)
+    if len(values) < 2:
+        known = sorted({"source", "label", *(column for sample in samples for column in sample.columns)})
+        found = f"{by} is {values[0]!r} for all images" if values else f"no image has a column {by!r}"
+        raise DataError(f"{found}, so that nothing can be left out by it: the columns are {', '.join(known)}")
+    return values
+
+
+def left_out(
+    samples: Sequence[Sample], by: str, seed: int = 0, groups: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """One fold for each value of a column: its images test, the others train and validate.
+
+    A tenth of the others validates, stratified by class and lesion size. Patients and duplicates of tested images are
+    left out of the fold, so that nothing of a tested value is trained on. Images without a value always train.
+
+    Args:
+        by: see :func:`left_out_values`
+        groups: group name by sample id, as in :func:`grouped_split`
+
+    Returns:
+        one row per fold and image, with the column ``left_out`` beside ``fold``
+
+    Raises:
+        DataError: see :func:`left_out_values`; or so few images are left that none can validate
+    """
+    in_turn = left_out_values(samples, by)
+    layout = _Layout(samples, merge_groups(samples, groups), by_size=True)
+    values = [_value(sample, by) for sample in layout.samples]
+    unit = [layout.groups.get(sample.id, sample.id) for sample in layout.samples]
+    frames = []
+    for fold, value in enumerate(in_turn):
+        tested = np.array([own == value for own in values])
+        held = {name for name, test in zip(unit, tested, strict=True) if test}
+        rest = np.array([name not in held for name in unit])
+        if rest.sum() < 2:
+            raise DataError(f"without {by} {value!r} and its patients {rest.sum()} images are left: at least 2 must be")
+        inner = layout.subset(np.flatnonzero(rest))
+        targets = {label: _shares(count, 0.1, 0)[:2] for label, count in _label_counts(inner.samples).items()}
+        subset = np.full(len(values), "", dtype=object)
+        subset[tested] = "test"
+        subset[rest] = np.array(SUBSETS, dtype=object)[inner.assign(targets, np.random.default_rng([seed, fold]))]
+        frame = layout.frame(subset).assign(fold=fold, left_out=value)
+        frames.append(frame[subset != ""])
+    return pd.concat(frames, ignore_index=True)
+
+
+def _value(sample: Sample, by: str) -> str:
+    """A sample's value of a column; empty when it has none."""
+    own = {"source": sample.source, "label": sample.label}
+    return own[by] if by in own else sample.columns.get(by.lower(), "")
+
+
 def make_split(
     samples: Sequence[Sample],
     scheme: str = "paper",
@@ -129,6 +191,7 @@ def make_split(
     of: str = "grouped",
     groups: Mapping[str, str] | None = None,
     curated_list: Path | None = None,
+    by: str = "source",
     all_folds: bool = False,
 ) -> pd.DataFrame:
     """Split by the name of a scheme or from a CSV file, one row per image.
@@ -136,12 +199,13 @@ def make_split(
     Args:
         scheme: one of :data:`SCHEMES`, or the path of a CSV file (see :func:`read_split`); ``test_all`` tests every
             image, for a data set that the model was not trained on
-        fold: which fold is tested, for a file with folds and for ``kfold`` (there the first by default)
+        fold: which fold is tested, for a file with folds, ``kfold`` and ``left_out`` (there the first by default)
         folds: number of folds for ``kfold``
         of: scheme that ``kfold`` divides
-        groups: group name by sample id for ``grouped``; None looks for near-duplicates among the images (some seconds
-            on BUSI)
+        groups: group name by sample id for ``grouped`` and ``left_out``; None looks for near-duplicates among the
+            images (some seconds on BUSI)
         curated_list: list of the images that ``curated`` keeps
+        by: column whose values ``left_out`` leaves out in turn
         all_folds: give every fold, one row per fold and image
 
     Raises:
@@ -159,11 +223,15 @@ def make_split(
         return _Layout(samples, merge_groups(samples), by_size=False).frame(np.full(len(samples), "test", dtype=object))
     if groups is None and needs_groups(scheme, of):
         groups = duplicate_groups(samples)
-    if scheme == "kfold":
+    if scheme in ("kfold", "left_out"):
         fold = fold or 0
-        if not 0 <= fold < folds:
-            raise DataError(f"there is no fold {fold}: choose 0 to {folds - 1}")
-        split = kfold(samples, seed, folds, of, groups, curated_list)
+        number = folds if scheme == "kfold" else len(left_out_values(samples, by))
+        if not 0 <= fold < number:
+            raise DataError(f"there is no fold {fold}: choose 0 to {number - 1}")
+        if scheme == "kfold":
+            split = kfold(samples, seed, folds, of, groups, curated_list)
+        else:
+            split = left_out(samples, by, seed, groups)
         return split if all_folds else split[split["fold"] == fold].reset_index(drop=True)
     if scheme == "grouped":
         return grouped_split(samples, groups, seed)
@@ -174,7 +242,7 @@ def make_split(
 
 def needs_groups(scheme: str, of: str = "grouped") -> bool:
     """Whether :func:`make_split` has to know the duplicates for a scheme."""
-    return scheme == "grouped" or (scheme == "kfold" and of == "grouped")
+    return scheme in ("grouped", "left_out") or (scheme == "kfold" and of == "grouped")
 
 
 def read_split(csv: Path, samples: Sequence[Sample], fold: int | None = None) -> pd.DataFrame:
@@ -428,7 +496,7 @@ def _paper_targets(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
 def _shares(count: int, val: float, test: float) -> np.ndarray:
     """Places in train, val and test; a small class still has an image in each, if it has three."""
     least = 1 if count >= len(SUBSETS) else 0
-    held = [max(round(count * share), least) for share in (val, test)]
+    held = [max(round(count * share), least) if share else 0 for share in (val, test)]
     return np.array([count - sum(held), *held])
 
 

@@ -92,13 +92,14 @@ def split_command(
     folds: int = 5,
     of: str = "grouped",
     curated_list: Path | None = None,
+    by: str = "source",
     threshold: float = THRESHOLD,
     console: Console = console,
 ) -> int:
     """Write a split, or check one, and print its counts and how much of it leaks.
 
     Args:
-        scheme, seed, folds, of, curated_list: see :func:`bustseg.data.splits.make_split`; ``kfold`` writes all folds
+        scheme, seed, folds, of, curated_list, by: see :func:`bustseg.data.splits.make_split`; all folds are written
         out: CSV file to write
         check: split file to measure instead of making one
         threshold: score from which a pair counts as duplicate
@@ -117,7 +118,7 @@ def split_command(
     groups = merge_groups(samples, cached_groups(samples, cache_root(root), threshold))
     if check is None:
         split = make_split(
-            samples, scheme, seed, folds=folds, of=of, groups=groups, curated_list=curated_list, all_folds=True
+            samples, scheme, seed, folds=folds, of=of, groups=groups, curated_list=curated_list, by=by, all_folds=True
         )
     _print_split(console, split, check.name if check is not None else f"{scheme}, seed {seed}")
     leak = leakage(split, groups)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from bustseg.data.datamodule import BUSIDataModule
-from bustseg.data.splits import read_split
+from bustseg.data.splits import left_out_values, read_split
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment, defaults
 from bustseg.metrics.registry import charted, headline_scores, score
@@ -25,17 +26,20 @@ from bustseg.training.setup import default_name
 FOLD, KEY = "cv.fold", "cv.key"
 
 
-def cross_validate(experiment: Experiment, folds: int | None = None, resume: bool = False) -> int:
+def cross_validate(
+    experiment: Experiment, folds: int | None = None, resume: bool = False, by: str | None = None
+) -> int:
     """Fit and test over folds; returns the exit code.
 
-    The folds are those of the split: ``kfold``, a CSV file with folds, or the k-fold version of ``grouped``, ``lesion``
-    or ``curated``. The scheme ``paper`` leaks, so that it is divided as ``grouped`` unless ``data.kfold_of`` is
-    ``paper`` and ``data.split`` is ``kfold``.
+    The folds are those of the split: ``kfold``, a CSV file with folds, the k-fold version of ``grouped``, ``lesion``
+    or ``curated``, or one for each source or device that ``left_out`` leaves out. The scheme ``paper`` leaks, so that
+    it is divided as ``grouped`` unless ``data.kfold_of`` is ``paper`` and ``data.split`` is ``kfold``.
 
     Args:
         experiment: what every fold trains
         folds: takes the place of ``data.folds``
         resume: skip finished folds and continue the interrupted one
+        by: column whose values are left out in turn; takes the place of the split
 
     Raises:
         UserError: an experiment, data or a split that cannot be used
@@ -43,51 +47,64 @@ def cross_validate(experiment: Experiment, folds: int | None = None, resume: boo
     if folds is not None:
         if folds < 2:
             raise UserError(f"--folds is {folds}: give a whole number of at least 2")
+        if by is not None:
+            raise UserError(f"--by {by} makes a fold of each value, so that it takes no --folds: leave one of them out")
         experiment = experiment.but({"data.folds": folds})
+    if by is not None:
+        experiment = experiment.but({"data.split": "left_out", "data.left_out_by": by})
     plan = prepare(experiment)
     if not isinstance(runs_logger(plan.trainer), Tracker):
         raise UserError("cv keeps its folds in MLflow: leave trainer.logger and trainer.fast_dev_run as they are")
-    numbers, split = _folds(plan.data)
+    names, split = _folds(plan.data)
     key = _key(plan)
-    parent, known = _parent(plan, key, numbers, resume)
+    parent, known = _parent(plan, key, len(names), resume)
     results: dict[int, Scores] = {}
     runs: list[str] = []
     try:
-        for number, fold in enumerate(numbers, 1):
-            console.rule(f"fold {fold} ({number} of {len(numbers)})")
+        for number, (fold, name) in enumerate(names.items(), 1):
+            console.rule(f"{escape(name)} ({number} of {len(names)})")
             own = experiment.but({**split, "data.fold": fold})
             tags = {PARENT_TAG: str(parent.run_id), FOLD: str(fold), "cv.split": plan.data.split_scheme}
-            with labelled(f"fold {number}/{len(numbers)}"):
+            if plan.data.split_scheme == "left_out":
+                tags["cv.left_out"] = name
+            with labelled(f"fold {number}/{len(names)}"):
                 run_id, results[fold] = fit_and_test(own, tags, known.get(fold))
             runs.append(run_id)
     except BaseException as error:
         parent.killed = isinstance(error, KeyboardInterrupt)
         parent.finalize("failed")
-        console.print(f"{len(results)} of {len(numbers)} folds are done; the same command with --resume goes on")
+        console.print(f"{len(results)} of {len(names)} folds are done; the same command with --resume goes on")
         raise
-    _record(parent, results)
+    _record(parent, results, names)
     parent.finalize("success")
-    _print(results)
+    _print(results, names)
     console.print(parent.where, highlight=False)
     console.print(f"next: bustseg ensemble {' '.join(runs)} --out ensemble.ckpt", highlight=False)
     return 0
 
 
-def _folds(data: BUSIDataModule) -> tuple[list[int], dict[str, str]]:
-    """Numbers of the folds, and the changes that select their split."""
+def _folds(data: BUSIDataModule) -> tuple[dict[int, str], dict[str, str]]:
+    """Names of the folds by number, and the changes that select their split."""
     scheme = data.split_scheme
     if scheme.endswith(".csv"):
         data.source.prepare(data.data_root)
         split = read_split(Path(scheme), data.source.read(data.data_root))
         if "fold" not in split:
             raise UserError(f"split {scheme} has no folds: `bustseg data split --scheme kfold` writes some")
-        return sorted(int(fold) for fold in split["fold"].unique()), {}
+        return _numbered(sorted(int(fold) for fold in split["fold"].unique())), {}
+    if scheme == "left_out":
+        data.source.prepare(data.data_root)
+        return dict(enumerate(left_out_values(data.source.read(data.data_root), data.left_out_by))), {}
     if scheme == "test_all":
         raise UserError("the split test_all trains nothing: cross-validate over kfold")
     of = scheme if scheme in ("lesion", "grouped", "curated") else data.kfold_of
     if scheme == "paper":
         console.print(f"the split paper is divided into {data.folds} folds as {of} (data.kfold_of)")
-    return list(range(data.folds)), {"data.split": "kfold", "data.kfold_of": of}
+    return _numbered(range(data.folds)), {"data.split": "kfold", "data.kfold_of": of}
+
+
+def _numbered(folds: Iterable[int]) -> dict[int, str]:
+    return {fold: f"fold {fold}" for fold in folds}
 
 
 def _key(plan: Run) -> str:
@@ -96,7 +113,7 @@ def _key(plan: Run) -> str:
     return config_digest(plan.experiment.config, without=["data.fold"])
 
 
-def _parent(plan: Run, key: str, folds: list[int], resume: bool) -> tuple[Tracker, dict[int, Any]]:
+def _parent(plan: Run, key: str, folds: int, resume: bool) -> tuple[Tracker, dict[int, Any]]:
     """The run over all folds, new or the newest of this key, and the runs of its folds that are there."""
     options: dict[str, Any] = plan.experiment["tracking"]
     if resume:
@@ -105,8 +122,8 @@ def _parent(plan: Run, key: str, folds: list[int], resume: bool) -> tuple[Tracke
             return parent, {int(run.data.tags[FOLD]): run for run in children if FOLD in run.data.tags}
         console.print("there is no cross-validation of this configuration to resume: starting anew")
     name = options.pop("run_name", None) or default_name(plan.experiment)
-    tags = {**(options.pop("tags", None) or {}), KEY: key, "cv.folds": str(len(folds))}
-    parent = Tracker(**options, run_name=f"{name} ({len(folds)} folds)", tags=tags)
+    tags = {**(options.pop("tags", None) or {}), KEY: key, "cv.folds": str(folds)}
+    parent = Tracker(**options, run_name=f"{name} ({folds} folds)", tags=tags)
     parent.log_config(plan.experiment.config, defaults())
     return parent, {}
 
@@ -122,7 +139,7 @@ def mean_and_spread(results: Mapping[int, Scores]) -> dict[str, tuple[float, flo
     return table
 
 
-def _record(parent: Tracker, results: Mapping[int, Scores]) -> None:
+def _record(parent: Tracker, results: Mapping[int, Scores], names: Mapping[int, str]) -> None:
     import pandas as pd
 
     table = {name: pair for name, pair in mean_and_spread(results).items() if charted(name)}
@@ -130,15 +147,16 @@ def _record(parent: Tracker, results: Mapping[int, Scores]) -> None:
     parent.log_metrics({**metrics, **{f"{name}_std": spread for name, (_, spread) in table.items()}})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "folds.csv"
-        pd.DataFrame([{"fold": fold, **scores} for fold, scores in results.items()]).to_csv(path, index=False)
+        rows = [{"fold": fold, "name": names[fold], **scores} for fold, scores in results.items()]
+        pd.DataFrame(rows).to_csv(path, index=False)
         parent.log_file(path)
 
 
-def _print(results: Mapping[int, Scores]) -> None:
+def _print(results: Mapping[int, Scores], names: Mapping[int, str]) -> None:
     table = Table(title="test, by fold; mean and standard deviation over folds")
     table.add_column("")
     for fold in results:
-        table.add_column(f"fold {fold}", justify="right")
+        table.add_column(escape(names[fold]), justify="right")
     table.add_column("mean", justify="right")
     table.add_column("std", justify="right")
     summary = mean_and_spread(results)

@@ -36,7 +36,7 @@ def busbra(root: Path, patients: int = 6) -> Path:
             name = f"{patient:04d}-{side}"
             save(root / "Images" / f"bus_{name}.png", image)
             save(root / "Masks" / f"mask_{name}.png", mask)
-            lines.append(f'bus_{name},{patient},x,{pathology},4,scanner,64,48,left,"[1,2,3,4]"')
+            lines.append(f'bus_{name},{patient},x,{pathology},4,scanner {patient % 3},64,48,left,"[1,2,3,4]"')
     (root / "bus_data.csv").write_text("\n".join(lines) + "\n")
     return root
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from bustseg.data.splits import (
     grouped_split,
     kfold,
     leakage,
+    left_out,
     lesion_split,
     make_split,
     merge_groups,
@@ -149,6 +151,48 @@ def test_make_split_selects_a_fold(no_masks):
     assert (part["fold"] == 2).all()
     with pytest.raises(DataError, match="no fold 5"):
         make_split(samples, "kfold", 0, fold=5, groups={})
+
+
+def test_each_device_is_tested_by_a_model_that_has_not_seen_it_or_its_patients(no_masks):
+    devices = ["AB"[(number // 2 + (number % 10 == 0)) % 2] for number in range(320)]
+    samples = [
+        replace(sample, columns={"device": device}, group=f"patient {number // 2}")
+        for number, (sample, device) in enumerate(zip(busi_like(180, 80, 60), devices, strict=True))
+    ]
+    known = {sample.id: sample for sample in samples}
+    split = left_out(samples, "device", 0, {})
+    assert split.groupby("fold")["left_out"].unique().map(list).tolist() == [["A"], ["B"]]
+    for _, fold in split.groupby("fold"):
+        value = fold["left_out"].iloc[0]
+        tested = set(fold.loc[fold["subset"] == "test", "image"])
+        assert tested == {sample.id for sample in samples if sample.columns.get("device") == value}
+        others = fold[fold["subset"] != "test"]
+        assert not {known[name].group for name in tested} & {known[name].group for name in others["image"]}
+        by_group = others.assign(patient=[known[name].group for name in others["image"]])
+        assert by_group.groupby("patient")["subset"].nunique().max() == 1
+        assert set(others["subset"]) == {"train", "val"}
+        assert set(fold.loc[fold["subset"] == "val", "label"]) == {"benign", "malignant", "normal"}
+    selected = make_split(samples, "left_out", 0, fold=1, by="device", groups={})
+    assert split_digest(selected) == split_digest(split[split["fold"] == 1])
+
+
+def test_an_image_without_a_value_only_trains(no_masks):
+    columns = ({"device": "AB"[number % 2]} if number % 5 else {} for number in range(780))
+    samples = [replace(sample, columns=own) for sample, own in zip(busi_like(), columns, strict=True)]
+    without = {sample.id for sample in samples if not sample.columns}
+    split = left_out(samples, "device", 0, {})
+    assert without <= set(split.loc[split["fold"] == 0, "image"])
+    assert not without & set(split.loc[split["subset"] == "test", "image"])
+
+
+def test_what_cannot_be_left_out_names_the_columns():
+    samples = [replace(sample, columns={"device": "A"}) for sample in busi_like(4, 4, 4)]
+    with pytest.raises(DataError, match=r"device is 'A' for all images.*the columns are device, label, source"):
+        left_out(samples, "device")
+    with pytest.raises(DataError, match="no image has a column 'scanner'"):
+        left_out(samples, "scanner")
+    with pytest.raises(DataError, match="no fold 3: choose 0 to 2"):
+        make_split(samples, "left_out", fold=3, by="label", groups={})
 
 
 def test_make_split_names_the_schemes_it_knows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from bustseg.runs.tracker import tracking_uri
 from bustseg.training import cross_validation, nested_runs
 from bustseg.training.cross_validation import mean_and_spread
 from tests.conftest import TINY
+from tests.data import layouts
 
 Bustseg = Callable[..., tuple[int, str, str]]
 
@@ -116,7 +118,28 @@ def test_folds_of_a_csv_and_of_a_scheme(bustseg: Bustseg, phantoms: Path, monkey
     }
 
 
+@pytest.mark.slow
+def test_each_source_is_left_out_once(bustseg: Bustseg, tmp_path: Path) -> None:
+    parts = [
+        {"source": {"class_path": name}, "root": str(make(tmp_path / name))}
+        for name, make in (("BUSBRA", layouts.busbra), ("BUSUCLM", lambda root: layouts.busuclm(root, 4)))
+    ]
+    source = json.dumps({"class_path": "Combined", "init_args": {"parts": parts}})
+    options = ("--config", TINY, "--data.source", source, "--trainer.max_epochs", 1)
+    code, out, err = bustseg("cv", *options, "--by", "source")
+    assert code == 0, err
+    _, folds = runs()
+    tags = [folds[fold].data.tags for fold in range(2)]
+    assert [(run["cv.left_out"], run["images_test"]) for run in tags] == [("bus-bra", "12"), ("bus-uclm", "12")]
+    assert "bus-bra" in out, "the table's columns are called after the sources"
+    ((parent,), _) = runs()
+    table = pd.read_csv(Path("mlruns/artifacts") / parent.info.run_id / "artifacts" / "folds.csv")
+    assert table["name"].tolist() == ["bus-bra", "bus-uclm"]
+
+
 BAD = {
+    "folds of sources": (["--by", "label", "--folds", "3"], "takes no --folds"),
+    "no such column": (["--by", "device"], "no image has a column 'device'"),
     "too few": (["--folds", "1"], "--folds is 1"),
     "checkpoint": (["--ckpt_path", "x"], "takes no --ckpt_path"),
     "no folds": (["--data.split", "plain.csv"], "has no folds"),

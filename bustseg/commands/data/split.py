@@ -13,12 +13,13 @@ def split(
     *,
     source: str = "BUSI",
     threshold: float = 0.40,
-    scheme: Literal["paper", "lesion", "grouped", "curated", "kfold"] = "grouped",
+    scheme: Literal["paper", "lesion", "grouped", "curated", "kfold", "left_out"] = "grouped",
     seed: int = 0,
     out: Annotated[Path | None, Option(metavar="FILE.csv")] = None,
     check: Annotated[Path | None, Option(metavar="FILE.csv")] = None,
     folds: int = 5,
     kfold_of: str = "grouped",
+    left_out_by: str = "source",
     curated_list: Annotated[Path | None, Option(metavar="FILE.csv")] = None,
 ) -> int:
     """Write a split, or measure how much of one leaks.
@@ -31,12 +32,14 @@ def split(
         source: layout: BUSI, BUSBRA, BUSUCLM, BrEaST, Folders, DICOMFolder, or class_path and init_args as JSON
         threshold: score from which a pair counts as duplicate
         scheme: paper: 624/78/78; lesion: without normals, 8:1:1; grouped: as paper, with duplicates and patients kept
-            together (default); curated: only listed images; kfold: cross-validation
+            together (default); curated: only listed images; kfold: cross-validation; left_out: every source or device
+            tests once
         seed: the same seed gives the same split
         out: file to write, for --data.split
         check: measure the leakage of this split instead; exit 1 if any
         folds: folds of kfold
         kfold_of: scheme that kfold divides
+        left_out_by: column whose values left_out leaves out: source, or one of the source's table, such as device
         curated_list: images that curated keeps (class;id, or image)
     """
     from bustseg.reports.data import find_source, split_command
@@ -52,5 +55,6 @@ def split(
         folds=folds,
         of=kfold_of,
         curated_list=curated_list,
+        by=left_out_by,
         threshold=threshold,
     )

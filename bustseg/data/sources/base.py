@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ class Sample:
         lesion_above: level of a mask's pixels above which they belong to the lesion, in the file's own levels; half of
             white by default
         private: file names may tell who the patient is, so that only ``id`` may be shown
+        columns: what the source's table says beside class and patient, by lower-case column name (BUS-BRA: ``device``)
     """
 
     id: str
@@ -57,6 +58,7 @@ class Sample:
     spacing: tuple[float, float] | None = None
     lesion_above: int = HALF
     private: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def shown(self, path: Path) -> str:
         """A file of the sample as messages and reports may name it."""
@@ -276,6 +278,20 @@ def values_by_name(names: Iterable[str], values: Iterable[str], table: Path, pri
                 f"line {line} of {table} says {value!r} of {shown}, and a line before it {found[name]!r}: keep one"
             )
     return found
+
+
+def further_columns(table: pd.DataFrame, names: Iterable[str], known: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What a table says of each name beside what a source has a use for: non-empty values by column.
+
+    Args:
+        names: of the table's rows
+        known: columns that the source reads itself
+    """
+    further = [column for column in table.columns if column and column not in set(known)]
+    rows = (dict(zip(further, map(str.strip, row), strict=True)) for row in table[further].itertuples(index=False))
+    return {
+        name: {column: value for column, value in row.items() if value} for name, row in zip(names, rows, strict=True)
+    }
 
 
 def read_table(csv: Path, what: str) -> pd.DataFrame:

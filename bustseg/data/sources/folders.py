@@ -9,7 +9,16 @@ from pathlib import Path
 
 from bustseg.data.files import IMAGE_SUFFIXES, PassedOver, images_in, natural_key
 from bustseg.data.mask_files import HALF
-from bustseg.data.sources.base import LABELS, Problem, Sample, Source, passed_over, read_table, values_by_name
+from bustseg.data.sources.base import (
+    LABELS,
+    Problem,
+    Sample,
+    Source,
+    further_columns,
+    passed_over,
+    read_table,
+    values_by_name,
+)
 from bustseg.errors import DataError
 
 
@@ -22,7 +31,7 @@ class Folders(Source):
         mask_suffix: what a mask's name has more than its image's, such as ``_mask``
         labels: CSV file in the data folder with the column ``image`` and, as far as they are known, ``label`` (benign,
             malignant, normal) and ``patient``; images of a patient stay together in splits. An image that it calls
-            normal needs no mask.
+            normal needs no mask. Further columns, such as the device, can be left out in turn (``left_out_by``).
         lesion_above: level of a mask's pixels above which they are lesion, in the file's own levels: 0 for masks of 0
             and 1; half of white by default
     """
@@ -49,7 +58,7 @@ class Folders(Source):
         for folder in (self.images, self.masks):
             if not (root / folder).is_dir():
                 raise DataError(f"{root} holds no folder {folder}: name it in the source's init_args")
-        labels, patients = self._read_labels(root)
+        labels, patients, further = self._read_labels(root)
         problems: list[Problem] = []
         passed = PassedOver()
         masks = self._files(root / self.masks, problems, passed)
@@ -73,6 +82,7 @@ class Folders(Source):
                     patients.get(stem) or None,
                     self.name,
                     lesion_above=self.lesion_above,
+                    columns=further.get(stem, {}),
                 )
             )
         if not samples:
@@ -103,9 +113,10 @@ class Folders(Source):
             found[path.stem] = path
         return found
 
-    def _read_labels(self, root: Path) -> tuple[dict[str, str], dict[str, str]]:
+    def _read_labels(self, root: Path) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, str]]]:
+        """Class, patient and further columns of each image that the table names."""
         if self.labels is None:
-            return {}, {}
+            return {}, {}, {}
         table = read_table(root / self.labels, "the labels")
         if "image" not in table or not {"label", "patient"} & set(table.columns):
             raise DataError(f"{root / self.labels} needs the column image and one of label, patient")
@@ -121,7 +132,7 @@ class Folders(Source):
         patients: dict[str, str] = {}
         if "patient" in table:
             patients = values_by_name(stems, (name.strip() for name in table["patient"]), root / self.labels)
-        return labels, patients
+        return labels, patients, further_columns(table, stems, ("image", "label", "patient"))
 
 
 @dataclass

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from bustseg.data.files import IMAGE_SUFFIXES, PassedOver, images_in, list_folder, natural_key
 from bustseg.data.images import image_size
-from bustseg.data.sources.base import LABELS, Problem, Sample, Source, passed_over, read_table, values_by_name
+from bustseg.data.sources.base import (
+    LABELS,
+    Problem,
+    Sample,
+    Source,
+    further_columns,
+    passed_over,
+    read_table,
+    values_by_name,
+)
 from bustseg.errors import DataError
 
 
@@ -50,6 +59,7 @@ class BUSBRA(Source):
         masks = {path.stem: path for path in images_in(root / "Masks", passed)}
         patients = values_by_name(table["id"], table["case"], root / "bus_data.csv")
         pathologies = values_by_name(table["id"], table["pathology"], root / "bus_data.csv")
+        further = further_columns(table, table["id"], ("id", "case", "pathology", "width", "height", "bbox"))
         samples, problems = [], []
         for name, patient in patients.items():
             image = images.pop(name, None)
@@ -71,6 +81,7 @@ class BUSBRA(Source):
                     label if label in LABELS else "unknown",
                     group=f"patient {patient.strip()}",
                     source=self.name,
+                    columns=further[name],
                 )
             )
         for path in sorted(images.values()):
@@ -97,6 +108,7 @@ class BUSUCLM(Source):
             raise DataError(f"{root / 'INFO.csv'} lacks one of the columns Image, Label")
         names = [Path(name.strip()).stem for name in table["image"]]
         labels = values_by_name(names, (label.strip().lower() for label in table["label"]), root / "INFO.csv")
+        further = further_columns(table, names, ("image", "label", "resolution"))
         passed = PassedOver()
         masks = {path.stem: path for path in images_in(root / "masks", passed)}
         samples, problems = [], []
@@ -121,6 +133,7 @@ class BUSUCLM(Source):
                     label if label in LABELS else "unknown",
                     group=image.stem.partition("_")[0],
                     source=self.name,
+                    columns=further[image.stem],
                 )
             )
         return samples, [*problems, *_orphans(masks), *passed_over(passed, root)]
