@@ -16,11 +16,13 @@ import yaml
 
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
+from bustseg.notices import one_line_each
 from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.training import Run, run_fit, run_test, run_validate
 from bustseg.trust import allow_text
 
 
+@one_line_each()
 def fit(
     config: str | Path | Mapping[str, Any] | Experiment, changes: Mapping[str, Any] | None = None, /, **short: Any
 ) -> Run:
@@ -44,6 +46,7 @@ def fit(
     return run_fit(_changed(config, changes, short))
 
 
+@one_line_each()
 def resume(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Run:
     """Go on with an interrupted training, in its run; what `bustseg fit --ckpt_path MODEL` does.
 
@@ -55,6 +58,7 @@ def resume(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /,
     return run_fit(_changed(Experiment.of_checkpoint(path), changes, short), path)
 
 
+@one_line_each()
 def test(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Run:  # noqa: PT028
     """Score a trained network on the test images; what `bustseg test` does.
 
@@ -74,6 +78,7 @@ def test(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, *
 test.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest reads into the name
 
 
+@one_line_each()
 def validate(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Run:
     """Score a trained network on the validation images, and recommend a threshold; as :func:`test`."""
     return run_validate(*_scored("validate", model, changes, short))

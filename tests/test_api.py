@@ -15,15 +15,24 @@ from tests.conftest import REPOSITORY, TINY
 
 
 @pytest.mark.slow
-def test_three_lines_of_a_notebook(phantoms: Path) -> None:
+def test_three_lines_of_a_notebook(phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"data.root": str(phantoms), "explain.enabled": False}
 
     run = bustseg.fit(TINY, options, max_epochs=1)
-    scores = bustseg.test(run, subsets=[]).metrics
+    tested = bustseg.test(run, subsets=[])
+    scores = tested.metrics
     mask = bustseg.Predictor(run.checkpoint)(np.zeros((96, 128), np.uint8)).mask
 
     assert set(run.metrics) >= {"train/loss", "val/dice_lesion"}
     assert 0 <= scores["test/dice_lesion"] <= 1
+    assert run.table is None
+    assert run.intervals == {}
+    assert tested.table is not None
+    assert list(tested.table["image"]) == [tested.data.samples[i].id for i in sorted(tested.data.indices["test"])]
+    lesions = tested.table[tested.table["lesion_px"] > 0]
+    assert lesions["dice_lesion"].mean() == pytest.approx(scores["test/dice_lesion"], abs=1e-6)
+    for name, (low, high) in tested.intervals.items():
+        assert low <= scores[f"test/{name}"] <= high
     assert mask.shape == (96, 128)
     assert run.checkpoint is not None
     assert run.checkpoint.name == "best.ckpt"
@@ -33,6 +42,8 @@ def test_three_lines_of_a_notebook(phantoms: Path) -> None:
     assert longer.run_id == run.run_id
     assert longer.trainer.current_epoch == 2
     assert bustseg.validate(run.run_id).metrics.keys() >= {"val/dice_lesion"}
+    captured = capsys.readouterr()
+    assert "warning" not in (captured.out + captured.err).lower(), "what asks for nothing is not shown"
 
 
 def test_a_configuration_may_be_a_mapping_or_an_experiment() -> None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from bustseg.cli import VERBS
+from bustseg.command_line import _check_spelling, make_parser, rest_of
+from bustseg.errors import UserError
+from bustseg.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -54,3 +61,51 @@ def test_links_and_commands_name_files_that_exist(page: Path) -> None:
             assert (page.parent / target).exists(), f"a link leads to {target}"
     for name in re.findall(r"(?<![\w/.])(?:configs|benchmarks|studies)/[\w/.-]+\.(?:yaml|py|sh|csv)\b", text):
         assert "NAME" in name or (ROOT / name).exists(), f"a command names {name}"
+
+
+COMMAND = re.compile(r"(?:\w+=\S+ )*(?:srun(?: --\S+)* |torchrun .* -m )?(?:\$\(BIN\)/)?bustseg(?:\.cli)? (.+)")
+OTHER_CONFIGS = ("theirs.yaml", "mine.yaml", "loggers.yaml", "lite2.yaml", "mlruns/")
+"""Files that a page tells its reader to write, or that a command has written before."""
+
+
+def documented(page: Path) -> list[list[str]]:
+    """The arguments of every bustseg command in a page's blocks of shell code."""
+    found = []
+    for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```$", page.read_text(), re.M | re.S):
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            command = COMMAND.match(line.strip())
+            if command and "`" not in line:
+                words = shlex.split(command.group(1), comments=True)
+                end = next((k for k, word in enumerate(words) if word in ("|", "&", "&&", "||", ">")), len(words))
+                found.append(words[:end])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_are_spelt_as_they_are(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of the pages is parsed, a fit's options by the parser of experiments; none is run."""
+    monkeypatch.chdir(ROOT)
+    for words in documented(page):
+        if "..." in words:  # shortened, to show one option
+            continue
+        verb = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
+        assert verb in VERBS, words
+        parts = verb.split()
+        function = getattr(import_module(f"bustseg.commands.{'.'.join(parts)}"), parts[-1])
+        own = [word for place, word in enumerate(words) if word != "--trust" and words[place - 1] != "--trust"]
+        parser, rest = make_parser(function, verb), rest_of(function)
+        try:
+            _check_spelling(parser, own[len(parts) :], only_these=rest is None)
+            if rest is None:
+                parser.parse_args(own[len(parts) :])
+                continue
+            _, options = parser.parse_known_args(own[len(parts) :])
+            if verb == "fit" and "--config" in own and not any(name in " ".join(own) for name in OTHER_CONFIGS):
+                Experiment.parse(options)
+        except UserError as error:
+            raise AssertionError(f"{' '.join(words)}: {error}") from error
+
+
+def test_the_commands_of_the_first_page_are_found() -> None:
+    verbs = [words[0] for words in documented(ROOT / "README.md")]
+    assert verbs == ["predict", "data", "fit", "test", "reproduce", "sweep"]

@@ -11,24 +11,25 @@ from bustseg.command_line import Option
 def explain(
     input: Annotated[list[Path] | None, Option(metavar="INPUT")] = None,
     *,
-    model: str,
+    model: str | None = None,
     out: Path | None = None,
-    method: str = "GradCAM",
+    method: str | None = None,
     layer: str | None = None,
     list_layers: Annotated[bool, Option(names=("--list-layers",))] = False,
     size: list[int] | None = None,
     tolerance: float = 0,
 ) -> int:
-    """Show where a trained network looks: Grad-CAM of any images.
+    """Show where a network looks in any images: Grad-CAM, or occlusion for an exported model.
 
     Example:
         bustseg explain images/ --model latest --out explained
 
     Args:
         input: image files, or folders of them
-        model: checkpoint, MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS or latest
+        model: checkpoint, MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS, latest, or an exported
+            folder (default: in the box)
         out: folder for panels, heat maps and explain.csv
-        method: GradCAM, GradCAMPlusPlus, LayerCAM, ...
+        method: GradCAM (default), GradCAMPlusPlus, ..., or Occlusion (of an exported model the only one)
         layer: layer of the network (default: its last decoder block)
         list_layers: print the layers that can be explained, and stop
         size: input size of the network (default: as trained)

@@ -30,7 +30,7 @@ def ui(*, uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> 
         return 0
     store = open_store(place)
     base = f"http://{host}:{port}"
-    # without the last part the first page is about chat bots
+    # without the last part MLflow opens its view for language models
     console.print(
         f"MLflow UI: {base}/#/experiments?workflowType=machine_learning (store {store.shown}; Ctrl-C ends it)"
     )

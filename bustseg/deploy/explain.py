@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import torch
 from rich.table import Table
 
+from bustseg.box import boxed_model
 from bustseg.callbacks.explain import heat_scores, make_case
 from bustseg.data.cache import resize_image
 from bustseg.data.inputs import EXPLAINED, Inputs, LooseSamples, Names
 from bustseg.data.sources import Sample
+from bustseg.deploy.exported import is_exported
 from bustseg.deploy.output import is_full, png, write_whole
+from bustseg.deploy.predictor import Predictor
 from bustseg.disclaimer import NOTICE
 from bustseg.errors import DataError, UserError
 from bustseg.explain.gradcam import (
@@ -28,10 +31,12 @@ from bustseg.explain.gradcam import (
     heat_maps,
     list_layers,
 )
+from bustseg.explain.occlusion import METHOD as OCCLUSION
+from bustseg.explain.occlusion import occlusion_map
 from bustseg.figures.heat import Case, details_figure
 from bustseg.figures.panels import Picture
 from bustseg.figures.style import save
-from bustseg.masks import resampled
+from bustseg.masks import MaskRule, resampled
 from bustseg.metrics import overlap_scores
 from bustseg.progress import console, error_console, track
 from bustseg.runs.checkpoint import load_task, read_checkpoint
@@ -42,11 +47,63 @@ from bustseg.training.preflight import try_size
 _SHOWN_ERRORS = 5
 
 
+class _Explainer(Protocol):
+    """Explains prepared images of one model by one method.
+
+    Attributes:
+        method: its name
+        maps: names of the heat maps that it makes, the one that is written to a file first
+        shape: (H, W) of a prepared image
+        rule: what makes the model's masks
+    """
+
+    method: str
+    maps: list[str]
+    shape: tuple[int, int]
+    rule: MaskRule
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        """Logits (h, w) of a prepared image, ``uint8`` (h, w), the heat (h, w) of each map, and attention by module."""
+        ...
+
+
+class _ByLayers:
+    """Grad-CAM and its relatives, of a chosen layer and of each encoder's last stage."""
+
+    def __init__(self, task: SegmentationTask, shape: tuple[int, int], method: str, layer: str | None) -> None:
+        find_method(method, [OCCLUSION])
+        if layer is not None:
+            find_layer(task, layer)
+        probe = _probe(shape)
+        self.task, self.method, self.shape, self.rule = task, method, shape, task.mask_rule
+        self.maps = list(dict.fromkeys([layer or default_layer(task, probe), *encoder_stages(task, probe)]))
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        batch = image[None, None]
+        found = heat_maps(self.task, batch, self.maps, self.method)
+        attention = {name: maps[0] for name, maps in attention_maps(self.task, batch).items()}
+        return found.logits[0], {name: maps[0] for name, maps in found.heat.items()}, attention
+
+
+class _ByOcclusion:
+    """Occlusion, which needs no gradients and knows no layers."""
+
+    method = OCCLUSION
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor, self.shape, self.rule = predictor, predictor.image_size, predictor.rule
+        self.maps = [OCCLUSION.lower()]
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        heat, logits = occlusion_map(self.predictor.logits, image, self.rule)
+        return logits, {self.maps[0]: heat}, {}
+
+
 def explain_images(
     inputs: Sequence[Path],
-    model: str,
+    model: str | None,
     out: Path | None,
-    method: str = "GradCAM",
+    method: str | None = None,
     layer: str | None = None,
     size: Sequence[int] | None = None,
     tolerance: float = 0,
@@ -59,9 +116,11 @@ def explain_images(
 
     Args:
         inputs: image files, folders and globs
-        model: a checkpoint, an MLflow run id, ``runs:/RUN_ID``, ``models:/NAME@ALIAS`` or ``latest``
+        model: a checkpoint, an MLflow run id, ``runs:/RUN_ID``, ``models:/NAME@ALIAS``, ``latest`` or an exported
+            folder; the model in the box when not given
         out: folder to write to
-        method: of :func:`bustseg.explain.gradcam.methods`
+        method: of :func:`bustseg.explain.gradcam.methods`, or ``Occlusion``; when not given ``GradCAM``, and
+            ``Occlusion`` for an exported model, which has neither gradients nor layers
         layer: dotted name in the network; the last decoder block when not given
         size: (H, W) of the network's input, or one number for a square; as trained when not given
         tolerance: pixels by which the hottest pixel may miss the lesion and still hit
@@ -73,41 +132,31 @@ def explain_images(
     Raises:
         UserError: an input, the model, the method, the layer or the size cannot be used
     """
-    path = resolve_checkpoint(model)
-    task = load_task(path)
-    stored = read_checkpoint(path)[RECORD]["config"].get("data", {}).get("image_size", 224)
-    shape = _shape(size or stored)
-    try_size(task, shape, "--size" if size else "data.image_size")
-    probe = torch.zeros(1, 1, *shape, dtype=torch.uint8)
-    if only_list:
-        _print_layers(task, probe)
+    explainer = _explainer(model, method, layer, size, only_list)
+    if explainer is None:
         return 0
     if not inputs or out is None:
         raise UserError("name images or folders, and with --out a folder to write to")
-    find_method(method)
-    if layer is not None:
-        find_layer(task, layer)
     found = Inputs([str(given) for given in inputs], out)
-    layers = list(dict.fromkeys([layer or default_layer(task, probe), *encoder_stages(task, probe)]))
     out.mkdir(parents=True, exist_ok=True)
     items = list({item.key: item for item in track(found, "looking for images")}.values())
     names, as_sample, rows, hidden = Names(), LooseSamples(), [], 0
     with (out / EXPLAINED).open("w", newline="") as file:
         # row by row, so that what is done stays, whatever becomes of the rest
-        writer = csv.DictWriter(file, _columns(layers))
+        writer = csv.DictWriter(file, _columns(explainer.maps))
         writer.writeheader()
         for item in track(items, "explaining", total=len(items)):
             sample = as_sample(item)
             name = names.take(sample.id, item.key)
-            row: dict[str, Any] = {"name": name, "image": item.image, "label": sample.label}
+            row: dict[str, Any] = {"name": name, "image": item.image, "label": sample.label, "method": explainer.method}
             try:
                 item.check()
-                case, scores = _explain_one(task, sample, shape, layers, method, tolerance)
+                case, scores = _explain_one(explainer, sample, tolerance)
                 row |= scores
-                heat = np.round(case.heat[layers[0]] * 65535).astype(np.uint16)
+                heat = np.round(case.heat[explainer.maps[0]] * 65535).astype(np.uint16)
                 write_whole(out / f"{name}_heat.png", png(heat))
                 if item.may_be_shown:
-                    save(details_figure([case], method), out / f"{name}_panel.png")
+                    save(details_figure([case], explainer.method), out / f"{name}_panel.png")
                 else:
                     hidden += 1
             except DataError as error:
@@ -119,14 +168,76 @@ def explain_images(
             rows.append(row)
             writer.writerow(row)
             file.flush()
-    _print_means(rows, layers)
+    _print_means(rows, explainer.maps, explainer.method)
     return _tell(rows, out, hidden, found.told())
+
+
+def _explainer(
+    model: str | None, method: str | None, layer: str | None, size: Sequence[int] | None, only_list: bool
+) -> _Explainer | None:
+    """What explains a model; None when its layers were only to be listed, which is done then.
+
+    Raises:
+        UserError: the model, the method, the layer or the size cannot be used
+    """
+    name = model if model is not None else str(boxed_model())
+    if is_exported(name):
+        _check_for_exported(model, method, layer, size, only_list)
+        return _ByOcclusion(Predictor(name))
+    path = resolve_checkpoint(name)
+    task = load_task(path)
+    stored = read_checkpoint(path)[RECORD]["config"].get("data", {}).get("image_size", 224)
+    shape = _shape(size or stored)
+    try_size(task, shape, "--size" if size else "data.image_size")
+    if only_list:
+        _print_layers(task, _probe(shape))
+        return None
+    if method != OCCLUSION:
+        return _ByLayers(task, shape, method or "GradCAM", layer)
+    if layer is not None:
+        raise UserError(f"{OCCLUSION} covers parts of the image and knows no layers: leave --layer out")
+    return _ByOcclusion(Predictor(task, image_size=shape))
+
+
+def _probe(shape: tuple[int, int]) -> torch.Tensor:
+    return torch.zeros(1, 1, *shape, dtype=torch.uint8)
+
+
+def _check_for_exported(
+    model: str | None, method: str | None, layer: str | None, size: Sequence[int] | None, only_list: bool
+) -> None:
+    """Refuse what an exported model cannot do.
+
+    Raises:
+        UserError: so it is
+    """
+    who = "the model in the box" if model is None else f"the exported model {model}"
+    if method not in (None, OCCLUSION):
+        find_method(method, [OCCLUSION])
+        raise UserError(
+            f"{who} has no layers and no gradients, which {method} needs: use --method {OCCLUSION}, or name a "
+            "checkpoint or a run with --model"
+        )
+    given = {"--list-layers": only_list, "--layer": layer is not None, "--size": bool(size)}
+    if refused := [option for option, is_given in given.items() if is_given]:
+        raise UserError(
+            f"{who} has one input size and no layers that could be asked for: leave {' and '.join(refused)} out, or "
+            "name a checkpoint or a run with --model"
+        )
 
 
 def _columns(layers: Sequence[str]) -> list[str]:
     nothing = np.zeros((1, 1))
     sizes = ("height", "width", "lesion_predicted_px", "lesion_px", "dice")
-    return ["name", "image", "label", *sizes, *heat_scores(dict.fromkeys(layers, nothing), nothing, 0), "error"]
+    return [
+        "name",
+        "image",
+        "label",
+        "method",
+        *sizes,
+        *heat_scores(dict.fromkeys(layers, nothing), nothing, 0),
+        "error",
+    ]
 
 
 def _tell(rows: Sequence[dict[str, Any]], out: Path, hidden: int, passed_over: str) -> int:
@@ -159,14 +270,7 @@ def _shape(size: Any) -> tuple[int, int]:
     return values[0], values[-1]
 
 
-def _explain_one(
-    task: SegmentationTask,
-    sample: Sample,
-    shape: tuple[int, int],
-    layers: Sequence[str],
-    method: str,
-    tolerance: float,
-) -> tuple[Case, dict[str, Any]]:
+def _explain_one(explainer: _Explainer, sample: Sample, tolerance: float) -> tuple[Case, dict[str, Any]]:
     """Everything at the image's own size, the mask as prediction makes it; the network's maps are interpolated."""
     image = sample.read_image()
     error, drawn = "", bool(sample.masks)
@@ -174,15 +278,13 @@ def _explain_one(
         truth = sample.read_mask((image.shape[0], image.shape[1])).astype(np.uint8)
     except DataError as fault:  # the network's view needs no mask
         truth, error, drawn = np.zeros_like(image), str(fault), False
-    batch = resize_image(image, shape)[None, None]
-    found = heat_maps(task, batch, layers, method)
+    logits, maps, attention = explainer(resize_image(image, explainer.shape))
 
     def enlarge(values: np.ndarray) -> np.ndarray:
         return cv2.resize(values, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
 
-    prediction = task.mask_rule.mask(resampled(found.logits[0], (image.shape[0], image.shape[1])))
-    heat = {name: np.clip(enlarge(maps[0]), 0, 1) for name, maps in found.heat.items()}
-    attention = {name: maps[0] for name, maps in attention_maps(task, batch).items()}
+    prediction = explainer.rule.mask(resampled(logits, (image.shape[0], image.shape[1])))
+    heat = {name: np.clip(enlarge(own), 0, 1) for name, own in maps.items()}
     row: dict[str, Any] = {
         "height": image.shape[0],
         "width": image.shape[1],
@@ -221,12 +323,12 @@ def _print_layers(task: SegmentationTask, probe: torch.Tensor) -> None:
         console.print(line, highlight=False, markup=False)
 
 
-def _print_means(rows: Sequence[dict[str, Any]], layers: Sequence[str]) -> None:
+def _print_means(rows: Sequence[dict[str, Any]], layers: Sequence[str], method: str) -> None:
     known = [row for row in rows if row.get("lesion_px")]
     if not known:
         return
-    table = Table(title=f"means over {len(known)} images with a known lesion", title_justify="left", box=None)
-    for column in ("layer", "heat in the lesion", "hottest pixel in it"):
+    table = Table(title=f"{method}: means over {len(known)} images with a known lesion", title_justify="left", box=None)
+    for column in ("map", "heat in the lesion", "hottest pixel in it"):
         table.add_column(column, overflow="fold")
     for layer in layers:
         cells = (np.mean([row[f"{score} {layer}"] for row in known]) for score in ("energy", "hit"))

@@ -11,6 +11,7 @@ from bustseg.explain.gradcam import (
     list_layers,
     pointing_hit,
 )
+from bustseg.explain.occlusion import occlusion_map
 
 __all__ = [
     "Explanation",
@@ -21,5 +22,6 @@ __all__ = [
     "encoder_stages",
     "heat_maps",
     "list_layers",
+    "occlusion_map",
     "pointing_hit",
 ]

@@ -92,8 +92,12 @@ def methods() -> dict[str, type]:
     }
 
 
-def find_method(name: str) -> type:
+def find_method(name: str, others: Sequence[str] = ()) -> type:
     """The class of a method of :func:`methods`.
+
+    Args:
+        name: the method's
+        others: names of further methods that may be offered in its place
 
     Raises:
         UserError: there is no such method, or it does not fit
@@ -101,11 +105,10 @@ def find_method(name: str) -> type:
     known = methods()
     if name in known:
         return known[name]
+    offered = [*known, *others]
     if name in _NOT_A_PLAIN_MAP:
-        raise UserError(f"{name} {_NOT_A_PLAIN_MAP[name]}: choose one of {', '.join(known)}")
-    raise UserError(
-        f"no explanation method {name!r}: {_close(name, list(known), 'the methods are ' + ', '.join(known))}"
-    )
+        raise UserError(f"{name} {_NOT_A_PLAIN_MAP[name]}: choose one of {', '.join(offered)}")
+    raise UserError(f"no explanation method {name!r}: {_close(name, offered, 'the methods are ' + ', '.join(offered))}")
 
 
 def _close(name: str, known: list[str], otherwise: str) -> str:
@@ -403,15 +406,15 @@ def heat_maps(
         cam(batch, [_LesionLogit(rule, cam.uses_gradients, names) for _ in range(len(batch))])
         logits = cam.outputs.detach().float()
     # the library keeps maps in the order in which the layers finish
-    by_name = {name: _as_heat(map, logits.shape[2:]) for name, map in zip(finished, raw, strict=True)}
+    by_name = {name: as_heat(map, logits.shape[2:]) for name, map in zip(finished, raw, strict=True)}
     mask = rule.masks(logits)[:, 0].cpu().numpy().astype(np.uint8)
     return Explanation({name: by_name[name] for name in names}, logits[:, 0].cpu().numpy(), mask)
 
 
-def _as_heat(raw: np.ndarray, size: torch.Size) -> np.ndarray:
+def as_heat(raw: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Positive part of maps (B, h, w), resized to ``size`` (H, W) and divided by each one's maximum."""
     heat = torch.from_numpy(np.maximum(np.nan_to_num(raw), 0)).float()[:, None]
-    heat = F.interpolate(heat, size=size, mode="bilinear", align_corners=False)[:, 0]
+    heat = F.interpolate(heat, size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
     highest = heat.amax((1, 2), keepdim=True)
     return torch.where(highest > 0, heat / highest.clamp_min(torch.finfo(heat.dtype).tiny), 0).numpy()
 

@@ -23,7 +23,10 @@ def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
         UserError: nothing is there
     """
     if Path(model).is_dir():
-        raise UserError(f"{model} is a folder and no checkpoint (an exported model predicts, and does nothing else)")
+        raise UserError(
+            f"{model} is a folder and no checkpoint: give a checkpoint or a run (an exported model can be used by "
+            "predict, explain, bench, serve, live and node only)"
+        )
     if Path(model).is_file():
         return Path(model)
     if is_registered(model):

@@ -80,7 +80,7 @@ def view_link(base: str, experiment_id: str) -> str:
         base: of the MLflow server, such as ``http://127.0.0.1:5000``
         experiment_id: the experiment
     """
-    # without the last part the first page is about chat bots
+    # without the last part MLflow opens its view for language models
     return f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&workflowType=machine_learning"
 
 

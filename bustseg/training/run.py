@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import pandas as pd
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 
-from bustseg.callbacks import ContinuedFit, Interrupts
+from bustseg.callbacks import ContinuedFit, ImageTables, Interrupts
 from bustseg.callbacks.checkpoints import best_checkpoint
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.errors import UserError
@@ -26,7 +27,7 @@ from bustseg.runs.tracker import RunLogger, runs_logger
 from bustseg.task import SegmentationTask
 from bustseg.training.preflight import chosen_in, try_monitors, try_network, try_optimizer
 from bustseg.training.processes import OtherProcesses
-from bustseg.training.report import report
+from bustseg.training.report import intervals, report
 from bustseg.training.setup import make_loggers, make_trainer, quiet_libraries, seeded
 
 Verb = Literal["fit", "validate", "test"]
@@ -70,6 +71,17 @@ class Run:
         """The best epoch of a fit, or the weights that were scored."""
         best = best_checkpoint(self.trainer) if self.verb == "fit" else None
         return Path(best.best_model_path) if best else self.start
+
+    @property
+    def table(self) -> pd.DataFrame | None:
+        """One row per tested image, see :func:`bustseg.metrics.table.image_table`; None where nothing was tested."""
+        tables = next((one for one in self.trainer.callbacks if isinstance(one, ImageTables)), None)  # type: ignore[attr-defined]
+        return None if tables is None else tables.tested
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % limits of a test's scores by name (``dice_lesion``), see :func:`bustseg.training.report.intervals`."""
+        return {} if self.table is None else intervals(self.table)
 
 
 def run_fit(

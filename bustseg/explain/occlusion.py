@@ -1,0 +1,71 @@
+"""Where a prediction rests, without gradients: how much it changes when a part of the image is covered.
+
+Works for whatever gives logits, an exported network included, since it asks for predictions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bustseg.explain.gradcam import as_heat
+from bustseg.masks import MaskRule
+
+METHOD = "Occlusion"
+"""Name of the method, where one is chosen, and on pictures and in tables."""
+
+CELLS = 14
+"""Rows and columns of cells that an image is divided into; a map has one value for each."""
+
+_BATCH = 25
+"""Covered images that are predicted at once."""
+
+
+def occlusion_map(
+    logits_of: Callable[[list[np.ndarray]], np.ndarray], image: np.ndarray, rule: MaskRule
+) -> tuple[np.ndarray, np.ndarray]:
+    """Heat of one image by occlusion: high where covering the image lowers the evidence for the predicted lesion.
+
+    A square of two by two cells is moved over the image by one cell at a time (at its border a part of it lies outside)
+    and covers it with the image's mean level. The target is, as for Grad-CAM here, the mean logit over the lesion that
+    is predicted without any cover, over the whole image when nothing is predicted; a position's value is by how much it
+    falls. A cell's heat is the mean of the four positions that cover it, its negative part cut off. The map is resized
+    to the image (bilinear) and divided by its maximum.
+
+    Source: Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901, section 4.2, who watch a class's score.
+
+    Args:
+        logits_of: prepared grey images, ``uint8`` (h, w) each, to logits ``float32`` (B, 1, h, w)
+        image: one of these
+        rule: what makes the predicted lesion of the logits
+
+    Returns:
+        heat ``float32`` (h, w) in 0..1, all 0 where no cover lowers the target; and logits ``float32`` (h, w) of the
+        image without a cover
+    """
+    logits = logits_of([image])[0, 0]
+    lesion = rule.mask(logits).astype(bool)
+    region = lesion if lesion.any() else np.ones_like(lesion)
+    target = logits[region].mean(dtype=np.float64)
+    rows, columns = (np.rint(np.linspace(0, side, CELLS + 1)).astype(int) for side in image.shape)
+    level = np.uint8(round(float(image.mean())))
+    covered = []
+    for i in range(CELLS + 1):
+        for j in range(CELLS + 1):
+            one = image.copy()
+            one[_span(rows, i), _span(columns, j)] = level
+            covered.append(one)
+    values = [
+        plane[0][region].mean(dtype=np.float64)
+        for start in range(0, len(covered), _BATCH)
+        for plane in logits_of(covered[start : start + _BATCH])
+    ]
+    fall = target - np.reshape(values, (CELLS + 1, CELLS + 1))
+    cells = (fall[:-1, :-1] + fall[1:, :-1] + fall[:-1, 1:] + fall[1:, 1:]) / 4
+    return as_heat(cells[None], image.shape)[0], logits
+
+
+def _span(edges: np.ndarray, place: int) -> slice:
+    """Pixels that a cover at a place hides: those of the cell before it and of its own, as far as there are any."""
+    return slice(edges[max(place - 1, 0)], edges[min(place + 1, CELLS)])
