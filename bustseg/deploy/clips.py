@@ -20,7 +20,7 @@ from bustseg.box import boxed_model
 from bustseg.data.clips import CLIP_SUFFIXES, Clip
 from bustseg.data.images import to_grey
 from bustseg.deploy.output import write_whole
-from bustseg.deploy.predict import Options, overlay, predict
+from bustseg.deploy.predict import Options, draw_words, overlay, predict
 from bustseg.disclaimer import NOTICE, WORDS
 from bustseg.errors import DataError, UserError
 from bustseg.progress import StreamProgress, console, error_console
@@ -103,8 +103,7 @@ def outlined(frame: np.ndarray, found: Prediction) -> np.ndarray:
     picture = overlay(frame, found.mask)
     scale = max(0.35, picture.shape[1] / 1600)
     where = (max(4, round(8 * scale)), picture.shape[0] - max(5, round(10 * scale)))
-    for colour, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(picture, WORDS, where, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, width, cv2.LINE_AA)
+    draw_words(picture, WORDS, where, scale, 1)
     return picture
 
 

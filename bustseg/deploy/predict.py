@@ -474,10 +474,26 @@ def captioned(picture: np.ndarray, words: str) -> np.ndarray:
     # so large that it can be read where the picture is shown small, but not wider than the picture
     scale = min(min(picture.shape[:2]) / 600, 0.94 * picture.shape[1] / length)
     thickness = max(1, round(1.6 * scale))
-    where = (round(12 * scale), round(height * scale + 12 * scale))
-    for colour, width in (((0, 0, 0), 3 * thickness), ((255, 255, 255), thickness)):
-        cv2.putText(picture, words, where, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, width, cv2.LINE_AA)
+    draw_words(picture, words, (round(12 * scale), round(height * scale + 12 * scale)), scale, thickness)
     return picture
+
+
+def draw_words(picture: np.ndarray, words: str, where: tuple[int, int], scale: float, thickness: int) -> None:
+    """Draw white words with a black edge into a picture, ``uint8`` (H, W, 3).
+
+    The edge is the same text, moved by its thickness: thicker text is wider too in OpenCV 5, and would stand out behind.
+
+    Args:
+        picture: changed in place
+        words: what to draw
+        where: (x, y) of the lower left corner of the words
+        scale, thickness: as in OpenCV
+    """
+    moves = [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1) if x or y]
+    for colour, steps in (((0, 0, 0), moves), ((255, 255, 255), [(0, 0)])):
+        for x, y in steps:
+            place = (where[0] + x * thickness, where[1] + y * thickness)
+            cv2.putText(picture, words, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
 
 
 class _Segments:

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from bustseg.deploy.predict import caption, captioned
+from bustseg.deploy.predict import caption, captioned, draw_words
 from bustseg.reports import gallery
 from bustseg.reports.gallery import gallery_page
 from tests.deploy.dark_model import write_dark_model
@@ -90,3 +91,14 @@ def test_outlines_carry_their_confidence_and_flag_within_the_picture() -> None:
         assert not changed[-1], "the words end within the picture"
         assert not (drawn != blank).any(axis=(1, 2))[height // 3 :].any(), "above what is outlined"
     assert (captioned(blank.copy(), "") == blank).all()
+
+
+def test_words_have_an_edge_and_no_second_text_behind_them() -> None:
+    """Thicker text is wider in OpenCV 5: an edge made of it stood out to the right of the words."""
+    picture = np.full((60, 700, 3), 90, np.uint8)
+    draw_words(picture, "research only, not a medical device", (10, 40), 1.0, 1)
+    white, black = (picture > 200).all(axis=2), (picture < 30).all(axis=2)
+    assert white.any()
+    assert black.any()
+    near = cv2.dilate(white.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
+    assert not (black & ~near).any()
