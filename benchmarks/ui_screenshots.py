@@ -58,7 +58,7 @@ TO_CURVES = """(() => {
     value.set.call(search, '(train|val)/(loss|dice_lesion)$');
     search.dispatchEvent(new Event('input', {bubbles: true}));
 })()"""
-"""Search for the curves that matter, as docs/how-to/track-runs.md says: a run's page sorts its charts by the alphabet."""
+"""Search for the curves that matter, as docs/how-to/track-runs.md says: a run's page sorts charts by the alphabet."""
 
 HIDE_PATHS = """for (const item of document.querySelectorAll('*'))
     if (!item.children.length && /^(Path: )?(file|sqlite):/.test(item.textContent.trim())) item.textContent = '';"""

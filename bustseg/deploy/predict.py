@@ -481,7 +481,7 @@ def captioned(picture: np.ndarray, words: str) -> np.ndarray:
 def draw_words(picture: np.ndarray, words: str, where: tuple[int, int], scale: float, thickness: int) -> None:
     """Draw white words with a black edge into a picture, ``uint8`` (H, W, 3).
 
-    The edge is the same text, moved by its thickness: thicker text is wider too in OpenCV 5, and would stand out behind.
+    The edge is the same text, moved by its thickness: in OpenCV 5 thicker text is wider, and would stand out behind.
 
     Args:
         picture: changed in place
