@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 
 NOTEBOOK = REPOSITORY / "docs" / "notebooks" / "first-hour.ipynb"
 SIZES = "n=120, image_size=96, max_epochs=6"
-SMALL = "n=24, image_size=64, max_epochs=1"
+SMALL = "n=60, image_size=64, max_epochs=2, lr=3e-3"
 
 
 @pytest.mark.slow
