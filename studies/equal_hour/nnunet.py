@@ -1,0 +1,108 @@
+"""nnU-Net v2 as its package has it: plan and preprocess, its 2-D default trainer, its own prediction.
+
+Only the number of epochs is its user's choice. nnU-Net's own trainers of 1, 5, 10, 20, ... epochs are tried: the
+longest one that fits into what is left of the hour, by the time of a tenth of an epoch. Where not even one epoch of 250
+steps fits, the one of one epoch is trained to the end, and ``about.json`` says how long it took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from studies.equal_hour import common
+
+DATASET = 501
+EPOCHS = (1, 5, 10, 20, 50, 100, 250)
+
+
+def case_name(name: str) -> str:
+    """An image's name as nnU-Net's files may bear it."""
+    return name.replace(" ", "_").replace("(", "").replace(")", "")
+
+
+def write_raw(data: Path, raw: Path) -> None:
+    """The images in nnU-Net's layout; training and validation together, told apart by ``splits_final.json``."""
+    for folder in ("imagesTr", "labelsTr", "imagesTs"):
+        (raw / folder).mkdir(parents=True, exist_ok=True)
+    names: dict[str, list[str]] = {"train": [], "val": []}
+    for subset, own in names.items():
+        for name, image, mask in common.images(data, subset):
+            case = case_name(name)
+            cv2.imwrite(str(raw / "imagesTr" / f"{case}_0000.png"), image)
+            cv2.imwrite(str(raw / "labelsTr" / f"{case}.png"), mask)
+            own.append(case)
+    for name, image, _ in common.images(data, "test"):
+        cv2.imwrite(str(raw / "imagesTs" / f"{case_name(name)}_0000.png"), image)
+    described = {
+        "channel_names": {"0": "ultrasound"},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": sum(map(len, names.values())),
+        "file_ending": ".png",
+    }
+    (raw / "dataset.json").write_text(json.dumps(described))
+    (raw / "splits.json").write_text(json.dumps([names]))
+
+
+def command(name: str, *arguments: str) -> None:
+    """One of nnU-Net's commands, of this environment."""
+    subprocess.run([str(Path(sys.executable).with_name(name)), *arguments], check=True)
+
+
+def main() -> None:
+    """Plan, train, predict."""
+    args = common.arguments(__doc__)
+    work = args.out / "nnunet"
+    for kind in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{kind}"] = str(work / kind)
+    os.environ |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1", "nnUNet_compile": "f"}
+    raw = work / "raw" / f"Dataset{DATASET}_BUSI"
+    write_raw(args.data, raw)
+    command("nnUNetv2_plan_and_preprocess", "-d", str(DATASET), "-c", "2d", "-np", "1", "--verify_dataset_integrity")
+    (work / "preprocessed" / raw.name / "splits_final.json").write_text((raw / "splits.json").read_text())
+    epoch = seconds_of_an_epoch()
+    left = args.seconds - common.elapsed()
+    epochs = max([number for number in EPOCHS if number * epoch <= left], default=EPOCHS[0])
+    trainer = f"nnUNetTrainer_{epochs}epoch{'s' if epochs > 1 else ''}"
+    command("nnUNetv2_train", str(DATASET), "2d", "0", "-tr", trainer, "-device", "cpu")
+    trained = round(common.elapsed(), 1)
+    common.Curve(args.out)  # without points: nnU-Net scores patches while it trains, which is another number
+    predicted = work / "predicted"
+    where = ["-i", str(raw / "imagesTs"), "-o", str(predicted), "-d", str(DATASET), "-c", "2d", "-f", "0"]
+    command("nnUNetv2_predict", *where, "-tr", trainer, "-device", "cpu", "-npp", "1", "-nps", "1")
+    (args.out / "masks").mkdir(exist_ok=True)
+    for name, _, _ in common.images(args.data, "test"):
+        mask = cv2.imread(str(predicted / f"{case_name(name)}.png"), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(args.out / "masks" / f"{name}.png"), (mask > 0).astype(np.uint8) * np.uint8(255))
+    about = {"seconds": trained, "epochs": epochs, "steps": 250 * epochs, "nnunetv2": version("nnunetv2")}
+    (args.out / "about.json").write_text(json.dumps({**about, "seconds_of_an_epoch": round(epoch, 1)}, indent=2))
+
+
+def seconds_of_an_epoch() -> float:
+    """What an epoch takes on this machine, validation in it, by a tenth of one in the default trainer's own loop."""
+    code = (
+        "import time, torch; from nnunetv2.run.run_training import get_trainer_from_args\n"
+        f"trainer = get_trainer_from_args('{DATASET}', '2d', 0, 'nnUNetTrainer', device=torch.device('cpu'))\n"
+        "trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 25, 5\n"
+        "trainer.disable_checkpointing = True\n"
+        "trainer.on_train_start(); begun = time.time(); trainer.on_epoch_start(); trainer.on_train_epoch_start()\n"
+        "[trainer.train_step(next(trainer.dataloader_train)) for _ in range(25)]\n"
+        "with torch.no_grad(): [trainer.validation_step(next(trainer.dataloader_val)) for _ in range(5)]\n"
+        "print('SECONDS', time.time() - begun, flush=True); import os; os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("SECONDS")]
+    if not found:
+        raise SystemExit(f"nnU-Net's trainer could not be timed: {done.stderr[-2000:]}")
+    return 10 * float(found[0])
+
+
+if __name__ == "__main__":
+    main()
