@@ -218,7 +218,6 @@ def main() -> None:
         "charts": f"{view_link('', experiment)}&compareRunsMode=CHART",
         "run": f"{home}/runs/{run}?{training}",
         "metrics": f"{home}/runs/{run}/model-metrics?{training}",
-        "models": f"{home}/models?{training}",
     }
     if trials := children(experiment):
         # the page begins with the parallel coordinates of the parameters that differ

@@ -63,6 +63,11 @@ def test_links_and_commands_name_files_that_exist(page: Path) -> None:
         assert "NAME" in name or (ROOT / name).exists(), f"a command names {name}"
 
 
+def test_every_picture_is_shown_somewhere() -> None:
+    shown = {Path(name).name for page in PAGES for name in re.findall(r"\]\(([^)\s]+)", page.read_text())}
+    assert {path.name for path in (ROOT / "docs" / "img").iterdir()} <= shown
+
+
 COMMAND = re.compile(r"(?:\w+=\S+ )*(?:srun(?: --\S+)* |torchrun .* -m )?(?:\$\(BIN\)/)?bustseg(?:\.cli)? (.+)")
 OTHER_CONFIGS = ("theirs.yaml", "mine.yaml", "loggers.yaml", "lite2.yaml", "mlruns/")
 """Files that a page tells its reader to write, or that a command has written before."""

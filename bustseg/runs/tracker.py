@@ -33,6 +33,7 @@ from bustseg.runs.sinks import (
     experiment_id,
 )
 from bustseg.runs.store import RUNS_DIR, Store, explained, local_path, one_line, tracking_uri
+from bustseg.runs.view import telling_first
 
 __all__ = [
     "PARENT_TAG",
@@ -114,7 +115,7 @@ class RunLogger:
         # curves over epochs compare between batch sizes; Lightning counts optimiser steps
         if epoch is not None and not any(name.endswith("_step") for name in values):
             step = int(epoch)
-        self.run.log_metrics(values, step or 0)
+        self.run.log_metrics(telling_first(values), step or 0)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ experiment gets one of those when its first run begins.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ COLUMNS = (
 CHARTS = ("val/dice_lesion", "val/loss", "train/loss", "test/dice_lesion", "test/dice_paper", "test/iou_lesion")
 """Charts that stand first, in a section of their own; the others follow by the alphabet, as MLflow orders them."""
 
+RATES = ("images_per_second", "seconds", "_gib")
+"""Endings of metrics that say what a training costs; they come last."""
+
 FIRST = "first"
 
 
@@ -52,6 +56,20 @@ def state() -> dict[str, Any]:
         "compareRunCharts": [_chart(name) for name in CHARTS],
         "isAccordionReordered": True,
     }
+
+
+def telling_first(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics in the order in which the page of a run is to list them: scores and losses first, costs last.
+
+    MLflow lists a run's metrics in the order in which each was written for the first time.
+    """
+
+    def place(name: str) -> int:
+        if name in CHARTS:
+            return CHARTS.index(name)
+        return len(CHARTS) + name.endswith(RATES)
+
+    return {name: metrics[name] for name in sorted(metrics, key=place)}
 
 
 def _chart(name: str) -> dict[str, Any]:

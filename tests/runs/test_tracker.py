@@ -44,6 +44,17 @@ def test_a_store_that_cannot_be_used_is_refused_in_one_line(uri: str, message: s
     assert time.monotonic() - start < 30, "MLflow alone tries a database for a hundred seconds"
 
 
+def test_a_run_lists_its_scores_and_losses_first_and_what_it_cost_last() -> None:
+    tracker = Tracker(experiment="order")
+    names = ["train/images_per_second", "val/auc_pixel", "val/loss", "val/precision_paper", "val/dice_lesion"]
+    tracker.log_metrics(dict.fromkeys([*names, "train/epoch_seconds"], 0.5) | {"epoch": 0})
+    tracker.log_metrics({"train/loss": 0.5, "epoch": 0})
+    listed = list(mlflow.MlflowClient(tracker.uri).get_run(str(tracker.run_id)).data.metrics)
+    assert listed[:2] == ["val/dice_lesion", "val/loss"]
+    assert listed[2:4] == ["val/auc_pixel", "val/precision_paper"]
+    assert set(listed[4:6]) == {"train/images_per_second", "train/epoch_seconds"}
+
+
 def test_metrics_outlive_a_store_that_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = Tracker(experiment="away")
     tracker.log_metrics({"loss": 3.0, "epoch": 0})
