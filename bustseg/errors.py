@@ -1,11 +1,30 @@
 """Errors that a user can mend: the command line prints their message as one line and exits with code 2."""
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Iterator
 
 
 class UserError(Exception):
     """Input that cannot be used. The message says what is wrong and what to do, in one line."""
+
+
+class UnknownKeyError(UserError):
+    """A config key that nothing takes.
+
+    Args:
+        message: one line for the user
+        key: the key, dotted; an argument of a class with the ``init_args`` before it
+    """
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+    def __reduce__(self) -> tuple[type[UnknownKeyError], tuple[str, str]]:
+        # an exception is pickled by its message alone, and comes so from another process
+        return type(self), (str(self), self.key)
 
 
 class DataError(UserError):

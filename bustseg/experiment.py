@@ -7,14 +7,14 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, Namespace, get_loader
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -22,7 +22,7 @@ from bustseg.bounds import read_yaml
 from bustseg.callbacks import BestCheckpoint, ExplainCallback, FrozenFeatures, TestPasses
 from bustseg.data.datamodule import BUSIDataModule
 from bustseg.data.transforms import without_own_readers
-from bustseg.errors import UserError, causes
+from bustseg.errors import UnknownKeyError, UserError, causes
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
 from bustseg.presets import find_config
 from bustseg.redact import redact
@@ -59,6 +59,12 @@ _UNKNOWN_KEY = re.compile(
 )
 """jsonargparse's ways to say that a file or the command line has a key that nothing takes."""
 
+_PARSED_KEY = re.compile(r'key "([^"]+)":')
+"""How it names the key whose value it could not use."""
+
+_UNKNOWN_ARGUMENT = re.compile(r"Option '(?P<argument>[\w.]+)' is not accepted")
+"""How it says so of an argument of a class that a key names."""
+
 
 def fast_precision() -> str:
     """``bf16-mixed`` where the hardware computes in it, else ``32-true``."""
@@ -72,12 +78,31 @@ def fast_precision() -> str:
     return "bf16-mixed" if fast else "32-true"
 
 
+class _QuotedText(yaml.SafeDumper):
+    """Writes texts in quotes: jsonargparse takes ``1e-3`` without them for a number, which PyYAML does not."""
+
+
+_QuotedText.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
 class _Parser(LightningArgumentParser):
     """Parser whose errors are exceptions, so that the command line can say them in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["exit_on_error"] = False
+        self.changes: dict[str, Any] = {}
+        """Dotted keys that the next config file gets in the place of its own."""
         super().__init__(*args, **kwargs)
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """The content of a config file, with :attr:`changes`, as a namespace."""
+        changes, self.changes = self.changes, {}
+        if changes:
+            config = get_loader("yaml")(content) or {}
+            for key, value in changes.items():
+                put(config, key, value)
+            content = yaml.dump(config, Dumper=_QuotedText, sort_keys=False)
+        return super().parse_string(content, *args, **kwargs)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """What ``--print_config`` shows, without credentials."""
@@ -199,6 +224,29 @@ class Experiment:
         return cls.parse([option for file in files for option in ("--config", str(Path(file).expanduser()))])
 
     @classmethod
+    def read_changed(cls, file: str | Path, changes: Mapping[str, Any], options: Sequence[str] = ()) -> Experiment:
+        """What ``read(file).but(changes).with_options(options)`` gives, parsed once where the file lets it.
+
+        Args:
+            file: a config file
+            changes: dotted key to its value, as :meth:`but` takes them
+            options: later ones win
+
+        Raises:
+            UserError: something of them cannot be used; the steps one by one tell what
+        """
+        read_file = ["--config", str(Path(file).expanduser())]
+        _, content = read_yaml(find_config(read_file[1]))
+        if any(_needs_resolving(content, key) for key in changes):
+            return cls.parse(read_file).but(changes).with_options(options)
+        parser = _parser()
+        parser.changes = copy.deepcopy({**changes})
+        try:
+            return cls.parse([*read_file, *options])
+        finally:
+            parser.changes = {}
+
+    @classmethod
     def of_config(cls, config: Mapping[str, Any], name: str | None = None, origin: str = "") -> Experiment:
         """An experiment from a configuration as :attr:`config` gives it; what it leaves out has its default.
 
@@ -290,17 +338,17 @@ class Experiment:
 
     def all_keys(self) -> list[str]:
         """All dotted keys, those of sections among them."""
-        parts = [key.split(".") for key, _ in flatten(self.config)]
+        parts = [key.split(".") for key, _ in flatten(self._config)]
         return list(dict.fromkeys(".".join(key[: end + 1]) for key in parts for end in range(len(key))))
 
     def __getitem__(self, key: str) -> Any:
-        value: Any = self.config
+        value: Any = self._config
         for part in key.split("."):
             value = value[part]
-        return value
+        return copy.deepcopy(value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Experiment) and self.config == other.config
+        return isinstance(other, Experiment) and self._config == other._config
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -310,6 +358,11 @@ class Experiment:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration as plain types, defaults filled in; a copy."""
+        return copy.deepcopy(self._config)
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        # made once: the parser takes a third of a second to write it
         text = _parser().dump_whole(self._namespace, skip_link_targets=False, skip_unset=False, format="yaml")
         return {key: without_own_readers(value) for key, value in yaml.safe_load(text).items() if key not in OF_A_RUN}
 
@@ -340,7 +393,7 @@ class Experiment:
             UserError: something cannot be made
         """
         if self.origin:
-            check_config(self.config, self.origin)
+            check_config(self._config, self.origin)
         use_packaged_weights()
         with fail_fast(), _guarded(self.origin), building(self.origin) if self.origin else nullcontext():
             return _parser().instantiate(self._namespace)
@@ -371,6 +424,18 @@ def _overrides(options: Sequence[str]) -> dict[str, str]:
         if name.startswith("--") and name != "--config":
             found[name[2:]] = value if equals else "" if after.startswith("--") else after
     return found
+
+
+def _needs_resolving(content: Any, key: str) -> bool:
+    """Whether a dotted key can be put only into what a config file means, and not into its own words.
+
+    The file may name a class or another file by a text alone, or write keys with dots.
+    """
+    for part in key.split("."):
+        if isinstance(content, str) or (isinstance(content, dict) and any("." in str(name) for name in content)):
+            return True
+        content = content.get(part) if isinstance(content, dict) else None
+    return False
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> None:
@@ -451,10 +516,15 @@ def explain(error: Exception) -> UserError:
         found = unknown.groupdict()
         key = ".".join(part for part in (found["group"], found["key"] or found["option"]) if part)
         if usual := meant(key):
-            return UserError(f"unknown config key `{key}`: did you mean --{usual}?")
-        return UserError(f"unknown config key `{key}`{did_you_mean(key, _parser().get_defaults().keys(branches=True))}")
+            return UnknownKeyError(f"unknown config key `{key}`: did you mean --{usual}?", key)
+        hint = did_you_mean(key, _parser().get_defaults().keys(branches=True))
+        return UnknownKeyError(f"unknown config key `{key}`{hint}", key)
     lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
-    return UserError(wrong_value(text) or " ".join(dict.fromkeys(lines))[:600])
+    words = wrong_value(text) or " ".join(dict.fromkeys(lines))[:600]
+    parsed, unknown = _PARSED_KEY.search(text), _UNKNOWN_ARGUMENT.search(text)
+    if parsed and unknown:
+        return UnknownKeyError(words, f"{parsed[1]}.init_args.{unknown['argument']}")
+    return UserError(words)
 
 
 def wrong_value(text: str) -> str:
@@ -466,7 +536,7 @@ def wrong_value(text: str) -> str:
     Returns:
         The key, its value and what it takes; empty when the message says something else.
     """
-    key, value = re.search(r'key "([^"]+)":', text), re.search(r"(?:Given value|Got value): (.*)", text)
+    key, value = _PARSED_KEY.search(text), re.search(r"(?:Given value|Got value): (.*)", text)
     if key is None:
         return ""
     if refused := re.search(r"Problem with given class_path '([^']+)':\s*(.*)", text):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 import yaml
 
-from bustseg.errors import UserError
+from bustseg.errors import UnknownKeyError, UserError
 from bustseg.experiment import Experiment, put
 from bustseg.runs.checkpoint import build_data
 from tests.conftest import TINY, TrainedRun
@@ -72,6 +73,49 @@ def test_changes_that_cannot_be_made_are_named(case: str, tiny: Experiment) -> N
         tiny.but({key: value for key, value in changes.items() if key not in short}, **short)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+CHANGES = {
+    "as the file writes it": ("", {"trainer.max_epochs": 3, LR: 1e-5}),
+    "a text that looks like a number": ("", {"tracking.run_name": "1e-3", "tracking.tags": {"note": "007"}}),
+    "a class in the place of another": ("", {"model.loss": {"class_path": "HybridLoss"}}),
+    "an argument of a class that the file leaves out": ("seed_everything: 1", {LR: 0.5}),
+    "what the file leaves out": ("", {"early_stopping.patience": 4, "data.split": None}),
+    "a class that is a text alone": ("model: {optimizer: torch.optim.SGD}", {LR: 0.5}),
+    "keys with dots": ("early_stopping.patience: 3", {"early_stopping.min_delta": 0.5}),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_file_read_with_changes_is_the_file_changed(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    more, changes = CHANGES[case]
+    content = yaml.safe_load(TINY.read_text())
+    if more:
+        del content["model"]["optimizer"]
+        model = yaml.safe_load(more)
+        content = {**content, **{key: value for key, value in model.items() if key != "model"}}
+        content["model"] |= model.get("model", {})
+    Path("own.yaml").write_text(yaml.safe_dump(content))
+    options = ["--data.batch_size", "2"]
+    in_steps = Experiment.read("own.yaml").but(changes).with_options(options)
+    at_once = Experiment.read_changed("own.yaml", changes, options)
+    assert at_once == in_steps
+    assert (at_once.name, at_once.overrides) == ("own", {"data.batch_size": "2"})
+    assert Experiment.read("own.yaml")["trainer.max_epochs"] == 2, "the changes are gone from the parser"
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"trainer.max_epoch": 3}, "trainer.max_epoch"),
+        ({"model.network.init_args.dropot": 0.1}, "model.network.init_args.dropot"),
+        ({"model.loss": {"class_path": "HybridLoss", "init_args": {"alpa": 1}}}, "model.loss.init_args.alpa"),
+    ],
+)
+def test_an_unknown_key_is_told_to_who_asks(changes: dict[str, object], key: str, tiny: Experiment) -> None:
+    with pytest.raises(UnknownKeyError) as raised:
+        tiny.but(changes)
+    assert raised.value.key == pickle.loads(pickle.dumps(raised.value)).key == key
 
 
 def test_it_is_written_and_read_again(tiny: Experiment, tmp_path: Path) -> None:

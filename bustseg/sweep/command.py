@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +55,11 @@ def sweep_command(
     if workers < 1:
         raise SweepError(f"--workers is {workers}: give a whole number of at least 1")
     config = find_config(config)
-    plan = read_plan(config, options, study, storage)
     if supervisor is not None:
         follow_supervisor()
-        plan = replace(plan, base=plan.base.but({"trainer.enable_progress_bar": False}))
+    # the bars of several workers would write over each other
+    of_worker = [] if supervisor is None else ["--trainer.enable_progress_bar", "false"]
+    plan = read_plan(config, [*options, *of_worker], study, storage)
     again = ["--config", str(config), *options]
     again += [word for name, value in (("--study", study), ("--storage", storage)) if value for word in (name, value)]
     return _run(plan, again, workers, resume, supervisor)

@@ -28,8 +28,9 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from bustseg.bounds import read_yaml
-from bustseg.errors import SweepError, UserError
-from bustseg.experiment import Experiment, put
+from bustseg.errors import SweepError, UnknownKeyError, UserError
+from bustseg.experiment import Experiment, defaults, put
+from bustseg.presets import find_config
 from bustseg.runs.tracker import flatten
 
 GRID_SAMPLERS = ("GridSampler", "BruteForceSampler")
@@ -401,9 +402,10 @@ def read_plan(path: Path, options: Sequence[str], study: str | None = None, stor
     if file.n_trials is not None and file.n_trials < 1:
         raise SweepError(f"n_trials is {file.n_trials}: it must be at least 1")
     objectives, directions = _judgement(file, path)
-    fit = Experiment.read(path.parent / file.config)
-    base = changed(fit, {"tracking.log_model": False, **file.overrides}, "overrides").with_options(options)
-    logs_model = base["tracking.log_model"] or file.overrides.get("tracking.log_model", fit["tracking.log_model"])
+    base = _base(path, file, options)
+    logs_model = base["tracking.log_model"]
+    if not logs_model:
+        logs_model = file.overrides.get("tracking.log_model", _stated(path.parent / file.config, "tracking.log_model"))
     plan = Plan(
         path=path,
         study=study or file.study or path.stem,
@@ -472,6 +474,27 @@ def _flat(error: Exception) -> str:
     return " ".join(str(error).replace("sweep.", "").split())[:400]
 
 
+def _base(path: Path, file: SweepFile, options: Sequence[str]) -> Experiment:
+    """What every trial trains: the fit's config with the file's overrides and the options of the command.
+
+    Raises:
+        UserError: one of them cannot be used
+    """
+    fit = path.parent / file.config
+    overrides = {"tracking.log_model": False, **file.overrides}
+    try:
+        return Experiment.read_changed(fit, overrides, options)
+    except UserError:
+        # one by one, since what was parsed together does not say whose word it was
+        return changed(Experiment.read(fit), overrides, "overrides").with_options(options)
+
+
+def _stated(path: Path, key: str) -> Any:
+    """The value of a dotted key in a config file, or its default."""
+    _, content = read_yaml(find_config(path))
+    return {**dict(flatten(defaults())), **dict(flatten(content))}[key]
+
+
 def changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> Experiment:
     """The experiment with changes that the sweep's file names in its section ``where``.
 
@@ -483,13 +506,17 @@ def changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> E
     except UserError as error:
         known_keys = experiment.all_keys()
         for key in changes:
-            # a key that is known has a value that cannot be used, which the error says itself
-            if key not in known_keys and any(
-                f"{quote}{name}{quote}" in str(error) for name in (key, key.rpartition(".")[2]) for quote in "'`"
-            ):
-                hint = _did_you_mean(key, [known for known in experiment.all_keys() if known not in changes])
+            unknown = isinstance(error, UnknownKeyError) and error.key == key
+            if key not in known_keys and (unknown or _beside_a_class(key, known_keys)):
+                hint = _did_you_mean(key, [known for known in known_keys if known not in changes])
                 raise SweepError(f"{where} names `{key}`, which `fit` does not know{hint}") from error
         raise
+
+
+def _beside_a_class(key: str, known: Sequence[str]) -> bool:
+    """Whether a key would be an argument of a class, but stands where its path stands: ``model.optimizer.lr``."""
+    parent, _, leaf = key.rpartition(".")
+    return f"{parent}.class_path" in known and leaf not in ("class_path", "init_args", "dict_kwargs")
 
 
 def _did_you_mean(key: str, known: Iterable[str]) -> str:
