@@ -18,10 +18,10 @@ from bustseg.data.cache import resize_image
 from bustseg.data.inputs import EXPLAINED, Inputs, LooseSamples, Names
 from bustseg.data.sources import Sample
 from bustseg.deploy.exported import is_exported
-from bustseg.deploy.output import is_full, png, write_whole
+from bustseg.deploy.output import png, write_whole
 from bustseg.deploy.predictor import Predictor
 from bustseg.disclaimer import NOTICE
-from bustseg.errors import DataError, UserError
+from bustseg.errors import DataError, UserError, disk_is_full
 from bustseg.explain.gradcam import (
     attention_maps,
     default_layer,
@@ -162,7 +162,7 @@ def explain_images(
             except DataError as error:
                 row["error"] = str(error)
             except OSError as error:  # such as a name that the file system does not take
-                if is_full(error):
+                if disk_is_full(error):
                     raise
                 row["error"] = f"its files cannot be written: {error.strerror}"
             rows.append(row)

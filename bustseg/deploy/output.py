@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from bustseg.data.inputs import TABLE, Names
-from bustseg.errors import UserError
+from bustseg.errors import UserError, disk_is_full
 
 HEAD = "predictions.json"
 
@@ -90,11 +90,6 @@ def png(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1].tobytes()
 
 
-def is_full(error: OSError) -> bool:
-    """Whether an error says that there is no room, on the disk or in a quota."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
 class Output:
     """The folder of a prediction, opened to go on with what is there or to begin anew.
 
@@ -124,7 +119,7 @@ class Output:
         except Timeout:
             raise UserError(f"another process is writing predictions into {folder}") from None
         except OSError as error:
-            if is_full(error):
+            if disk_is_full(error):
                 raise
             raise UserError(f"cannot write to {folder}: {error.strerror}") from error
         try:

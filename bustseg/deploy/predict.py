@@ -30,9 +30,9 @@ from bustseg.box import boxed_model
 from bustseg.data.inputs import Inputs, Item, all_frames
 from bustseg.data.sources import read_grey, to_grey
 from bustseg.deploy import dicom_seg as seg
-from bustseg.deploy.output import COLUMNS, GALLERY, ORDER, Output, is_full, png, write_whole
+from bustseg.deploy.output import COLUMNS, GALLERY, ORDER, Output, png, write_whole
 from bustseg.disclaimer import NOTICE
-from bustseg.errors import DataError, UserError
+from bustseg.errors import DataError, UserError, disk_is_full
 from bustseg.figures.colours import PREDICTION
 from bustseg.figures.outlines import draw_outline
 from bustseg.progress import StreamProgress, console, error_console
@@ -149,7 +149,7 @@ def predict(given: Sequence[str], model: str | None, out: Path, options: Options
         output = Output(out, head, options.overwrite)
         return _predict_into(output, inputs, predictor, options)
     except OSError as error:
-        if not is_full(error):
+        if not disk_is_full(error):
             raise
         done = f"{output.done} images are done and stay" if output is not None else "nothing was written"
         raise UserError(f"no room left in {out}: {done}; make room and start the same command again") from error

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bustseg.deploy.output import write_whole
-from bustseg.errors import UserError
+from bustseg.errors import UserError, disk_is_full
 
 FOLDERS = ("queue", "results", "done", "failed")
 
@@ -94,7 +93,7 @@ class Spool:
             _sync_folder(path.parent)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if disk_is_full(error):
                 raise Full from None
             raise
         return id

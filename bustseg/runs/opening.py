@@ -26,12 +26,13 @@ def was_opened(uri: str) -> bool:
     return uri in _opened
 
 
-def open_store(uri: str, write: bool = False) -> Store:
+def open_store(uri: str, write: bool = False, send: bool = True) -> Store:
     """Check that a store can be used, and create a local one that is not there yet.
 
     Args:
         uri: as :func:`tracking_uri` gives it
         write: whether runs are to be written, so that a store which can only be read is refused
+        send: whether what earlier commands could not send to it is sent first
 
     Raises:
         TrackingError: no server answers, it refuses the login, the database is of another MLflow, cannot be written
@@ -55,7 +56,7 @@ def open_store(uri: str, write: bool = False) -> Store:
             store.client().search_experiments(max_results=1)
     if write:
         _opened.add(uri)
-    if (store.folder / "spool").is_dir():
+    if send and (store.folder / "spool").is_dir():
         with contextlib.suppress(OSError):  # a folder that can only be read
             settle(store)
     return store

@@ -21,8 +21,8 @@ def sync_command(uri: str | None = None) -> int:
     Raises:
         TrackingError: the store cannot be used
     """
-    store = open_store(tracking_uri(uri), write=True)  # which settles its spool, and says what it did
-    left = settle(store)
+    store = open_store(tracking_uri(uri), write=True, send=False)
+    left = settle(store)  # which says what it did
     here = Store(LOCAL)
     if here.folder != store.folder:
         settle(here)
