@@ -124,7 +124,7 @@ def test_help_of_a_training_lists_all_that_can_be_configured(bustseg: Bustseg) -
 
 
 def test_choices_are_those_that_there_are() -> None:
-    from bustseg.deploy.exported import BACKENDS, FORMATS, PRECISIONS
+    from bustseg.deploy.exported import BACKENDS, PRECISIONS
 
     choices = {
         action.dest: action.choices
@@ -132,7 +132,7 @@ def test_choices_are_those_that_there_are() -> None:
         for action in make_parser(command(verb), verb)._actions
         if action.choices
     }
-    assert choices == {"format": FORMATS, "precision": PRECISIONS, "precisions": PRECISIONS, "backends": BACKENDS}
+    assert choices == {"precision": PRECISIONS, "precisions": PRECISIONS, "backends": BACKENDS}
 
 
 WRONG = {

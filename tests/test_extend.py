@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,8 +14,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from bustseg.deploy import ExportFormat, formats, register_format, unregister_format
+from bustseg.errors import UserError
 from bustseg.metrics import unregister
-from tests.conftest import REPOSITORY
+from tests.conftest import SHORT_TEST
+from tests.faults import harness
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -58,6 +61,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     sys.modules.pop("theirs", None)
     unregister("width_error")
+    unregister_format("program")
 
 
 def test_every_part_from_outside(project: Path, bustseg: Run) -> None:
@@ -65,15 +69,58 @@ def test_every_part_from_outside(project: Path, bustseg: Run) -> None:
     assert code == 0, err
     assert "val/dice_lesion" in Path("lines.txt").read_text(), "their logger has the metrics"
     # in a process of its own, since this one has been given the config, which is the user's word
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), str(REPOSITORY)])}
-    command = [sys.executable, "-m", "bustseg.cli", "test", "--ckpt_path", "latest"]
-    refused = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert refused.returncode == 2
-    assert "--trust" in refused.stderr
-    code, _, err = bustseg("test", "--ckpt_path", "latest", "--trust", "theirs")
+    refused = harness.run(project, "test", "--ckpt_path", "latest")
+    assert refused.code == 2
+    assert "--trust" in refused.err
+    code, _, err = bustseg("test", "--ckpt_path", "latest", "--trust", "theirs", *SHORT_TEST)
     assert code == 0, err
     (table,) = Path("mlruns").glob("*/*/tables/test.csv")
     assert pd.read_csv(table)["width_error"].notna().any()
+
+    code, _, err = bustseg("export", "latest", "--format", "program", "--out", "exported", "--trust", "theirs")
+    assert code == 0, err
+    metadata = json.loads(Path("exported/bustseg.json").read_text())
+    assert (metadata["format"], metadata["model"], metadata["checks"]["runtime"]) == (
+        "program",
+        "model.pt2",
+        "torch.export",
+    )
+    assert metadata["checks"]["difference"]["largest"] < 1e-3
+    code, _, err = bustseg("predict", "images/scan0.png", "--model", "exported", "--out", "masks")
+    assert code == 0, err
+    # where nobody has registered the format, its folder is refused, and so is its name
+    unregister_format("program")
+    for command in (
+        ("predict", "images/scan0.png", "--model", "exported", "--out", "other"),
+        ("export", "latest", "--format", "program", "--out", "other", "--trust", "theirs"),
+    ):
+        code, _, err = bustseg(*command)
+        assert (code, err.splitlines()[-1].startswith("error: no export format program: there are onnx, openvino")) == (
+            2,
+            True,
+        )
+
+
+def test_a_format_of_anothers_name_is_refused() -> None:
+    for name in ("onnx", "Torch", "a-b", ""):
+        with pytest.raises(UserError, match="cannot be called"):
+            register_format(ExportFormat(name, write=lambda *args: Path(), open=lambda *args: None))
+
+
+def test_an_installed_package_brings_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    brought = [ExportFormat("brought", write=lambda *args: Path(), open=lambda *args: None, precisions=("int8",))]
+    points = [SimpleNamespace(value="somewhere:FORMATS", load=lambda: brought)]
+    monkeypatch.setattr(formats, "entry_points", lambda group: points if group == "bustseg.export_formats" else [])
+    formats._register_installed.cache_clear()
+    try:
+        assert formats.find_format("brought").precisions == ("int8",)
+        points.append(SimpleNamespace(value="elsewhere:FORMATS", load=lambda: brought[7]))
+        formats._register_installed.cache_clear()
+        with pytest.raises(UserError, match="the export formats of elsewhere:FORMATS cannot be loaded"):
+            formats.find_format("brought")
+    finally:
+        unregister_format("brought")
+        formats._register_installed.cache_clear()
 
 
 def test_the_guide_shows_the_module_that_is_tested() -> None:

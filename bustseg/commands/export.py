@@ -11,7 +11,7 @@ from bustseg.command_line import Option
 def export(
     model: Annotated[str, Option(metavar="MODEL")],
     *,
-    format: Literal["onnx", "openvino"] = "openvino",
+    format: str = "openvino",
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
     out: Annotated[Path, Option(metavar="DIR")],
     overwrite: bool = False,
@@ -29,7 +29,7 @@ def export(
 
     Args:
         model: checkpoint, MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS or latest
-        format: what to write
+        format: onnx, openvino, or one that an installed package brings
         precision: of the arithmetic; bf16 for openvino only
         out: folder to make
         overwrite: replace the exported model that is there

@@ -8,31 +8,18 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bustseg.deploy.exported import ExportedModel
+from bustseg.deploy.formats import FORMATS, Backend, find_format
 from bustseg.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
     from bustseg.task import SegmentationTask
-
-
-class Backend(Protocol):
-    """Computes a network. Safe to call from several threads at once.
-
-    Attributes:
-        name: ``eager``, ``compiled``, ``onnxruntime`` or ``openvino``
-    """
-
-    name: str
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Logits ``float32`` (B, 1, h, w) of prepared grey images, ``uint8`` (B, 1, h, w)."""
-        ...
 
 
 def missing(package: str, extra: str) -> UserError:
@@ -184,11 +171,13 @@ def openvino_core() -> Any:
 
 
 def exported_backend(model: ExportedModel, threads: int | None = None) -> Backend:
-    """What computes an exported model: ONNX Runtime for ONNX, OpenVINO for its own format.
+    """What computes an exported model: ONNX Runtime for ONNX, OpenVINO for its own format, else what brings it.
 
     Raises:
         UserError: the runtime is not installed, or cannot load the file
     """
+    if model.metadata["format"] not in FORMATS:
+        return find_format(model.metadata["format"]).open(model.path, threads or cores())
     if model.metadata["format"] == "onnx":
         return OnnxRuntimeBackend(model.path, threads)
     return OpenVINOBackend(model.path, "bf16" if model.metadata["precision"] == "bf16" else "f32", threads)

@@ -146,7 +146,8 @@ def _groups(
         exported = ExportedModel.read(model)
         if sizes and any((size, size) != exported.image_size for size in sizes):
             raise UserError(f"{model} takes images of {exported.image_size} and no others: leave --size out")
-        backend = "onnxruntime" if exported.metadata["format"] == "onnx" else "openvino"
+        written = exported.metadata["format"]
+        backend = next((runtime for runtime, format in _FORMATS.items() if format == written), written)
         contestant = Contestant(model, exported.image_size, backend, exported.metadata["precision"])
         check = None if images is None else check_images(Path(), exported.image_size, folder=images)
         job = {"backend": backend, "model": str(exported.folder)}

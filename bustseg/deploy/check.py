@@ -11,8 +11,8 @@ import numpy as np
 
 from bustseg.data.cache import decode
 from bustseg.data.inputs import Inputs, LooseSamples
-from bustseg.deploy.backends import Backend
 from bustseg.deploy.confidence import ImageRange, image_range
+from bustseg.deploy.formats import Backend
 from bustseg.errors import DataError, UserError
 from bustseg.masks import MaskRule, probability_of
 from bustseg.progress import tell_once

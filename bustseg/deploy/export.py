@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bustseg.deploy.backends import Backend, TorchBackend, exported_backend, missing, openvino_core
+from bustseg.deploy.backends import TorchBackend, exported_backend, missing, openvino_core
 from bustseg.deploy.check import (
     CheckImages,
     check_images,
@@ -36,7 +36,8 @@ from bustseg.deploy.check import (
     overlap,
 )
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, fit_temperature
-from bustseg.deploy.exported import FORMAT_VERSION, FORMATS, METADATA, PRECISIONS, ExportedModel, sha256
+from bustseg.deploy.exported import FORMAT_VERSION, METADATA, PRECISIONS, ExportedModel, sha256
+from bustseg.deploy.formats import FORMATS, Backend, find_format
 from bustseg.disclaimer import PATIENTS
 from bustseg.errors import UserError
 from bustseg.masks import (
@@ -180,7 +181,7 @@ def export_model(
 
     Args:
         model: a checkpoint, as of :func:`bustseg.runs.resolve.resolve_checkpoint`
-        format: one of :data:`bustseg.deploy.exported.FORMATS`
+        format: one of :data:`bustseg.deploy.formats.FORMATS`, or one that another package brings
         precision: one of :data:`bustseg.deploy.exported.PRECISIONS`
         out: folder to make
         root: where the run's data are, if not where the training found them
@@ -194,10 +195,7 @@ def export_model(
         UserError: bad input, a package that is not installed, or a check that fails
     """
     limits = limits or Limits()
-    if format not in FORMATS or precision not in PRECISIONS:
-        raise UserError(f"no format {format} with precision {precision}: see `bustseg export --help`")
-    if format == "onnx" and precision == "bf16":
-        raise UserError("ONNX Runtime does not compute in bf16 on CPUs: use --format openvino, or --precision fp32")
+    _check_asked(format, precision)
     _check_place(out, overwrite)
     _check_installed(format, precision)
     checkpoint = resolve_checkpoint(model)
@@ -231,6 +229,14 @@ def export_model(
     return ExportedModel.read(out)
 
 
+def _check_asked(format: str, precision: str) -> None:
+    precisions = PRECISIONS if format in FORMATS else find_format(format).precisions
+    if precision not in precisions:
+        raise UserError(f"no format {format} with precision {precision}: it has {', '.join(precisions)}")
+    if format == "onnx" and precision == "bf16":
+        raise UserError("ONNX Runtime does not compute in bf16 on CPUs: use --format openvino, or --precision fp32")
+
+
 def _check_place(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -241,6 +247,8 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 
 def _check_installed(format: str, precision: str) -> None:
+    if format not in FORMATS:
+        return
     try:
         import onnx  # noqa: F401
 
@@ -287,6 +295,9 @@ def write_network(
         reference: the task's logits of ``check.images``, for int8 that must not cost accuracy
         limits: what int8 may cost
     """
+    if format not in FORMATS:
+        with torch.no_grad():
+            return find_format(format).write(DeployedNetwork(task).eval(), size, precision, folder)
     path = folder / "model.onnx"
     write_onnx(task, size, path)
     if format == "onnx":

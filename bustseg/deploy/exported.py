@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bustseg.deploy.formats import FORMATS, NAME, find_format
 from bustseg.errors import UserError
 from bustseg.masks import POSTPROCESS, MaskRule, PostProcess
 
@@ -31,7 +32,6 @@ MAX_SIDE = 8192
 _MAX_METADATA = 4_000_000
 """Bytes of ``bustseg.json``, which has some ten thousand."""
 
-FORMATS = ("onnx", "openvino")
 PRECISIONS = ("fp32", "bf16", "int8")
 BACKENDS = ("eager", "compiled", "onnxruntime", "openvino")
 """What can compute a network, see :mod:`bustseg.deploy.backends`."""
@@ -61,7 +61,7 @@ class _Metadata(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     format_version: int
-    format: Literal["onnx", "openvino"]
+    format: str = Field(pattern=f"^{NAME.pattern}$")
     precision: Literal["fp32", "bf16", "int8"]
     model: _FileName
     files: dict[_FileName, _Part] = Field(min_length=1, max_length=100)
@@ -73,7 +73,7 @@ class _Metadata(BaseModel):
 
     def needed(self) -> list[str]:
         """Files that the runtime opens."""
-        return [self.model] if self.format == "onnx" else [self.model, str(Path(self.model).with_suffix(".bin"))]
+        return [self.model, str(Path(self.model).with_suffix(".bin"))] if self.format == "openvino" else [self.model]
 
 
 def sha256(path: Path) -> str:
@@ -127,6 +127,8 @@ class ExportedModel:
             raise UserError(
                 f"{folder / METADATA} cannot be used ({place:.100}: {first['msg']:.200}): export the model again"
             ) from error
+        if metadata.format not in FORMATS:
+            find_format(metadata.format)
         for name in metadata.needed():
             if name not in metadata.files:
                 raise UserError(f"{folder / METADATA} gives no checksum of {name}: export the model again")

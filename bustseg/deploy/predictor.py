@@ -13,9 +13,10 @@ import numpy as np
 
 from bustseg.data.cache import resize_image
 from bustseg.data.images import to_grey, to_uint8
-from bustseg.deploy.backends import Backend, TorchBackend, exported_backend
+from bustseg.deploy.backends import TorchBackend, exported_backend
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, ImageRange
 from bustseg.deploy.exported import METADATA, ExportedModel, is_exported, sha256
+from bustseg.deploy.formats import Backend
 from bustseg.deploy.prediction import Prediction
 from bustseg.errors import DataError, UserError
 from bustseg.masks import PostProcess, evidence_of, resampled
