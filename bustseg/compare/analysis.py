@@ -383,56 +383,14 @@ def compare(
     lesion = (frame["lesion_px"] > 0).to_numpy()
     scores = _common(tables, metrics, conventions)
     rows: list[dict[str, Any]] = []
-    tests: dict[str, dict[bytes, float]] = {"all": {}, "part": {}}
-    keys: list[tuple[str, bytes] | None] = []
     for part, own in parts(frame).items():
         chosen = [position for position, score in enumerate(scores[0]) if _is_informative(part, own, lesion, score)]
-        if not chosen:
-            continue
-        units = int(own.sum()) if names is None else names[own]
-        boot = Bootstrap(units, strata=label[own], resamples=resamples, seed=seed)
-        drawn = [
-            boot.ratio(*(np.stack([run[i].terms[k][own] for i in chosen], axis=1) for k in (0, 1))) for run in scores
-        ]
-        for number, (table, distribution) in enumerate(zip(tables, drawn, strict=True)):
-            interval = distribution.interval()
-            difference = (distribution - drawn[0]).interval() if number else None
-            for place, i in enumerate(chosen):
-                measure = scores[number][i]
-                # a pooled score counts every image, also one without any pixel of it
-                counted = own[own] if measure.scores is None else measure.terms[1][own] > 0
-                row = {
-                    "part": part,
-                    "images": int(counted.sum()),
-                    "groups": len(np.unique(boot.unit[counted])),
-                    "measure": measure.name,
-                    "metric": measure.metric,
-                    "convention": measure.convention,
-                    "run": table.name,
-                    "run_id": table.run_id or "",
-                    "estimate": interval.estimate[place],
-                    "low": interval.low[place],
-                    "high": interval.high[place],
-                }
-                key = None
-                if difference is not None:
-                    row |= {
-                        "difference": difference.estimate[place],
-                        "difference_low": difference.low[place],
-                        "difference_high": difference.high[place],
-                    }
-                    baseline = scores[0][i].scores
-                    if measure.scores is not None and baseline is not None:
-                        gap = (measure.scores - baseline)[own]
-                        row["p"] = wilcoxon(gap, None if names is None else names[own])
-                        moved = np.round(np.nan_to_num(gap), 12) + 0.0  # no -0
-                        key = ("all" if part == "all" else "part", f"{part} {number} ".encode() + moved.tobytes())
-                        tests[key[0]][key[1]] = row["p"]
-                rows.append(row)
-                keys.append(key)
-    adjusted = {family: dict(zip(p, holm(list(p.values())), strict=True)) for family, p in tests.items()}
+        if chosen:
+            units = int(own.sum()) if names is None else names[own]
+            boot = Bootstrap(units, strata=label[own], resamples=resamples, seed=seed)
+            rows += _rows_of_part(part, own, tables, [[run[i] for i in chosen] for run in scores], boot, names)
     result = pd.DataFrame(rows)
-    result["p_holm"] = [np.nan if key is None else adjusted[key[0]][key[1]] for key in keys]
+    result["p_holm"] = _adjusted(result.pop("test"), result["p"] if "p" in result else pd.Series(np.nan, result.index))
     # one value in all images tells nothing of its spread: no interval is better than one of width 0
     certain = result["low"] == result["high"]
     result.loc[certain, ["low", "high"]] = np.nan
@@ -443,6 +401,80 @@ def compare(
     )
     result = result.sort_values(["_part", "_measure", "_run"]).drop(columns=["_part", "_measure", "_run"])
     return Comparison(list(tables), result.dropna(subset=["estimate"]).reset_index(drop=True), notes)
+
+
+def _rows_of_part(
+    part: str,
+    own: np.ndarray,
+    tables: Sequence[RunTable],
+    scores: Sequence[Sequence[Measure]],
+    boot: Bootstrap,
+    names: np.ndarray | None,
+) -> list[dict[str, Any]]:
+    """The rows of one part of the images: for each run and measure its estimate and how it differs from the baseline.
+
+    Args:
+        part: name of the part
+        own: which images (N,) belong to it
+        tables: the runs
+        scores: the measures of each run
+        boot: draws the part's images
+        names: group of each image (N,); None where each is its own
+
+    Returns:
+        columns of the comparison, and ``test``: family and identity of the row's test, None for a row without one
+    """
+    rows: list[dict[str, Any]] = []
+    drawn = [boot.ratio(*(np.stack([one.terms[k][own] for one in run], axis=1) for k in (0, 1))) for run in scores]
+    for number, (table, distribution) in enumerate(zip(tables, drawn, strict=True)):
+        interval = distribution.interval()
+        difference = (distribution - drawn[0]).interval() if number else None
+        for place, measure in enumerate(scores[number]):
+            # a pooled score counts every image, also one without any pixel of it
+            counted = own[own] if measure.scores is None else measure.terms[1][own] > 0
+            row = {
+                "part": part,
+                "images": int(counted.sum()),
+                "groups": len(np.unique(boot.unit[counted])),
+                "measure": measure.name,
+                "metric": measure.metric,
+                "convention": measure.convention,
+                "run": table.name,
+                "run_id": table.run_id or "",
+                "estimate": interval.estimate[place],
+                "low": interval.low[place],
+                "high": interval.high[place],
+                "test": None,
+            }
+            if difference is not None:
+                row |= {
+                    "difference": difference.estimate[place],
+                    "difference_low": difference.low[place],
+                    "difference_high": difference.high[place],
+                }
+                baseline = scores[0][place].scores
+                if measure.scores is not None and baseline is not None:
+                    gap = (measure.scores - baseline)[own]
+                    row["p"] = wilcoxon(gap, None if names is None else names[own])
+                    moved = np.round(np.nan_to_num(gap), 12) + 0.0  # no -0
+                    row["test"] = ("all" if part == "all" else "part", f"{part} {number} ".encode() + moved.tobytes())
+            rows.append(row)
+    return rows
+
+
+def _adjusted(tests: pd.Series, p: pd.Series) -> list[float]:
+    """Holm's p values of rows, over each family of tests; rows of one test count as one.
+
+    Args:
+        tests: family and identity of each row's test, None for a row without one
+        p: of each row
+    """
+    families: dict[str, dict[bytes, float]] = {"all": {}, "part": {}}
+    for test, value in zip(tests, p, strict=True):
+        if test is not None:
+            families[test[0]][test[1]] = value
+    adjusted = {family: dict(zip(found, holm(list(found.values())), strict=True)) for family, found in families.items()}
+    return [np.nan if test is None else adjusted[test[0]][test[1]] for test in tests]
 
 
 def _common(

@@ -87,18 +87,14 @@ class _Tissue:
     loss: np.ndarray
 
 
-def _tissue(rng: np.random.Generator, grid: tuple[int, int]) -> _Tissue:
-    """Skin, subcutaneous fat, fibroglandular tissue, pectoral muscle and chest wall, with lobules, shadows and ribs."""
-    h, w = grid
-    y = np.linspace(0, 1, h, dtype=np.float32)[:, None]
-    x = np.linspace(0, 1, w, dtype=np.float32)[None]
+def _bent_noise(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
+    """Coarse, medium, long and fine noise (h, w) that runs as tissue does.
 
-    # boundaries between the layers, as fractions of the depth
-    skin = _curve(rng, w, rng.uniform(0.015, 0.06), 0.004)
-    fat = skin + np.abs(_curve(rng, w, rng.uniform(0.06, 0.3), 0.025))
-    gland = fat + np.abs(_curve(rng, w, rng.uniform(0.22, 0.5), 0.035))
-    muscle = gland + np.abs(_curve(rng, w, rng.uniform(0.1, 0.3), 0.02))
-
+    Args:
+        rng: source of everything random
+        y, x: depth (h, 1) and place across (1, w) of each point, from 0 to 1
+    """
+    h, w = grid = y.shape[0], x.shape[1]
     # one warp bends everything, so that sheets of all scales run alike: mostly with the layers, tilted and wavy
     bend = rng.uniform(0.01, 0.045) * h * _noise(rng, grid, (3, 4)) + rng.normal(0, 0.07) * h * (x - 0.5)
     bend += rng.uniform(0.002, 0.007) * h * _noise(rng, grid, (9, 9))
@@ -114,7 +110,63 @@ def _tissue(rng: np.random.Generator, grid: tuple[int, int]) -> _Tissue:
     rows = (y * (h - 1) + bend).astype(np.float32)
     columns = np.broadcast_to(x * (w - 1), grid).astype(np.float32)
     warped = cv2.remap(flat, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    coarse, medium, long, fine = (np.ascontiguousarray(warped[..., i]) for i in range(4))
+    return [np.ascontiguousarray(warped[..., i]) for i in range(4)]
+
+
+def _septa(
+    rng: np.random.Generator,
+    y: np.ndarray,
+    noise: tuple[np.ndarray, ...],
+    broken: np.ndarray,
+    within: tuple[np.ndarray, ...],
+    boundaries: tuple[np.ndarray, ...],
+) -> np.ndarray:
+    """Amplitude of septa and fasciae: long and few in fat, a dense mesh in the gland, parallel fibres in muscle.
+
+    Args:
+        rng: source of everything random
+        y: depth (h, 1) of each point, from 0 to 1
+        noise: as :func:`_bent_noise` gives it
+        broken: how whole sheets are, from 0 to 1: they are patchy everywhere
+        within: share of each point below the skin, below the fat and below the gland
+        boundaries: depths (1, w) of the skin's, the gland's and the muscle's lower edge
+    """
+    coarse, medium, long, fine = noise
+    in_fat, in_gland, in_muscle = within
+    skin, gland, muscle = boundaries
+    in_fat_only, in_gland_only = in_fat * (1 - in_gland), in_gland * (1 - in_muscle)
+    thick = len(y) / 280
+    fibres = long + 0.5 * fine
+    septa = np.maximum.reduce(
+        [
+            _sheets(coarse, rng.uniform(1.0, 1.8) * thick) * (0.4 + 0.6 * broken) * (in_fat - 0.4 * in_gland_only),
+            rng.uniform(0.7, 1.0) * _sheets(medium, rng.uniform(1.0, 1.8) * thick) * broken * in_gland_only,
+            rng.uniform(0.5, 1.0) * _sheets(fine + 0.6, thick) * (1 - broken) * (in_gland_only + 0.3 * in_fat_only),
+            rng.uniform(0.35, 0.8) * _sheets(fibres, rng.uniform(1.2, 2.2) * thick) * (0.1 + 0.9 * broken) * in_muscle,
+            rng.uniform(0.4, 0.8) * _sheets(medium, thick) * broken * in_fat_only,
+        ]
+    )
+    for boundary, strength, width in ((skin, 0.8, 0.004), (gland, rng.uniform(0.3, 1), 0.005), (muscle, 0.7, 0.006)):
+        line = np.exp(-(((y - boundary) / width) ** 2)) * (0.35 + 0.65 * broken)
+        septa = np.maximum(septa, strength * line)
+    septa = np.maximum(septa, np.exp(-((y / 0.006) ** 2)))
+    sheet = rng.uniform(3.5, 7) * np.clip(septa, 0, 1) ** 1.6 * (0.55 + 0.45 * np.tanh(fine + medium))
+    return sheet.astype(np.float32)
+
+
+def _tissue(rng: np.random.Generator, grid: tuple[int, int]) -> _Tissue:
+    """Skin, subcutaneous fat, fibroglandular tissue, pectoral muscle and chest wall, with lobules, shadows and ribs."""
+    h, w = grid
+    y = np.linspace(0, 1, h, dtype=np.float32)[:, None]
+    x = np.linspace(0, 1, w, dtype=np.float32)[None]
+
+    # boundaries between the layers, as fractions of the depth
+    skin = _curve(rng, w, rng.uniform(0.015, 0.06), 0.004)
+    fat = skin + np.abs(_curve(rng, w, rng.uniform(0.06, 0.3), 0.025))
+    gland = fat + np.abs(_curve(rng, w, rng.uniform(0.22, 0.5), 0.035))
+    muscle = gland + np.abs(_curve(rng, w, rng.uniform(0.1, 0.3), 0.02))
+
+    coarse, medium, long, fine = _bent_noise(rng, y, x)
     patches = _noise(rng, grid, (5, 5))
 
     in_fat = _step(y - skin, 0.012)
@@ -140,58 +192,84 @@ def _tissue(rng: np.random.Generator, grid: tuple[int, int]) -> _Tissue:
     for weight, layer in layers:
         echo += weight * (layer - echo)
 
-    # septa: long and few in fat, a dense mesh in the gland, parallel fibres in muscle; patchy everywhere
     patchy = _noise(rng, grid, (16, 14))
-    in_fat_only, in_gland_only = in_fat * (1 - in_gland), in_gland * (1 - in_muscle)
-    thick = h / 280
     broken = _step(patchy + 0.6 * patches, 2.0) ** 1.5
-    fibres = long + 0.5 * fine
-    septa = np.maximum.reduce(
-        [
-            _sheets(coarse, rng.uniform(1.0, 1.8) * thick) * (0.4 + 0.6 * broken) * (in_fat - 0.4 * in_gland_only),
-            rng.uniform(0.7, 1.0) * _sheets(medium, rng.uniform(1.0, 1.8) * thick) * broken * in_gland_only,
-            rng.uniform(0.5, 1.0) * _sheets(fine + 0.6, thick) * (1 - broken) * (in_gland_only + 0.3 * in_fat_only),
-            rng.uniform(0.35, 0.8) * _sheets(fibres, rng.uniform(1.2, 2.2) * thick) * (0.1 + 0.9 * broken) * in_muscle,
-            rng.uniform(0.4, 0.8) * _sheets(medium, thick) * broken * in_fat_only,
-        ]
-    )
-    for boundary, strength, width in ((skin, 0.8, 0.004), (gland, rng.uniform(0.3, 1), 0.005), (muscle, 0.7, 0.006)):
-        line = np.exp(-(((y - boundary) / width) ** 2)) * (0.35 + 0.65 * broken)
-        septa = np.maximum(septa, strength * line)
-    septa = np.maximum(septa, np.exp(-((y / 0.006) ** 2)))
-    sheet = rng.uniform(3.5, 7) * np.clip(septa, 0, 1) ** 1.6 * (0.55 + 0.45 * np.tanh(fine + medium))
-    sheet = sheet.astype(np.float32)
+    noise = (coarse, medium, long, fine)
+    sheet = _septa(rng, y, noise, broken, (in_fat, in_gland, in_muscle), (skin, gland, muscle))
 
-    # fat lobules inside the gland: dark, oval and wider than tall, the usual false positive
+    tissue = _Tissue(echo, sheet, np.zeros(grid, dtype=np.float32))
+    _add_lobules(rng, tissue, y, x, float(np.mean(fat)), depths["fat"], patchy, broken)
+    _add_losses(rng, tissue, y, x, float(np.mean(muscle)), patchy, broken)
+    return tissue
+
+
+def _add_lobules(
+    rng: np.random.Generator,
+    tissue: _Tissue,
+    y: np.ndarray,
+    x: np.ndarray,
+    fat: float,
+    level: float,
+    patchy: np.ndarray,
+    broken: np.ndarray,
+) -> None:
+    """Lay fat lobules inside the gland: dark, oval and wider than tall, the usual false positive.
+
+    Args:
+        rng: source of everything random
+        tissue: what they are laid into
+        y, x: as in :func:`_bent_noise`
+        fat: depth at which the gland begins
+        level: echo of fat
+        patchy, broken: noise that makes outlines and capsules uneven
+    """
     for _ in range(int(rng.integers(0, 4))):
-        cx, cy = rng.uniform(0.05, 0.95), float(np.mean(fat)) + rng.uniform(-0.05, 0.3)
+        cx, cy = rng.uniform(0.05, 0.95), fat + rng.uniform(-0.05, 0.3)
         a = rng.uniform(0.04, 0.13)
         b = a * rng.uniform(0.2, 0.45)
         tilt = rng.normal(0, 0.25)
         u, v = (x - cx) + tilt * (y - cy), (y - cy) - tilt * (x - cx)
         r = np.sqrt((u / a) ** 2 + (v / b) ** 2) + 0.15 * patchy
         inside = _step(1 - r, rng.uniform(0.4, 1.0))
-        echo += inside * (depths["fat"] + rng.uniform(-4, 2) - echo)
-        sheet *= 1 - 0.8 * inside
-        sheet = np.maximum(sheet, rng.uniform(0, 0.8) * broken * np.exp(-(((r - 1) / 0.1) ** 2)))
+        tissue.echo += inside * (level + rng.uniform(-4, 2) - tissue.echo)
+        tissue.sheet *= 1 - 0.8 * inside
+        tissue.sheet = np.maximum(tissue.sheet, rng.uniform(0, 0.8) * broken * np.exp(-(((r - 1) / 0.1) ** 2)))
 
-    # beam losses: Cooper's ligaments and poor contact throw shadows, bone ends the image
-    loss = np.zeros(grid, dtype=np.float32)
+
+def _add_losses(
+    rng: np.random.Generator,
+    tissue: _Tissue,
+    y: np.ndarray,
+    x: np.ndarray,
+    muscle: float,
+    patchy: np.ndarray,
+    broken: np.ndarray,
+) -> None:
+    """Lose the beam: Cooper's ligaments and poor contact throw shadows, bone ends the image.
+
+    Args:
+        rng: source of everything random
+        tissue: where it is lost
+        y, x, patchy, broken: as in :func:`_add_lobules`
+        muscle: depth at which the chest wall begins
+    """
+    h = y.shape[0]
     for _ in range(int(rng.integers(0, 4))):
         cx, width, top = rng.uniform(0, 1), rng.uniform(0.01, 0.06), rng.uniform(0, 0.35)
         reach = rng.uniform(0.1, 0.4)
         strength = rng.uniform(3, 11) / (reach * h)
-        loss += strength * np.exp(-(((x - cx) / width) ** 2)) * ((y > top) & (y < top + reach))
+        tissue.loss += strength * np.exp(-(((x - cx) / width) ** 2)) * ((y > top) & (y < top + reach))
     if rng.random() < 0.25:
         side = float(rng.choice([-0.02, 1.02]))
-        loss += np.exp(-(((x - side) / rng.uniform(0.04, 0.12)) ** 2)) * (y < 0.3) * (rng.uniform(8, 25) / (0.3 * h))
+        tissue.loss += (
+            np.exp(-(((x - side) / rng.uniform(0.04, 0.12)) ** 2)) * (y < 0.3) * (rng.uniform(8, 25) / (0.3 * h))
+        )
     if rng.random() < 0.2:
         cx, a = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.25)
-        arc = float(np.mean(muscle)) + rng.uniform(-0.02, 0.1) + 0.35 * a * ((x - cx) / a) ** 2 + 0.004 * patchy[:1]
+        arc = muscle + rng.uniform(-0.02, 0.1) + 0.35 * a * ((x - cx) / a) ** 2 + 0.004 * patchy[:1]
         bone = np.exp(-(((y - arc) / 0.012) ** 2)) * _step(0.7 * a - np.abs(x - cx), 0.6 * a)
-        sheet = np.maximum(sheet, 2.5 * bone * (0.4 + 0.6 * broken))
-        loss += bone * (rng.uniform(10, 22) / (0.02 * h))
-    return _Tissue(echo, sheet, loss)
+        tissue.sheet = np.maximum(tissue.sheet, 2.5 * bone * (0.4 + 0.6 * broken))
+        tissue.loss += bone * (rng.uniform(10, 22) / (0.02 * h))
 
 
 @dataclass
@@ -412,6 +490,28 @@ def _annotate(rng: np.random.Generator, image: np.ndarray, lesion: _Lesion | Non
             image[int(np.clip(y, 0, h - 1)), int(np.clip(x, 0, w - 1))] = 220
 
 
+def _lesions(
+    rng: np.random.Generator, label: str, shape: tuple[int, int], view: tuple[int, int]
+) -> tuple[list[_Lesion], list[np.ndarray]]:
+    """One lesion, rarely two or three, which lie apart, and the mask (H, W) of each."""
+    lesions: list[_Lesion] = []
+    masks: list[np.ndarray] = []
+    wanted = int(rng.choice([1, 2, 3], p=[0.93, 0.06, 0.01]))
+    taken = np.zeros(shape, dtype=np.uint8)
+    for _ in range(8 * wanted):
+        lesion = _lesion(rng, label, view, scale=1.0 if wanted == 1 else 0.4)
+        mask = _fill(lesion.outline, shape)
+        mask[view[0] :], mask[:, view[1] :] = 0, 0
+        if lesions and cv2.bitwise_and(cv2.dilate(mask, np.ones((9, 9), np.uint8)), taken).any():
+            continue
+        lesions.append(lesion)
+        masks.append(mask)
+        taken |= mask
+        if len(lesions) == wanted:
+            break
+    return lesions, masks
+
+
 def draw_phantom(
     rng: np.random.Generator, label: str, shape: tuple[int, int] = (474, 564)
 ) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -447,24 +547,9 @@ def draw_phantom(
     grid = (max(160, round(0.6 * view[0])), max(160, round(0.5 * view[1])))
     tissue = _tissue(rng, grid)
 
-    lesions: list[_Lesion] = []
-    masks: list[np.ndarray] = []
-    if label != "normal":
-        wanted = int(rng.choice([1, 2, 3], p=[0.93, 0.06, 0.01]))
-        taken = np.zeros(shape, dtype=np.uint8)
-        for _ in range(8 * wanted):
-            lesion = _lesion(rng, label, view, scale=1.0 if wanted == 1 else 0.4)
-            mask = _fill(lesion.outline, shape)
-            mask[view[0] :], mask[:, view[1] :] = 0, 0
-            if lesions and cv2.bitwise_and(cv2.dilate(mask, np.ones((9, 9), np.uint8)), taken).any():
-                continue  # lesions of one image lie apart
-            lesions.append(lesion)
-            masks.append(mask)
-            taken |= mask
-            if len(lesions) == wanted:
-                break
-        for lesion in lesions:
-            _insert(rng, tissue, lesion, view)
+    lesions, masks = ([], []) if label == "normal" else _lesions(rng, label, shape, view)
+    for lesion in lesions:
+        _insert(rng, tissue, lesion, view)
 
     image = np.zeros(shape, dtype=np.uint8)
     image[: view[0], : view[1]] = _scan(rng, tissue, view)
