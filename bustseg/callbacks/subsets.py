@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -52,14 +54,21 @@ def log_subset(trainer: Trainer, subset: str, metrics: dict[str, float]) -> None
         # the metrics have been reduced over ranks already
         trainer.lightning_module.log_dict(values, rank_zero_only=False)
     elif trainer.is_global_zero:
+        epoch = weights_epoch(trainer)
         for logger in trainer.loggers:
-            logger.log_metrics({**values, "epoch": weights_epoch(trainer)}, step=weights_epoch(trainer))
+            logger.log_metrics({**values, "epoch": epoch}, step=epoch)
 
 
 def weights_epoch(trainer: Trainer) -> int:
     """Epoch, counted from 0, that the tested or validated weights are from."""
     path = trainer.ckpt_path
-    return int(read_checkpoint(path)["epoch"]) if path else trainer.current_epoch  # type: ignore[arg-type]
+    return _epoch_of(Path(path), Path(path).stat().st_mtime_ns) if path else trainer.current_epoch
+
+
+@lru_cache(maxsize=8)
+def _epoch_of(path: Path, modified_ns: int) -> int:
+    """Epoch of a checkpoint, read once as long as the file is the same; every subset's metrics ask for it."""
+    return int(read_checkpoint(path)["epoch"])
 
 
 class TestPasses(Callback):

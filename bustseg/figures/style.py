@@ -111,11 +111,13 @@ def save(figure: Figure, path: Path, vector: bool = True) -> list[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with vector_style():
+        if (layout := figure.get_layout_engine()) is not None:
+            layout.execute(figure)  # once; each file that is written would do it twice
+            figure.set_layout_engine("none")
         # the PNG's size hardly depends on the level, its time does
         figure.savefig(path, dpi=DPI, pil_kwargs={"compress_level": 3})
         if not vector:
             return [path]
-        figure.set_layout_engine("none")  # all is in its place by now
         document = path.with_suffix(".svg")
         figure.savefig(document, dpi=DPI, metadata={"Date": None, "Creator": "bustseg"})
     return [path, document]

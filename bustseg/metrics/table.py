@@ -203,7 +203,8 @@ def _means(table: pd.DataFrame) -> dict[str, Any]:
     if len(lesions):
         names = [f"{metric.name}_lesion" for metric in overlap_metrics() if metric.alias_of is None]
         result |= {name: float(lesions[name].mean()) for name in names}
-    values = {metric.name: metric.value(as_columns(table)) for metric in table_metrics()}
+    columns = as_columns(table)
+    values = {metric.name: metric.value(columns) for metric in table_metrics()}
     return result | presence_scores(table) | {name: value for name, value in values.items() if value is not None}
 
 
