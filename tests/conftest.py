@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fresh_stores import copy_new_stores
+
 # one thread per process: tiny tensors gain nothing from more, and threads that wait for each other cost a lot
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # the queues of an MLflow server, a dozen busy processes, which nothing here uses
@@ -28,6 +30,9 @@ def find_busi() -> Path | None:
     candidates = [os.environ.get("BUSI_ROOT"), REPOSITORY.parent / "shared" / "data" / "Dataset_BUSI_with_GT"]
     return next((Path(path) for path in candidates if path and Path(path).is_dir()), None)
 
+
+SHORT_TEST = ("--explain.enabled", "false", "--report.subsets", "[]")
+"""Options of `bustseg test` where only its scores matter: they spare two passes and most of the pictures."""
 
 BUSI_ROOT = find_busi()
 """Read before the fixture below hides it from the tests."""
@@ -49,9 +54,16 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the store is kept that new ones are copies of."""
+    return tmp_path_factory.mktemp("store") / "empty.db"
+
+
 @pytest.fixture(autouse=True)
-def _own_world(tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_world(tmp_path: Path, cache_folder: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working folder, a shared cache and no settings from outside."""
+    copy_new_stores(empty_store)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BUSTSEG_CACHE", str(cache_folder))
     for name in ("BUSI_ROOT", "MLFLOW_TRACKING_URI", "PL_GLOBAL_SEED"):

@@ -28,7 +28,7 @@ from bustseg.experiment import Experiment
 from bustseg.runs.checkpoint import build_task, load_data, load_task
 from bustseg.task import RECORD
 from bustseg.trust import TrustError, building, check_config, own_store
-from tests.conftest import CONFIGS, TINY, TrainedRun
+from tests.conftest import CONFIGS, SHORT_TEST, TINY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]
 
@@ -397,10 +397,11 @@ def test_what_the_user_names_is_trusted(
     options = ["--trainer.max_epochs", 1, "--model.optimizer", "torch.optim.SGD", "--explain.enabled", "false"]
     args = ["--config", TINY, "--data.root", phantoms, *options]
     assert bustseg("fit", *args, "--model.network", f"{own_package}.Net")[0] == 0
-    assert bustseg("test", "--ckpt_path", "latest")[0] == 0  # the same process, in which the user has named it
+    # the same process, in which the user has named it
+    assert bustseg("test", "--ckpt_path", "latest", *SHORT_TEST)[0] == 0
     for options, wanted in (([], 2), (["--trust", own_package], 0), (["--model.network", f"{own_package}.Net"], 0)):
         forgotten(monkeypatch)
-        code, _, err = bustseg("test", "--ckpt_path", "latest", *options)
+        code, _, err = bustseg("test", "--ckpt_path", "latest", *SHORT_TEST, *options)
         assert code == wanted, err
         assert ("--trust" in err) == (wanted == 2)
 
@@ -521,5 +522,5 @@ def test_a_checkpoint_does_not_choose_the_store(lure: Callable[..., Path], busts
     code, _, err = bustseg("test", "--ckpt_path", checkpoint)
     assert code == 2
     assert "sends its runs to http://evil.example:5000" in " ".join(err.split())
-    assert bustseg("test", "--ckpt_path", checkpoint, "--tracking.uri", "sqlite:///own.db")[0] == 0
+    assert bustseg("test", "--ckpt_path", checkpoint, *SHORT_TEST, "--tracking.uri", "sqlite:///own.db")[0] == 0
     assert Path("own.db").is_file()

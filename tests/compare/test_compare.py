@@ -28,7 +28,7 @@ from bustseg.metrics.measures import known_metrics, measures
 from bustseg.runs.scores import scores_of_test
 from bustseg.runs.tracker import Tracker, tracking_uri
 from bustseg.statistics import Bootstrap, holm
-from tests.conftest import TINY, unpadded
+from tests.conftest import SHORT_TEST, TINY, unpadded
 
 Bustseg = Callable[..., tuple[int, str, str]]
 FACTS = {"data_digest": "d1", "split_digest": "s1", "image_size": [32, 32], "threshold": 0.5}
@@ -503,7 +503,7 @@ def test_from_training_to_comparison(phantoms: Path, bustseg: Bustseg) -> None:
     for seed in (0, 1):
         options = ("--data.root", phantoms, "--trainer.max_epochs", 1, "--seed_everything", seed)
         assert bustseg("fit", "--config", TINY, *options)[0] == 0
-        assert bustseg("test", "--ckpt_path", "latest")[0] == 0
+        assert bustseg("test", "--ckpt_path", "latest", *SHORT_TEST)[0] == 0
     code, _, err = bustseg("compare", "--experiment", "tiny", "--out", "out")
     assert code == 0, err
     assert {"compare.csv", "compare.html", "comparison.png"} <= {path.name for path in Path("out").iterdir()}

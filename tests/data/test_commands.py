@@ -13,7 +13,7 @@ import yaml
 
 from bustseg.data import duplicates
 from bustseg.runs.tracker import tracking_uri
-from tests.conftest import CONFIGS, TINY
+from tests.conftest import CONFIGS, SHORT_TEST, TINY
 from tests.data import layouts
 
 Bustseg = Callable[..., tuple[int, str, str]]
@@ -132,6 +132,7 @@ def test_three_sources_train_one_model_and_a_fourth_tests_it(bustseg: Bustseg, t
         code, out, err = bustseg(
             *("test", "--ckpt_path", trained.info.run_id),
             *("--data.source", source, "--data.root", root, "--data.split", "test_all"),
+            *SHORT_TEST,
         )
         assert code == 0, err
         tested = runs("multi-source")[-1]

@@ -34,7 +34,7 @@ from bustseg.data.sources import BUSBRA, Combined, DICOMFolder, Part, read_grey
 from bustseg.errors import DataError
 from bustseg.runs.checkpoint import build_data
 from bustseg.runs.tracker import tracking_uri
-from tests.conftest import TINY
+from tests.conftest import SHORT_TEST, TINY
 from tests.data import dicoms, layouts
 
 SHAPE = (64, 80)
@@ -557,7 +557,7 @@ def test_no_patient_appears_in_anything_that_a_run_writes(
         ("data", "split", patients, "--source", "DICOMFolder", "--out", "split.csv"),
         ("fit", "--config", TINY, *source, "--data.split", "split.csv", "--trainer.max_epochs", 1),
         ("test", "--ckpt_path", "latest"),
-        ("test", "--ckpt_path", "latest", "--data.split", "test_all"),
+        ("test", "--ckpt_path", "latest", "--data.split", "test_all", *SHORT_TEST),
         ("fit", "--config", TINY, *source, "--data.split", f"{patients}/none.csv"),
     ):
         code, out, err = bustseg(*args)

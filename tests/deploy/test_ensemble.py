@@ -12,7 +12,7 @@ from bustseg.errors import UserError
 from bustseg.models import Ensemble
 from bustseg.runs.checkpoint import load_task
 from bustseg.runs.resolve import resolve_checkpoint
-from tests.conftest import TINY
+from tests.conftest import SHORT_TEST, TINY
 
 
 class Constant(nn.Module):
@@ -36,7 +36,9 @@ def test_the_mean_of_logits() -> None:
 def test_two_runs_become_one_checkpoint(bustseg, phantoms: Path) -> None:
     runs = []
     for seed in ("0", "1"):
-        code, out, err = bustseg("fit", "--config", TINY, "--data.root", phantoms, "--seed_everything", seed)
+        code, out, err = bustseg(
+            "fit", "--config", TINY, "--data.root", phantoms, "--seed_everything", seed, "--trainer.max_epochs", 1
+        )
         assert code == 0, err
         runs.append(out.split("run ")[1].split()[0])
     code, out, err = bustseg("ensemble", *runs, "--out", "both.ckpt")
@@ -53,7 +55,7 @@ def test_two_runs_become_one_checkpoint(bustseg, phantoms: Path) -> None:
         assert not torch.allclose(expected, members[0](images))
 
     # the other commands take it; what it scores belongs to neither member's run
-    code, out, err = bustseg("test", "--ckpt_path", "both.ckpt")
+    code, out, err = bustseg("test", "--ckpt_path", "both.ckpt", *SHORT_TEST)
     assert code == 0, err
     assert all(run not in out for run in runs)
     code, out, err = bustseg("validate", "--ckpt_path", "both.ckpt")

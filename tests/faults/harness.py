@@ -57,6 +57,16 @@ class Started:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
+    def wait_for(self, text: str, times: int = 1, limit: float = 300) -> None:
+        """Wait until the command has printed a text so many times on its standard output."""
+        printed = self.log.with_suffix(".out")  # made by the command itself
+        while not printed.exists() or printed.read_text(errors="replace").count(text) < times:
+            assert not self.log.with_suffix(".status").exists(), self.wait()
+            if time.monotonic() - self.start > limit:
+                self.kill()
+                raise AssertionError(f"{text!r} was not printed within {limit} s")
+            time.sleep(0.02)
+
     def wait(self, limit: float = 900) -> Ended:
         """Wait for the command's end; one that takes longer than ``limit`` seconds is killed."""
         noted = self.log.with_suffix(".status")

@@ -27,7 +27,7 @@ from bustseg.metrics.registry import (
     value_of,
 )
 from bustseg.runs.tracker import tracking_uri
-from tests.conftest import REPOSITORY, TINY, unpadded
+from tests.conftest import REPOSITORY, SHORT_TEST, TINY, unpadded
 
 Bustseg = Callable[..., tuple[int, str, str]]
 
@@ -157,7 +157,7 @@ def test_metrics_from_outside_are_tested_printed_and_compared(mine: None, bustse
         code, out, err = bustseg("fit", "--config", TINY, *options, "--data.seed", 0)
         assert code == 0, err
         runs.append(next(line.split()[1] for line in out.splitlines() if line.startswith("run ")))
-        code, out, err = bustseg("test", "--ckpt_path", runs[-1])
+        code, out, err = bustseg("test", "--ckpt_path", runs[-1], *SHORT_TEST)
         assert code == 0, err
     folder = Path("mlruns/artifacts") / runs[1] / "artifacts"
     table = pd.read_csv(folder / "tables" / "test.csv")

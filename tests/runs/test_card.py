@@ -24,7 +24,7 @@ from mlflow.entities import (
 from bustseg.metrics import CONVENTIONS
 from bustseg.runs.card import MARK, may_describe, model_card, read_run, short_note
 from bustseg.runs.tracker import tracking_uri
-from tests.conftest import TINY, TrainedRun, unpadded
+from tests.conftest import SHORT_TEST, TINY, TrainedRun, unpadded
 
 Bustseg = Callable[..., tuple[int, str, str]]
 
@@ -136,7 +136,7 @@ def test_fit_writes_the_card_and_test_renews_it(bustseg: Bustseg, phantoms: Path
     assert plain.data.tags["mlflow.note.content"].endswith(MARK)
     assert described.data.tags["mlflow.note.content"] == "mine"
     for run in (plain, described):
-        assert bustseg("test", "--ckpt_path", run.info.run_id)[0] == 0
+        assert bustseg("test", "--ckpt_path", run.info.run_id, *SHORT_TEST)[0] == 0
     ended = plain.info.end_time
     plain, described = (client.get_run(run.info.run_id) for run in (plain, described))
     assert plain.info.end_time == ended, "a test does not add to the training's duration"
@@ -149,7 +149,7 @@ def test_fit_writes_the_card_and_test_renews_it(bustseg: Bustseg, phantoms: Path
     shown = {metric.key: metric.value for metric in client.get_logged_model(model_id).metrics}
     assert shown["test/dice_pooled"] == plain.data.metrics["test/dice_pooled"]
     # a test on other data is another run, and says nothing of this model's card
-    assert bustseg("test", "--ckpt_path", plain.info.run_id, "--data.split_seed", 5)[0] == 0
+    assert bustseg("test", "--ckpt_path", plain.info.run_id, "--data.split_seed", 5, *SHORT_TEST)[0] == 0
     assert score in section(path.read_text(), "Test")
     (other,) = [run for run in client.search_runs(["1"]) if "checkpoint_of_run" in run.data.tags]
     assert not (Path("mlruns/artifacts") / other.info.run_id / "artifacts" / "model_card.md").exists()

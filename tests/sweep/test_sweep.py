@@ -39,6 +39,7 @@ from bustseg.sweep.trial import TrialReporter
 from bustseg.task import SegmentationTask
 from bustseg.training.preflight import known_metrics
 from tests.conftest import CONFIGS, REPOSITORY, TINY
+from tests.faults import harness
 
 Bustseg = Callable[..., tuple[int, str, str]]
 
@@ -190,6 +191,14 @@ BAD = {
         {"space": {BATCH: [8]}, "overrides": {"trainer.max_epoch": 3}},
         "overrides names `trainer.max_epoch`, which `fit` does not know: did you mean `trainer.max_epochs`",
     ),
+    "argument beside its class": (
+        {"space": {"model.optimizer.lr": [0.1]}},
+        "space names `model.optimizer.lr`, which `fit` does not know: did you mean `model.optimizer.init_args.lr`",
+    ),
+    "wrong value in the overrides": (
+        {"space": {BATCH: [8]}, "overrides": {"trainer.max_epochs": "three"}},
+        "`trainer.max_epochs` is three: give a whole number",
+    ),
     "wrong type": ({"space": {BATCH: ["many"]}}, "`data.batch_size` is many: give a whole number"),
     "unknown sampler": ({"space": {BATCH: [8]}, "n_trials": 2, "sampler": "TPSampler"}, "unknown sampler TPSampler"),
     "unknown option": (
@@ -235,7 +244,7 @@ def test_help_has_an_example(bustseg: Bustseg) -> None:
 def test_a_config_is_parsed_once_in_a_whole_sweep(
     bustseg: Bustseg, phantoms: Path, fits: Callable[[Fit], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file once, by one parser; the options of the command and each trial are changes to what came of it."""
+    """The base once, by one parser, out of the file, the overrides and the options; a trial is a change to it."""
     files: list[str] = []
     parsers: list[object] = []
     changes: list[object] = []
@@ -258,7 +267,7 @@ def test_a_config_is_parsed_once_in_a_whole_sweep(
     assert bustseg("sweep", "--config", SWEEP, "--data.root", phantoms)[0] == 0
     assert [Path(file).name for file in files] == ["tiny.yaml"]
     assert len(parsers) == 1
-    assert len(changes) == 1 + 1 + 4 + 1, "the overrides, the first point, four trials, the best config"
+    assert len(changes) == 1 + 4 + 1, "the first point, which is tried before all, four trials, the best config"
 
 
 # who gets which trial
@@ -722,24 +731,24 @@ def _benchmark() -> ModuleType:
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_resumes(phantoms: Path) -> None:
-    sweep_kill = _benchmark()
-    options = ["--config", str(SWEEP), "--data.root", str(phantoms), "--resume"]
-    for finished, seconds in ((0, 0.0), (1, 0.3)):
-        sweep = sweep_kill.Sweep(options, Path.cwd())
-        while finished == 0 and sweep.begun is None and sweep.process.poll() is None:
-            time.sleep(0.05)
-        assert sweep.kill_after(finished, seconds), "it was still at work"
-    last = sweep_kill.Sweep(options, Path.cwd())
-    assert last.process.wait(300) == 0
-    sweep_kill.check(Path.cwd(), "sweep", 4)
+    args = ("sweep", "--config", SWEEP, "--data.root", phantoms, "--resume")
+    for printed, seconds in (("study ", 0.0), ("\ntrial ", 0.3)):
+        sweep = harness.start(Path.cwd(), *args)
+        sweep.wait_for(printed)
+        time.sleep(seconds)
+        sweep.kill()
+        assert sweep.wait().code == -signal.SIGKILL, "it was still at work"
+    last = harness.run(Path.cwd(), *args)
+    assert last.code == 0, last.err
+    _benchmark().check(Path.cwd(), "sweep", 4)
 
 
 @pytest.mark.slow
-def test_three_workers_on_postgresql_run_each_point_once(bustseg: Bustseg, phantoms: Path, postgres: str) -> None:
-    options = ["--config", SWEEP, "--data.root", phantoms, "--storage", postgres, "--study", "three"]
-    code, _, err = bustseg("sweep", *options, "--workers", 3)
+def test_two_workers_on_postgresql_run_each_point_once(bustseg: Bustseg, phantoms: Path, postgres: str) -> None:
+    options = ["--config", SWEEP, "--data.root", phantoms, "--storage", postgres, "--study", "two"]
+    code, _, err = bustseg("sweep", *options, "--workers", 2)
     assert code == 0, err
-    done = trials("three", postgres)
+    done = trials("two", postgres)
     assert [trial.state for trial in done] == [TrialState.COMPLETE] * 4
     assert len({json.dumps(trial.params) for trial in done}) == 4
     assert os.getpid() not in {trial.user_attrs[OWNER]["pid"] for trial in done}

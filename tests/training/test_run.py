@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +18,8 @@ from mlflow.entities import Run
 from bustseg.runs.checkpoint import load_task, read_checkpoint
 from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.runs.tracker import tracking_uri
-from tests.conftest import CONFIGS, REPOSITORY, TINY
+from tests.conftest import CONFIGS, REPOSITORY, SHORT_TEST, TINY
+from tests.faults import harness
 
 Bustseg = Callable[..., tuple[int, str, str]]
 
@@ -121,7 +119,7 @@ def _best() -> dict[str, torch.Tensor]:
 def test_scores_on_other_data_get_a_run_of_their_own(bustseg: Bustseg, phantoms: Path) -> None:
     assert fit(bustseg, phantoms, "--trainer.max_epochs", 1)[0] == 0
     (trained,) = runs()
-    code, _, err = bustseg("test", "--ckpt_path", trained.info.run_id, "--data.split_seed", 5)
+    code, _, err = bustseg("test", "--ckpt_path", trained.info.run_id, "--data.split_seed", 5, *SHORT_TEST)
     assert code == 0, err
     other = next(run for run in runs() if run.info.run_id != trained.info.run_id)
     assert other.data.tags["checkpoint_of_run"] == trained.info.run_id
@@ -141,26 +139,14 @@ def test_a_loss_that_turns_nan_ends_the_run_as_failed_in_one_line(bustseg: Busts
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_run_as_killed_and_keeps_the_finished_epochs(phantoms: Path) -> None:
-    command = [sys.executable, "-m", "bustseg.cli", "fit", "--config", str(TINY), "--data.root", str(phantoms)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(
-        [*command, "--trainer.max_epochs", "10000", "--early_stopping.patience", "10000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        # a shell's background jobs ignore Ctrl-C, and what they start inherits that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 2/"):
-            break
+    options = ("--trainer.max_epochs", 10000, "--early_stopping.patience", 10000)
+    fit = harness.start(Path.cwd(), "fit", "--config", TINY, "--data.root", phantoms, *options)
+    fit.wait_for("\nepoch 2/")
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "Traceback" not in err
+    fit.kill(signal.SIGINT)
+    ended = fit.wait(60)
+    assert ended.code == 130
+    assert "Traceback" not in ended.err
     (run,) = runs()
     assert run.info.status == "KILLED"
     assert "optimizer_states" in read_checkpoint(resolve_checkpoint(run.info.run_id, prefer="last"))
