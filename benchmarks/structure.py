@@ -1,7 +1,7 @@
 """How two states of the code compare: size, circles, long functions, private parts, parses of a config, start-up time.
 
     git worktree add ../before fa6109b
-    python benchmarks/structure.py ../before . --out docs/results/structure.md
+    python benchmarks/structure.py ../before . --out docs/explanation/structure.md
 
 Both run on this machine, in turn, with the packages of this environment.
 """
@@ -25,14 +25,28 @@ from pathlib import Path
 LONG = 60
 """Lines from which a function is long."""
 
-TIMES = 5
-"""Starts of each command; the median is told."""
-
 STARTS = {
     "bustseg --help": ["--help"],
     "bustseg predict --help": ["predict", "--help"],
     "bustseg fit --help": ["fit", "--help"],
 }
+
+LIGHT = {
+    "bustseg --help": ["--help"],
+    "bustseg predict --help": ["predict", "--help"],
+    "bustseg export --help": ["export", "--help"],
+    "bustseg compare --help": ["compare", "--help"],
+}
+"""Commands that compute nothing, whose imports are counted."""
+
+HEAVIEST = 4
+"""Packages that are named of a command's imports."""
+
+REASONS = """
+import json
+from tests.test_private_parts import PARTS
+print(json.dumps({"parts": [(str(part), part.used, part.reason) for part in PARTS]}))
+"""
 
 CIRCLES = """
 import grimp, json, networkx
@@ -188,10 +202,27 @@ def parses(checkout: Path) -> dict[str, object]:
         return asked(checkout, PARSES, "sweep", "--config", "sweep.yaml", "--data.root", str(phantoms), folder=folder)
 
 
-def start_up(checkouts: list[Path]) -> dict[str, list[float]]:
+def imports(checkout: Path, args: list[str]) -> tuple[int, float, str]:
+    """Modules that a command imports, the seconds that this takes, and the packages that most of them go into."""
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "bustseg.cli", *args],
+        check=True, cwd=checkout, env=environment(checkout), capture_output=True, text=True,
+    )  # fmt: skip
+    spent: Counter[str] = Counter()
+    count = 0
+    for line in ran.stderr.splitlines():
+        own, _, name = (part.strip() for part in line.removeprefix("import time:").split("|"))
+        if own.isdigit():  # not the head
+            count += 1
+            spent[name.partition(".")[0]] += int(own)
+    heaviest = ", ".join(f"{name} {1e-6 * own:.2f} s" for name, own in spent.most_common(HEAVIEST))
+    return count, 1e-6 * spent.total(), heaviest
+
+
+def start_up(checkouts: list[Path], times: int) -> dict[str, list[float]]:
     """Median seconds of each command by checkout; they take turns, so that a busy moment meets both."""
     seconds: dict[tuple[str, int], list[float]] = {}
-    for turn in range(TIMES + 1):
+    for turn in range(times + 1):
         for name, args in STARTS.items():
             for number, checkout in enumerate(checkouts):
                 begun = time.perf_counter()
@@ -201,6 +232,15 @@ def start_up(checkouts: list[Path]) -> dict[str, list[float]]:
                 if turn:  # the first reads the disk
                     seconds.setdefault((name, number), []).append(time.perf_counter() - begun)
     return {name: [statistics.median(seconds[name, number]) for number in range(len(checkouts))] for name in STARTS}
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def commit(checkout: Path) -> str:
@@ -215,6 +255,7 @@ def main() -> None:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--times", type=int, default=5, help="starts of each command; the median is told")
     known = parser.parse_args()
     checkouts = [known.before.resolve(), known.after.resolve()]
     names = [commit(checkout) for checkout in checkouts]
@@ -223,7 +264,9 @@ def main() -> None:
     private = [private_parts(checkout) for checkout in checkouts]
     long = [long_functions(checkout) for checkout in checkouts]
     parsed = [parses(checkout) for checkout in checkouts]
-    times = start_up(checkouts)
+    times = start_up(checkouts, known.times)
+    loaded = {name: [imports(checkout, args) for checkout in checkouts] for name, args in LIGHT.items()}
+    reasons: list[tuple[str, str, str]] = asked(checkouts[1], REASONS, folder=checkouts[1])["parts"]  # type: ignore[assignment]
 
     def row(name: str, values: list[object]) -> str:
         return f"| {name} | {values[0]} | {values[1]} |"
@@ -233,10 +276,15 @@ def main() -> None:
         return f"{len(groups)} ({', '.join(f'of {len(group)}' for group in groups)})" if groups else "0"
 
     lines = [
-        "# The house: before and after",
+        "# The structure, before and after",
         "",
-        f"`python benchmarks/structure.py BEFORE AFTER` compared {names[0]} and {names[1]} on {os.cpu_count()} cores,",
-        f"Python {platform.python_version()}. Times are medians of {TIMES} starts each, taken in turn.",
+        "How the package was straightened: a configuration is resolved once and travels as one object, each verb is",
+        "one file, and a layer imports only from those below it (`CONTRIBUTING.md` has their order).",
+        "",
+        f"`python benchmarks/structure.py BEFORE AFTER --out docs/explanation/structure.md --times {known.times}`",
+        f"has made this page of the commits {names[0]} and {names[1]} with Python {platform.python_version()}",
+        f"on {os.cpu_count()} cores ({processor()}), with a load of {os.getloadavg()[0]:.0f} when it ended.",
+        f"Times are medians of {known.times} starts each, taken in turn, so that a busy moment meets both.",
         "",
         f"| | {names[0]} | {names[1]} |",
         "| --- | --- | --- |",
@@ -260,8 +308,15 @@ def main() -> None:
         values = [f"{found[folder][0]} files, {found[folder][1]} lines" if folder in found else "" for found in size]
         lines.append(row(f"`{folder}`" if folder != "." else "(top)", list(values)))
     lines += ["", f"## Functions over {LONG} lines that are left", "", *(f"- `{name}`" for name in long[1])]
+    lines += ["", "## What the light commands import", "", "By `python -X importtime`."]
+    lines += ["", f"| command | {names[0]} | {names[1]} | most of it now |", "| --- | --- | --- | --- |"]
+    for name, found in loaded.items():
+        cells = [f"{count} modules, {seconds:.2f} s" for count, seconds, _ in found]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {found[1][2]} |")
     lines += ["", "## Private names of other libraries that are left", ""]
-    lines += ["Each has its reason in `tests/test_private_parts.py`.", "", *(f"- `{name}`" for name in private[1])]
+    lines += ["`tests/test_private_parts.py` keeps this list, and says which of them an upgrade has taken away."]
+    lines += ["", "| part | used by | why |", "| --- | --- | --- |"]
+    lines += [f"| `{part}` | `{used}` | {reason} |" for part, used, reason in reasons]
     known.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
