@@ -95,10 +95,8 @@ def test_every_part_from_outside(project: Path, bustseg: Run) -> None:
         ("export", "latest", "--format", "program", "--out", "other", "--trust", "theirs"),
     ):
         code, _, err = bustseg(*command)
-        assert (code, err.splitlines()[-1].startswith("error: no export format program: there are onnx, openvino")) == (
-            2,
-            True,
-        )
+        assert code == 2, err
+        assert "no export format program: there are onnx, openvino" in err.splitlines()[-1]
 
 
 def test_a_format_of_anothers_name_is_refused() -> None:

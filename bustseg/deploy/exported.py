@@ -128,7 +128,10 @@ class ExportedModel:
                 f"{folder / METADATA} cannot be used ({place:.100}: {first['msg']:.200}): export the model again"
             ) from error
         if metadata.format not in FORMATS:
-            find_format(metadata.format)
+            try:
+                find_format(metadata.format)
+            except UserError as error:
+                raise UserError(f"{folder} cannot be used here: {error}") from error
         for name in metadata.needed():
             if name not in metadata.files:
                 raise UserError(f"{folder / METADATA} gives no checksum of {name}: export the model again")
