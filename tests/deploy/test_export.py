@@ -300,7 +300,7 @@ def test_an_exported_model_does_only_what_it_can(exported: Path, bustseg: Bustse
     with pytest.raises(UserError, match="exported for the CPU"):
         Predictor(folder, device="cuda")
     assert Predictor(folder, threshold=0.3).threshold == 0.3
-    code, _, error = bustseg("explain", folder, "--model", folder, "--out", "out")
+    code, _, error = bustseg("export", folder, "--out", "again")
     assert code == 2
     assert "is a folder and no checkpoint" in error
 
