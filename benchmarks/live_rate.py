@@ -106,7 +106,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     clip = folder / "640_60.avi"
     start = time.perf_counter()
-    number = sum(1 for frame, found in follow(Clip.open(clip), predictor) if outlined(frame, found) is not None)
+    number = sum(1 for _, frame, found in follow(Clip.open(clip), predictor) if outlined(frame, found) is not None)
     rate = number / (time.perf_counter() - start)
     lines += [
         "",

@@ -65,9 +65,9 @@ def start(predictor: Predictor) -> Iterator[Callable[..., Any]]:
 
     servers: list[tuple[Any, threading.Thread]] = []
 
-    def run(model: Predictor | None = None, name: str = "dark", **settings: Any) -> Running:
+    def run(model: Predictor | None = None, name: str = "dark", at: int = 0, **settings: Any) -> Running:
         app = create_app(model or predictor, Settings(**settings), name)
-        listening = listen("127.0.0.1", 0)
+        listening = listen("127.0.0.1", at)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
@@ -77,7 +77,12 @@ def start(predictor: Predictor) -> Iterator[Callable[..., Any]]:
         while not server.started:
             assert time.monotonic() < until, "the server does not start"
             time.sleep(0.01)
-        return Running(f"http://127.0.0.1:{port}", port, app)
+
+        def stop() -> None:
+            server.should_exit = True
+            thread.join(timeout=20)
+
+        return Running(f"http://127.0.0.1:{port}", port, app, stop)
 
     yield run
     for server, thread in servers:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from cv2.utils import logging as cv2_logging
 
 from bustseg import bounds
 from bustseg.errors import DataError
 
+# what FFmpeg and OpenCV say of a file that they cannot read is told in one line instead
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+cv2_logging.setLogLevel(cv2_logging.LOG_LEVEL_ERROR)
+
 CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 
 _USUAL_RATE = 25.0
-_HIGHEST_RATE = 1000.0
+_HIGHEST_RATE = 120.0
+"""Above it a file tells the tick of its clock, as recordings of a screen do, and its frames are asked."""
+
+_PROBED = 25
+_LONGEST_GAP = 10.0
+"""Seconds between two frames; what is longer is a fault of the file's clock."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class Clip:
     Attributes:
         path: the file
         shape: (height, width) of its frames
-        rate: frames per second; 25 where the file says nothing that can be true
+        rate: frames per second, on average where they vary; 25 where the file says nothing that can be true
         frames: how many the file claims to have, 0 where it does not say
     """
 
@@ -45,13 +56,14 @@ class Clip:
         try:
             height, width = (int(capture.get(what)) for what in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
             rate, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+            if not 0 < rate <= _HIGHEST_RATE:
+                rate = _rate_of_frames(capture)
         finally:
             capture.release()
         bounds.check_pixels(str(path), height, width)
         if height < 1 or width < 1:
             raise DataError(f"{path} is not a readable video: it has no pictures")
-        plausible = 0 < rate <= _HIGHEST_RATE
-        return cls(path, (height, width), rate if plausible else _USUAL_RATE, int(frames) if 0 < frames < 1e9 else 0)
+        return cls(path, (height, width), rate, int(frames) if 0 < frames < 1e9 else 0)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Frames ``uint8`` (H, W, 3) in RGB.
@@ -59,18 +71,45 @@ class Clip:
         Raises:
             DataError: not a single one can be decoded
         """
-        capture, number = _capture(self.path), 0
+        for _, frame in self.timed():
+            yield frame
+
+    def timed(self) -> Iterator[tuple[float, np.ndarray]]:
+        """Frames as of an iteration, each with its seconds from the first by the file's own clock.
+
+        Where the clock stands still, goes back or leaps, a frame comes one over :attr:`rate` after the one before.
+
+        Raises:
+            DataError: not a single frame can be decoded
+        """
+        capture, seconds, clock = _capture(self.path), None, 0.0
         try:
             while True:
                 there, frame = capture.read()
                 if not there:
                     break
-                number += 1
-                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                before, clock = clock, capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                step = clock - before
+                if seconds is None:
+                    seconds = 0.0
+                else:
+                    seconds += step if 0 < step <= _LONGEST_GAP else 1 / self.rate
+                yield seconds, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         finally:
             capture.release()
-        if not number:
-            raise DataError(f"{self.path} is not a readable video: no frame of it can be decoded")
+        if seconds is None:
+            raise DataError(
+                f"{self.path} is not a readable video: no frame of it can be decoded (H.264, MPEG-4 and MJPEG can)"
+            )
+
+
+def _rate_of_frames(capture: cv2.VideoCapture) -> float:
+    """Frames per second by the clock of the first ones; :data:`_USUAL_RATE` where that says nothing either."""
+    clock = []
+    while len(clock) < _PROBED and capture.read()[0]:
+        clock.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    rate = (len(clock) - 1) / (clock[-1] - clock[0]) if len(clock) > 1 and clock[-1] > clock[0] else 0.0
+    return rate if 0 < rate <= _HIGHEST_RATE else _USUAL_RATE
 
 
 def _capture(path: Path) -> cv2.VideoCapture:

@@ -19,6 +19,7 @@ import numpy as np
 
 from bustseg.bounds import LimitError, check_regular
 from bustseg.data import dicom
+from bustseg.data.clips import CLIP_SUFFIXES
 from bustseg.data.files import IMAGE_SUFFIXES, MASK_STEM, NO_IMAGE, PassedOver, images_in, list_folder, walk
 from bustseg.data.images import count_pages, read_native
 from bustseg.data.sources import LABELS, Sample
@@ -28,7 +29,7 @@ TABLE, EXPLAINED = "predictions.csv", "explain.csv"
 OUTPUTS = {TABLE: "image,frame,mask,", EXPLAINED: "name,image,"}
 """Tables that mark a folder as bustseg's own output, whose pictures are no input, and what each begins with."""
 
-MASK, AGAIN = "mask beside its image", "reached again by a link"
+MASK, AGAIN, VIDEO = "mask beside its image", "reached again by a link", "video (name it to have it predicted)"
 """Kinds of files that are passed over."""
 
 _FRAME = re.compile(r"_frame\d+$")
@@ -241,7 +242,7 @@ class Inputs:
             elif explicit or file.suffix.lower() in IMAGE_SUFFIXES or dicom.is_dicom(file):
                 yield file
             else:
-                passed.add(NO_IMAGE)
+                passed.add(VIDEO if file.suffix.lower() in CLIP_SUFFIXES else NO_IMAGE)
 
     def __iter__(self) -> Iterator[Item]:
         for number, path in enumerate(self.paths(self.passed), 1):

@@ -183,9 +183,10 @@ def _predict_clip(path: Path, out: Path, predictor: Predictor, options: Options,
         with _Video(partial, clip, FORMATS[clips.format]) as written, StreamProgress("frames") as progress:
             if clip.frames:
                 progress.expect(clip.frames)
-            for number, (frame, found) in enumerate(follow(clip, predictor, clips.smooth, options.batch_size)):
-                rows.append(_row(number, number / clip.rate, found))
-                written.add(outlined(frame, found))
+            followed = follow(clip, predictor, clips.smooth, options.batch_size)
+            for number, (at, frame, found) in enumerate(followed):
+                rows.append(_row(number, at, found))
+                written.add(outlined(frame, found), at)
                 progress.advance()
         partial.replace(video)
     finally:
@@ -215,13 +216,17 @@ def _predict_clip(path: Path, out: Path, predictor: Predictor, options: Options,
 
 def follow(
     clip: Clip, predictor: Predictor, smooth: float = 0.0, batch_size: int = 8
-) -> Iterator[tuple[np.ndarray, Prediction]]:
-    """Each frame of a clip, ``uint8`` (H, W, 3) in RGB, with its prediction; holds one batch at a time."""
-    smoother = Smoother(smooth)
-    for frames in _chunks(clip, batch_size):
-        prepared = [predictor.prepare(to_grey(frame)) for frame in frames]
-        for frame, view, logits in zip(frames, prepared, predictor.logits(prepared), strict=True):
-            yield frame, predictor.finish(smoother(logits, 1 / clip.rate), frame.shape[:2], prepared=view)
+) -> Iterator[tuple[float, np.ndarray, Prediction]]:
+    """Each frame of a clip: its seconds from the first, ``uint8`` (H, W, 3) in RGB, and its prediction.
+
+    Holds one batch at a time.
+    """
+    smoother, before = Smoother(smooth), 0.0
+    for frames in _chunks(clip.timed(), batch_size):
+        prepared = [predictor.prepare(to_grey(frame)) for _, frame in frames]
+        for (at, frame), view, logits in zip(frames, prepared, predictor.logits(prepared), strict=True):
+            yield at, frame, predictor.finish(smoother(logits, at - before), frame.shape[:2], prepared=view)
+            before = at
 
 
 def _chunks(items: Iterable[Thing], size: int) -> Iterator[list[Thing]]:
@@ -249,10 +254,12 @@ def _row(number: int, seconds: float, found: Prediction) -> dict[str, Any]:
 
 
 class _Video:
-    """A video file that is being written."""
+    """A video file that is being written, at the clip's average rate."""
 
     def __init__(self, path: Path, clip: Clip, codec: str) -> None:
         self._size = (clip.shape[1], clip.shape[0])
+        self._rate, self._written = clip.rate, 0
+        self._last: np.ndarray | None = None
         self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), clip.rate, self._size)
         if not self._writer.isOpened():
             raise UserError(f"cannot write {path.name}: no room, or this OpenCV lacks {codec} (try --clip_format avi)")
@@ -263,8 +270,19 @@ class _Video:
     def __exit__(self, *_: object) -> None:
         self._writer.release()
 
-    def add(self, frame: np.ndarray) -> None:
-        """Append a frame in RGB; of another size, as some broken files have, it is stretched to the first's."""
+    def add(self, frame: np.ndarray, seconds: float) -> None:
+        """Append a frame in RGB, at its seconds from the first: the one before is shown until then.
+
+        A frame of another size, as some broken files have, is stretched to the first's.
+        """
         if (frame.shape[1], frame.shape[0]) != self._size:
             frame = cv2.resize(frame, self._size)
-        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        # half a frame is what rounding and an uneven clock may take
+        while self._last is not None and self._written / self._rate < seconds - 0.5 / self._rate:
+            self._write(self._last)
+        self._last = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        self._write(self._last)
+
+    def _write(self, frame: np.ndarray) -> None:
+        self._writer.write(frame)
+        self._written += 1

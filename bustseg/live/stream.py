@@ -147,15 +147,16 @@ class Frames:
                     return
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         assert self._clip is not None
-        start, number = time.monotonic(), 0
         while True:
-            for frame in self._clip:
+            start = time.monotonic()
+            for seconds, frame in self._clip.timed():
                 if self.pace:
-                    time.sleep(max(0.0, start + number / self._clip.rate - time.monotonic()))
-                number += 1
+                    time.sleep(max(0.0, start + seconds - time.monotonic()))
                 yield frame
             if not self.repeat:
                 return
+            if self.pace:  # the last frame has its time, too
+                time.sleep(1 / self._clip.rate)
 
     def close(self) -> None:
         """Let go of the camera."""

@@ -73,7 +73,8 @@ class Answers:
                 with _told():
                     return await work
         except TimeoutError:
-            raise HTTPException(429, "there was no time for this request: try again", {"Retry-After": "5"}) from None
+            error = "there was no time for this request: ask for fewer images at once, or try again"
+            raise HTTPException(429, error, {"Retry-After": "5"}) from None
 
     def upload(self, id: str, frame: int = 0) -> Upload:
         """An upload that is still kept, and that has such a frame; else the answer is 404."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from bustseg.data import clips
 from bustseg.data.clips import Clip
 from bustseg.deploy.clips import Smoother
 from bustseg.errors import DataError
@@ -61,6 +65,61 @@ def test_every_frame_has_its_row_and_its_picture(suffix: str, dark: Path, tmp_pa
     assert not list(out.glob(".*")), "nothing half made is left"
 
 
+class Capture:
+    """A file whose clock shows what it is told to, in seconds."""
+
+    def __init__(self, rate: float, clock: Sequence[float]) -> None:
+        self.rate, self.left, self.now = rate, list(clock), 0.0
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        if not self.left:
+            return False, None
+        self.now = self.left.pop(0)
+        return True, np.zeros((96, 128, 3), np.uint8)
+
+    def get(self, what: int) -> float:
+        known = {cv2.CAP_PROP_FRAME_HEIGHT: 96, cv2.CAP_PROP_FRAME_WIDTH: 128, cv2.CAP_PROP_FPS: self.rate}
+        return {**known, cv2.CAP_PROP_POS_MSEC: 1000 * self.now}.get(what, 0.0)
+
+    def release(self) -> None:
+        pass
+
+
+def test_frames_have_the_time_of_the_files_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0, 0.05, 0.1, 0.35, 0.35, 0.2, 0.3, 100]  # it varies, stands still, goes back, and leaps
+    monkeypatch.setattr(clips, "_capture", lambda path: Capture(20, clock))
+    times = [at for at, _ in Clip.open(Path("a.mp4")).timed()]
+    assert times == pytest.approx([0, 0.05, 0.1, 0.35, 0.4, 0.45, 0.55, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("told", "clock", "rate"),
+    [(1000, [0, 0.04, 0.08, 0.12], 25), (0, [0, 0.1, 0.2], 10), (90000, [0, 0, 0], 25), (30, [0, 1, 2], 30)],
+)
+def test_a_rate_that_is_the_tick_of_a_clock_is_not_believed(
+    told: float, clock: list[float], rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clips, "_capture", lambda path: Capture(told, clock))
+    assert Clip.open(Path("a.webm")).rate == pytest.approx(rate)
+
+
+def test_a_clip_of_varying_rate_keeps_its_time(dark: Path, tmp_path: Path, bustseg: Bustseg) -> None:
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        pytest.skip("ffmpeg is not installed (Debian: apt-get install ffmpeg)")
+    clip = tmp_path / "scan.mp4"
+    picked = "select='lt(n,10)+not(mod(n,5))'"  # half a second of 20 frames a second, and of 4 from then on
+    source = ["-f", "lavfi", "-i", "testsrc=size=128x96:rate=20:duration=2", "-vf", picked, "-vsync", "vfr"]
+    subprocess.run([ffmpeg, "-loglevel", "error", *source, "-c:v", "mpeg4", clip], check=True)
+    code, _, stderr = bustseg("predict", clip, "--model", dark, "--out", tmp_path / "out")
+    assert code == 0, stderr
+    rows = rows_of(tmp_path / "out" / "scan_frames.csv")
+    wanted = [*(0.05 * k for k in range(10)), *(0.25 * k for k in range(2, 8))]
+    assert [float(row["seconds"]) for row in rows] == pytest.approx(wanted, abs=0.002)
+    written = Clip.open(tmp_path / "out" / "scan_outlined.mp4")
+    assert len(list(written)) / written.rate == pytest.approx(1.75 + 1 / written.rate, abs=0.1)
+
+
 def test_smoothing_is_an_exponential_mean_over_time() -> None:
     step = Smoother(0.5)
     assert step(np.zeros(3), 0.1).tolist() == [0, 0, 0]
@@ -92,8 +151,14 @@ def test_videos_beside_images_and_broken_ones(dark: Path, tmp_path: Path, bustse
     assert code == 0, stderr
     assert (out / "predictions.csv").is_file()
     assert (out / "good_frames.csv").is_file()
+    code, stdout, _ = bustseg("predict", tmp_path, "--model", dark, "--out", tmp_path / "folder")
+    assert code == 0
+    assert "2 video (name it to have it predicted)" in stdout, "nothing is left out without a word"
     code, _, stderr = bustseg("predict", tmp_path / "noise.mp4", clip, "--model", dark, "--out", tmp_path / "b")
     assert (code, "noise.mp4 is not a readable video" in stderr) == (1, True)
+    assert len([line for line in stderr.splitlines() if line.strip()]) == 1, (
+        "FFmpeg and OpenCV say nothing of their own"
+    )
     code, _, stderr = bustseg("predict", tmp_path / "noise.mp4", "--model", dark, "--out", tmp_path / "c")
     assert code == 2
     for option in (("--smooth", -1), ("--clip_format", "gif")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +32,10 @@ class Running:
         url: where
         port: its port
         app: the application
+        stop: ends it
     """
 
     url: str
     port: int
     app: Any
+    stop: Callable[[], None]

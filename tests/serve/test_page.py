@@ -229,7 +229,48 @@ def test_from_drop_to_a_saved_correction_and_back(
     assert len(list((folder / "images").iterdir())) == 1
 
 
-def test_the_keyboard_alone_is_enough(page: Any, start: Start, tmp_path: Path) -> None:
+def test_a_correction_outlives_a_restart_of_the_server(page: Any, start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "corrections"
+    first = start(corrections=folder)
+    visit(page, first, ("a.png", as_png(scene())))
+    page.click("[data-tool=brush]")
+    stroke(page, (100, 80), (115, 80))
+    edited = area(page)
+    page.expected_errors = 40  # Chromium reports each try, and the 404 of the upload that has gone
+    first.stop()
+    page.keyboard.press("a")
+    until(page, "document.querySelector('#busy').textContent.includes('trying again')")
+    start(corrections=folder, at=first.port)
+    until(page, "document.querySelector('#saved').textContent.startsWith('Saved: corrected')")
+    (record,) = [json.loads(line) for line in (folder / "corrections.jsonl").read_text().splitlines()]
+    saved = np.asarray(Image.open(folder / "masks" / f"{record['image']}.png")) > 127
+    assert saved.sum() == edited
+    assert page.evaluate("JSON.parse(sessionStorage.getItem('bustseg-uploads')).length") == 1
+
+
+def test_two_pages_at_once_keep_their_own_images(page: Any, start: Start, tmp_path: Path) -> None:
+    running = start(corrections=tmp_path / "corrections")
+    other = page.context.new_page()
+    pages = {"a.png": page, "b.png": other}
+    for name, one in pages.items():
+        visit(one, running, (name, as_png(scene())))
+    for name, one in pages.items():
+        one.reload()
+        until(one, "performance.getEntriesByName('outline').length")
+        settled(one, 1)
+        assert one.locator("#list .name").all_text_contents() == [name]
+    # the same picture: both words are kept, and the last one counts
+    for name, one in pages.items():
+        one.fill("#who", name)
+        one.click("#accept")
+        until(one, f"document.querySelector('#saved').textContent.includes('by {name}')")
+    lines = (tmp_path / "corrections" / "corrections.jsonl").read_text().splitlines()
+    assert [json.loads(line)["who"] for line in lines] == list(pages)
+
+
+@pytest.mark.parametrize("width", [1360, 820])
+def test_the_keyboard_alone_is_enough(page: Any, start: Start, tmp_path: Path, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 1100})
     running = start(corrections=tmp_path / "corrections")
     visit(page, running, ("a.png", as_png(scene())), ("b.png", as_png(scene(side=32))))
     whole = area(page)
@@ -397,7 +438,9 @@ def test_grad_cam_of_a_checkpoint(page: Any, start: Start, trained_run: Any) -> 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1360, 820])
-def test_axe_finds_nothing(page: Any, start: Start, theme: str, width: int, tmp_path: Path) -> None:
+def test_axe_finds_nothing(
+    page: Any, start: Start, theme: str, width: int, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     page.set_viewport_size({"width": width, "height": 1000})
@@ -409,6 +452,8 @@ def test_axe_finds_nothing(page: Any, start: Start, theme: str, width: int, tmp_
     states.append(Axe().run(page))
     page.click("#keys")
     states.append(Axe().run(page))
+    record_property("by", f"axe-core {states[0].response['testEngine']['version']}")
+    record_property("cases", len(states))
     for results in states:
         found = [(one["id"], one["impact"], one["nodes"][0]["html"]) for one in results.response["violations"]]
         assert not found

@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -247,10 +248,14 @@ def hostile(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_hostile_files_get_a_4xx_that_names_no_path(client: TestClient, tmp_path: Path) -> None:
+def test_hostile_files_get_a_4xx_that_names_no_path(
+    client: TestClient, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     allowed_to_work = {"flipped bits", "dicom with a region beyond"}
     uploads = client.app.state.service.uploads.folder  # type: ignore[attr-defined]
-    for name, content in hostile(tmp_path).items():
+    files = hostile(tmp_path)
+    record_property("cases", 2 * len(files))
+    for name, content in files.items():
         for answer in (send(client, content), client.post("/uploads", files={"file": ("a/../b\n.png", content)})):
             if name not in allowed_to_work:
                 assert answer.status_code in (413, 422), (name, answer.status_code, answer.text)
@@ -472,7 +477,10 @@ def test_figures_for_prometheus(client: TestClient) -> None:
     assert "/nothing" not in text, "paths of strangers would fill the memory"
 
 
-def test_200_clients_at_once_get_the_right_answer_or_are_told_to_wait(start: Start) -> None:
+def test_200_clients_at_once_get_the_right_answer_or_are_told_to_wait(
+    start: Start, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("cases", 200)
     running = start(max_requests=16)
     images = [scene(top=8 * k, left=8 * k, side=16 + 4 * k) for k in range(8)]
     contents = [as_png(image) for image in images]
@@ -584,7 +592,9 @@ def test_a_request_beyond_the_limit_is_told_so_before_its_body_is_read(start: St
 
 
 @pytest.mark.slow
-def test_requests_made_from_the_openapi_document(start: Start, tmp_path: Path) -> None:
+def test_requests_made_from_the_openapi_document(
+    start: Start, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """schemathesis: whatever the document allows or forbids, the answer is one that it names, and never a 5xx."""
     import schemathesis
     from hypothesis import HealthCheck, Phase, settings
@@ -625,6 +635,8 @@ def test_requests_made_from_the_openapi_document(start: Start, tmp_path: Path) -
 
         given(strategy)(run)()
     assert tried > 200
+    record_property("cases", tried)
+    record_property("by", f"schemathesis {version('schemathesis')}")
     assert httpx.post(f"{running.url}/predict", files={"files": ("a.png", as_png(scene()))}).status_code == 200
 
 

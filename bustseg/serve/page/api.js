@@ -49,11 +49,10 @@ export async function upload(file) {
   return json("/uploads", { method: "POST", body: form });
 }
 
-export async function logits(id, frame) {
-  const answer = await ask(`/uploads/${id}/${frame}/logits`);
+export async function logits(path) {
+  const answer = await ask(path);
   const size = [Number(answer.headers.get("X-Height")), Number(answer.headers.get("X-Width"))];
   return { size, values: new Float32Array(await answer.arrayBuffer()) };
 }
 
-export const picture = async (id, frame, what = "picture") =>
-  createImageBitmap(await (await ask(`/uploads/${id}/${frame}/${what}`)).blob());
+export const picture = async (path) => createImageBitmap(await (await ask(path)).blob());

@@ -22,8 +22,9 @@ const frameOf = (entry, number = entry.frame) => {
 
 const newEntry = (name, id = null) => ({ name, id, frames: 1, dicom: false, frame: 0, data: new Map(), error: "", state: id ? "there" : "waiting", file: null });
 
+// of this tab alone: two of them would take each other's images away
 function remember() {
-  localStorage.setItem(KNOWN, JSON.stringify(entries.filter((entry) => entry.id).map(({ id, name }) => ({ id, name }))));
+  sessionStorage.setItem(KNOWN, JSON.stringify(entries.filter((entry) => entry.id).map(({ id, name }) => ({ id, name }))));
 }
 
 let working = 0;
@@ -44,9 +45,7 @@ async function work() {
       if (!entry.id) {
         entry.state = "sending";
         showItem(entry);
-        const made = await api.upload(entry.file);
-        Object.assign(entry, { id: made.id, frames: made.frames, dicom: made.dicom, file: null });
-        remember();
+        await sendFile(entry);
       } else {
         const made = await api.json(`/uploads/${entry.id}`);
         Object.assign(entry, { frames: made.frames, dicom: made.dicom });
@@ -66,11 +65,30 @@ async function work() {
   if (!current && !working) open(entries.find((entry) => entry.state === "there"));
 }
 
+async function sendFile(entry) {
+  const made = await api.upload(entry.file);
+  Object.assign(entry, { id: made.id, frames: made.frames, dicom: made.dicom });
+  remember();
+}
+
+/** What is asked of an upload; one that the server has forgotten, as after a restart, is sent again first. */
+async function onServer(entry, ask) {
+  const { id } = entry;
+  try {
+    return await ask(`/uploads/${id}`);
+  } catch (error) {
+    if (error.status !== 404 || !entry.file) throw error;
+    // several requests may find it gone at the same time
+    if (entry.id === id) await (entry.sending ??= sendFile(entry).finally(() => { entry.sending = null; }));
+    return ask(`/uploads/${entry.id}`);
+  }
+}
+
 async function inform(entry, number) {
   const frame = frameOf(entry, number);
   if (!frame.info) {
-    frame.info = await api.json(`/uploads/${entry.id}/${number}`);
-    if (model.corrections) frame.saved = await api.json(`/uploads/${entry.id}/${number}/correction`);
+    frame.info = await onServer(entry, (where) => api.json(`${where}/${number}`));
+    if (model.corrections) frame.saved = await onServer(entry, (where) => api.json(`${where}/${number}/correction`));
   }
   return frame;
 }
@@ -170,9 +188,9 @@ async function open(entry, number = entry.frame) {
   try {
     const frame = frameOf(entry, number);
     const [bitmap] = await Promise.all([
-      api.picture(entry.id, number),
+      onServer(entry, (where) => api.picture(`${where}/${number}/picture`)),
       inform(entry, number),
-      frame.logits ? null : api.logits(entry.id, number).then((answer) => { frame.small = answer; }),
+      frame.logits ? null : onServer(entry, (where) => api.logits(`${where}/${number}/logits`)).then((answer) => { frame.small = answer; }),
     ]);
     if (ticket !== showing) return;
     const shape = [frame.info.height, frame.info.width];
@@ -356,17 +374,29 @@ function choose(tool) {
   viewer.draw();
 }
 
+/** A correction must not be lost because the server is being started again. */
+async function patiently(work) {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await work();
+    } catch (error) {
+      if (error.status !== 0 || attempt >= 30) throw error;
+      say("the server does not answer: trying again …");
+      await new Promise((done) => setTimeout(done, 1000));
+    }
+  }
+}
+
 async function save(verdict) {
-  const frame = shownFrame(), entry = current;
+  const frame = shownFrame(), entry = current, number = entry?.frame;
   if (!ready() || !model.corrections) return;
   let no_text = !frame.info.may_name_patient;
   if (!no_text && !(no_text = confirm("Text in this picture may name the patient, and the picture would be saved with the correction. Is it free of names?"))) return;
   if (verdict !== "rejected") verdict = differs(frame.mask, masks.maskOf(frame.logits, shapeOf(frame), model.threshold, model.postprocess)) ? "corrected" : "accepted";
   say("saving …");
   try {
-    const answer = await api.send(`/uploads/${entry.id}/${entry.frame}/correction`, {
-      verdict, rle: masks.runLengths(frame.mask, shapeOf(frame)), who: $("who").value, label: $("label").value, no_text,
-    });
+    const content = { verdict, rle: masks.runLengths(frame.mask, shapeOf(frame)), who: $("who").value, label: $("label").value, no_text };
+    const answer = await patiently(() => onServer(entry, (where) => api.send(`${where}/${number}/correction`, content)));
     frame.saved = await answer.json();
     frame.undo.length = frame.redo.length = 0;
     say("");
@@ -424,9 +454,8 @@ async function saveSeg() {
   const entry = current, changedMasks = [...entry.data].filter(([, frame]) => frame.mask && (frame.edited || frame.threshold !== model.threshold));
   say("writing the DICOM SEG …");
   try {
-    const answer = await api.send(`/uploads/${entry.id}/segmentation`, {
-      masks: changedMasks.map(([frame, one]) => ({ frame, rle: masks.runLengths(one.mask, shapeOf(one)) })),
-    });
+    const wanted = { masks: changedMasks.map(([frame, one]) => ({ frame, rle: masks.runLengths(one.mask, shapeOf(one)) })) };
+    const answer = await onServer(entry, (where) => api.send(`${where}/segmentation`, wanted));
     download(await answer.blob(), `${stem()}_seg.dcm`);
     say("");
   } catch (error) { say(error.message); }
@@ -522,7 +551,7 @@ function setThreshold(value) {
   asked = setTimeout(async () => { // only the reasons of the flag are the server's
     const entry = current, number = entry.frame;
     try {
-      frame.info = await api.json(`/uploads/${entry.id}/${number}?threshold=${value}`);
+      frame.info = await onServer(entry, (where) => api.json(`${where}/${number}?threshold=${value}`));
       if (frame === shownFrame()) showValues();
       showItem(entry);
     } catch { /* the values that are shown stay */ }
@@ -540,7 +569,7 @@ $("heat").addEventListener("change", async () => {
   const ticket = showing;
   say("explaining …");
   try {
-    const bitmap = await api.picture(current.id, current.frame, "heat");
+    const number = current.frame, bitmap = await onServer(current, (where) => api.picture(`${where}/${number}/heat`));
     if (ticket === showing && $("heat").checked) viewer.setHeat(bitmap);
     say("");
   } catch (error) { $("heat").checked = false; say(error.message); }
@@ -723,7 +752,7 @@ async function start() {
   $("heat-why").textContent = model.explainable ? "" : "(needs a checkpoint)";
   $("threshold").value = model.threshold;
   $("threshold-text").textContent = model.threshold.toFixed(2);
-  const known = JSON.parse(localStorage.getItem(KNOWN) ?? "[]").map(({ id, name }) => newEntry(name, id));
+  const known = JSON.parse(sessionStorage.getItem(KNOWN) ?? "[]").map(({ id, name }) => newEntry(name, id));
   entries.push(...known);
   queue.push(...known);
   showList();
