@@ -23,7 +23,6 @@ from bustseg.box import boxed_model
 from bustseg.data.clips import Clip
 from bustseg.data.images import read_grey
 from bustseg.data.phantom import write_phantoms
-from bustseg.deploy.backends import cores
 from bustseg.deploy.clips import follow, outlined
 from bustseg.deploy.predictor import Predictor
 from bustseg.live.stream import Frames, Live, predictors_of
@@ -112,7 +111,7 @@ def main() -> None:
         "",
         f"`predict` outlined {rate:.1f} frames of 640 x 480 a second (every one of {number}, as fast as it can).",
         "",
-        f"`python benchmarks/live_rate.py --seconds {options.seconds:g}`: {cores()} threads; {measurement.told()}.",
+        f"`python benchmarks/live_rate.py --seconds {options.seconds:g}`; {measurement.told()}.",
     ]
     write(options.page, "python benchmarks/live_rate.py", lines)
     if options.picture:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from bustseg.deploy.backends import cores
 from bustseg.deploy.bench import machine
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -31,7 +32,7 @@ class Measurement:
         commit = subprocess.run(ask, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
         return (
             f"{found['cpu']} ({', '.join(found['instructions']) or 'instructions unknown'}), {found['cores']} of "
-            f"{os.cpu_count()} cores; load {self.before:.1f} before and {os.getloadavg()[0]:.1f} after; "
+            f"{os.cpu_count()} cores, {cores()} threads for a model; load {self.before:.1f} before and {os.getloadavg()[0]:.1f} after; "
             f"{datetime.date.today()}, {commit}"
         )
 

@@ -105,7 +105,7 @@ class Clip:
 
 def _rate_of_frames(capture: cv2.VideoCapture) -> float:
     """Frames per second by the clock of the first ones; :data:`_USUAL_RATE` where that says nothing either."""
-    clock = []
+    clock: list[float] = []
     while len(clock) < _PROBED and capture.read()[0]:
         clock.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
     rate = (len(clock) - 1) / (clock[-1] - clock[0]) if len(clock) > 1 and clock[-1] > clock[0] else 0.0
