@@ -32,7 +32,8 @@ class Measurement:
         commit = subprocess.run(ask, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
         return (
             f"{found['cpu']} ({', '.join(found['instructions']) or 'instructions unknown'}), {found['cores']} of "
-            f"{os.cpu_count()} cores, {cores()} threads for a model; load {self.before:.1f} before and {os.getloadavg()[0]:.1f} after; "
+            f"{os.cpu_count()} cores, {cores()} threads for a model; "
+            f"load {self.before:.1f} before and {os.getloadavg()[0]:.1f} after; "
             f"{datetime.date.today()}, {commit}"
         )
 
