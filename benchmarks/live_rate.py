@@ -93,16 +93,18 @@ def main() -> None:
     root = write_phantoms(folder / "phantoms", n=8, seed=5)
     image = read_grey(sorted(path for path in root.glob("malignant/*).png"))[0])
     predictor = Predictor(boxed_model())
-    predictors = predictors_of(str(boxed_model()))
-    for one in (predictor, *predictors):
+    kinds = {"with": predictors_of(str(boxed_model())), "without": predictors_of(str(boxed_model()), mirror=False)}
+    for one in (predictor, *(one for predictors in kinds.values() for one in predictors)):
         one(image)
     measurement = Measurement()
-    lines = ["| clip | shown a second | dropped | frame to outline |", "| --- | --- | --- | --- |"]
+    lines = ["| mirror image | clip | shown a second | dropped | frame to outline |", "| --- | --- | --- | --- | --- |"]
     for size, rate in (((640, 480), 25), ((640, 480), 60), ((1024, 768), 25), ((1024, 768), 60)):
         clip = write_clip(folder / f"{size[0]}_{rate}.avi", cv2.resize(image, size), rate, options.seconds)
-        shown, dropped, read, delay = measure(clip, predictors)
-        lines.append(f"| {size[0]} x {size[1]}, {rate} a second | {shown:.1f} | {dropped} of {read} | {delay:.0f} ms |")
-        print(lines[-1], flush=True)
+        for kind, predictors in kinds.items():
+            shown, dropped, read, delay = measure(clip, predictors)
+            what = f"{kind} | {size[0]} x {size[1]}, {rate} a second"
+            lines.append(f"| {what} | {shown:.1f} | {dropped} of {read} | {delay:.0f} ms |")
+            print(lines[-1], flush=True)
     clip = folder / "640_60.avi"
     start = time.perf_counter()
     number = sum(1 for _, frame, found in follow(Clip.open(clip), predictor) if outlined(frame, found) is not None)
@@ -115,7 +117,7 @@ def main() -> None:
     ]
     write(options.page, "python benchmarks/live_rate.py", lines)
     if options.picture:
-        picture(options.picture, folder / "640_25.avi", predictors)
+        picture(options.picture, folder / "640_25.avi", kinds["with"])
     shutil.rmtree(folder)
 
 

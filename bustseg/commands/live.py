@@ -15,6 +15,7 @@ def live(
     port: int = 8081,
     smooth: Annotated[float, Option(metavar="SECONDS")] = 0.0,
     threshold: float | None = None,
+    mirror: bool = True,
     repeat: bool = False,
     page: bool = True,
     pace: bool = True,
@@ -32,6 +33,7 @@ def live(
         port: port of the page (default 8081; 0 takes a free one)
         smooth: average over so long (default 0)
         threshold: probability above which a pixel is lesion (default: model's)
+        mirror: look at each frame's mirror image, too, as predict does (half the frames a second)
         repeat: begin a file anew at its end
         page: show a page beside the line a second
         pace: play a file as fast as it was recorded, not as fast as it can be read
@@ -46,6 +48,7 @@ def live(
         port=port,
         smooth=smooth,
         threshold=threshold,
+        mirror=mirror,
         repeat=repeat,
         page=page,
         pace=pace,

@@ -29,6 +29,7 @@ def live(
     port: int,
     smooth: float,
     threshold: float | None,
+    mirror: bool,
     repeat: bool,
     page: bool,
     pace: bool,
@@ -43,6 +44,7 @@ def live(
         port: port of the page; 0 takes a free one
         smooth: seconds over which logits are averaged; 0 for none
         threshold: probability above which a pixel belongs to a lesion; the model's when not given
+        mirror: look at each frame's mirror image, too, where the model does
         repeat: begin a file anew at its end
         page: show a page; otherwise only a line a second
         pace: play a file at its own rate; otherwise as fast as it can be read
@@ -63,7 +65,7 @@ def live(
 
     frames = Frames(device, repeat, pace)
     listening = listen(host, port) if page else None
-    shown = Live(frames, predictors_of(model if model is not None else str(boxed_model()), threshold), smooth)
+    shown = Live(frames, predictors_of(model if model is not None else str(boxed_model()), threshold, mirror), smooth)
     server = None
     if listening is not None:
         import uvicorn

@@ -291,16 +291,26 @@ class Live:
             )
 
 
-def predictors_of(model: str, threshold: float | None = None) -> list[Predictor]:
+def predictors_of(model: str, threshold: float | None = None, mirror: bool = True) -> list[Predictor]:
     """What :class:`Live` segments with: of an exported model one predictor for each core, else a single one.
+
+    Args:
+        model: as of a predictor
+        threshold: the model's when not given
+        mirror: look at each frame's mirror image, too, where the model does
 
     Raises:
         UserError: the model cannot be used
     """
-    from bustseg.deploy.backends import cores
-    from bustseg.deploy.exported import is_exported
+    from bustseg.deploy.backends import cores, exported_backend
+    from bustseg.deploy.exported import ExportedModel, is_exported
     from bustseg.deploy.predictor import Predictor
 
     if not is_exported(model):
-        return [Predictor(model, threshold=threshold)]
-    return [Predictor(model, threshold=threshold, threads=1) for _ in range(cores())]
+        predictor = Predictor(model, threshold=threshold)
+        if predictor.task is not None and not mirror:
+            predictor.task.flip = False
+        return [predictor]
+    exported = ExportedModel.read(model)
+    backends = [exported_backend(exported, 1, mirror) for _ in range(cores())]
+    return [Predictor(exported, threshold=threshold, backend=backend) for backend in backends]

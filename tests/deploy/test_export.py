@@ -19,8 +19,9 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
+from bustseg.box import boxed_model
 from bustseg.deploy import backends, check, export
-from bustseg.deploy.backends import OnnxRuntimeBackend, OpenVINOBackend, TorchBackend
+from bustseg.deploy.backends import OnnxRuntimeBackend, OpenVINOBackend, TorchBackend, exported_backend
 from bustseg.deploy.check import check_images, largest_difference, logits_of
 from bustseg.deploy.export import DeployedNetwork, export_model, write_onnx
 from bustseg.deploy.exported import ExportedModel
@@ -99,6 +100,16 @@ def test_the_folder_says_all_that_must_be_known(exported: Path, trained_run: Tra
 
 
 @pytest.mark.slow
+def test_without_its_mirror_image_a_network_gives_the_half_of_the_mean_that_is_its_own() -> None:
+    model = ExportedModel.read(boxed_model())
+    assert model.metadata["flip"]
+    whole, half = (exported_backend(model, threads=1, mirrored=mirrored) for mirrored in (True, False))
+    images = np.random.default_rng(0).integers(0, 255, (2, 1, *model.image_size), np.uint8)
+    own, mirrors = half(images), half(np.ascontiguousarray(images[..., ::-1]))[..., ::-1]
+    assert np.abs(own - mirrors).max() > 0.1, "the two differ"
+    assert np.abs((own + mirrors) / 2 - whole(images)).max() < 0.1
+
+
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_int8_is_smaller_and_agrees(
     format: str, bustseg: Bustseg, exported: Path, trained_run: TrainedRun, tmp_path: Path

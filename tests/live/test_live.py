@@ -16,8 +16,9 @@ from fastapi.testclient import TestClient
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
 from bustseg.live.app import create_app
-from bustseg.live.stream import Frames, Latest, Live
+from bustseg.live.stream import Frames, Latest, Live, predictors_of
 from bustseg.serve.settings import Settings
+from tests.deploy.dark_model import write_dark_model
 from tests.live.moving import frame, write_clip
 
 pytestmark = pytest.mark.usefixtures("sealed")
@@ -151,6 +152,13 @@ def test_the_page_is_told_the_calibrated_presence(
             live.start()
             assert client.get("/frame?after=0").headers["x-presence"] == presence
             live.stop()
+
+
+def test_a_model_that_cannot_leave_the_mirror_image_out_says_so(tmp_path: Path) -> None:
+    folder = str(write_dark_model(tmp_path / "dark", flip=True))
+    assert predictors_of(folder)
+    with pytest.raises(UserError, match="--format openvino"):
+        predictors_of(folder, mirror=False)
 
 
 def test_an_error_of_the_network_ends_it_and_is_said(clip: Path, dark: Path) -> None:
