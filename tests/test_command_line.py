@@ -63,7 +63,10 @@ CONTRACT = {
         ["+"],
     ),
     "serve": ("--allowed_hosts --batch_size --corrections --host --max_mb --max_requests --model --port", []),
-    "live": ("--device --host --model --no-pace --no-page --port --repeat --seconds --smooth --threshold", []),
+    "live": (
+        "--device --host --model --no-mirror --no-pace --no-page --port --repeat --seconds --smooth --threshold",
+        [],
+    ),
     "node": (
         "--ae --allow --host --max_waiting --model --no-capture --port --seconds --send_to --spool --threshold",
         [],
