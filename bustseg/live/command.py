@@ -73,7 +73,8 @@ def live(
         from bustseg.live.app import create_app
 
         app = create_app(shown, settings, "the model in the box" if model is None else Path(model).name)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        # without a configuration of its own, which would close the log handlers of all libraries in the process
+        config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, server_header=False)
         server = uvicorn.Server(config)
         threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()
         where = address_of(host, listening.getsockname()[1], token)

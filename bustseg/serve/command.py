@@ -78,7 +78,13 @@ def serve(
     console.print(saved, highlight=False, markup=False)
     console.print(NOTICE, highlight=False)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=15, lifespan="on"
+        app,
+        log_config=None,  # its own would close the log handlers of all libraries in the process
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=15,
+        lifespan="on",
     )
     uvicorn.Server(config).run(sockets=[listening])
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -173,6 +174,20 @@ def test_an_error_of_the_network_ends_it_and_is_said(clip: Path, dark: Path) -> 
     finished(live)
     assert "broken" in live.error
     live.stop()
+
+
+def test_the_page_leaves_the_log_handlers_of_other_libraries_alone(clip: Path, dark: Path, bustseg: Bustseg) -> None:
+    class Handler(logging.Handler):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+            super().close()
+
+    handler = Handler()  # such as absl's, which closes what it writes to
+    code, _, err = bustseg("live", "--device", clip, "--model", dark, "--port", 0, "--repeat", "--seconds", 0.5)
+    assert code == 0, err
+    assert not handler.closed
 
 
 def test_the_command(clip: Path, dark: Path, bustseg: Bustseg, tmp_path: Path) -> None:
