@@ -146,7 +146,7 @@ WRONG = {
     "missing": (["predict"], "the following arguments are required: INPUT, --out (see `bustseg predict --help`)"),
     "one of two": (["predict", "x", "--out", "y", "--resume", "--overwrite"], "not allowed with argument"),
     "no number": (["data", "phantom", "x", "--n", "many"], "argument --n: invalid int value: 'many'"),
-    "no choice": (["export", "x", "--out", "y", "--format", "tf"], "argument --format: invalid choice: 'tf'"),
+    "no choice": (["data", "split", "x", "--scheme", "tf"], "argument --scheme: invalid choice: 'tf'"),
     "unknown option": (["ui", "--prot", "1"], "no option --prot: did you mean --port? (see `bustseg ui --help`)"),
 }
 
