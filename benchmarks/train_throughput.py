@@ -48,7 +48,7 @@ def run_variant(
     from torch.utils.data import DataLoader, Dataset
 
     from bustseg.data.cache import decode
-    from bustseg.data.datamodule import BUSIDataModule
+    from bustseg.data.datamodule import UltrasoundDataModule
     from bustseg.data.sources import BUSI
     from bustseg.data.splits import make_split
     from bustseg.experiment import fast_precision
@@ -87,7 +87,7 @@ def run_variant(
     if options.get("bustseg"):
         if not torch.cuda.is_available():
             keep_freed_memory()
-        data = BUSIDataModule(root=root, batch_size=batch_size, seed=0)
+        data = UltrasoundDataModule(root=root, batch_size=batch_size, seed=0)
         trainer = pl.Trainer(**common, precision=fast_precision(), use_distributed_sampler=False)
         trainer.fit(SegmentationTask(network), datamodule=data)
     else:

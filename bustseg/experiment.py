@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from bustseg.bounds import read_yaml
 from bustseg.callbacks import BestCheckpoint, ExplainCallback, FrozenFeatures, TestPasses
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.data.transforms import without_own_readers
 from bustseg.errors import UnknownKeyError, UserError, causes
 from bustseg.models.weights import download_error, fail_fast, use_packaged_weights
@@ -130,7 +130,7 @@ def make_parser(prog: str = "bustseg", description: str = "The configuration of 
     )
     parser.add_lightning_class_args(pl.Trainer, "trainer")
     parser.add_lightning_class_args(SegmentationTask, "model")
-    parser.add_lightning_class_args(BUSIDataModule, "data")
+    parser.add_lightning_class_args(UltrasoundDataModule, "data")
     parser.add_class_arguments(Tracker, "tracking", skip={"run_id"}, instantiate=False)
     for callback, section in CALLBACKS.items():
         parser.add_lightning_class_args(callback, section)

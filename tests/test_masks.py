@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.deploy.backends import TorchBackend
 from bustseg.deploy.check import check_images, logits_of, overlap
 from bustseg.deploy.mlflow_model import _load_pyfunc
@@ -265,7 +265,7 @@ def test_one_model_and_image_give_one_mask_everywhere(
     """Test, its table and pictures, predictor, command, export and its check, explanation, and MLflow model agree."""
     pytest.importorskip("onnxruntime")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # a test writes, and the run's store is shared
-    data = BUSIDataModule(str(phantoms), image_size=32)
+    data = UltrasoundDataModule(str(phantoms), image_size=32)
     data.prepare_data()
     data.setup("test")
     content = torch.load(trained_run.checkpoint, weights_only=True)

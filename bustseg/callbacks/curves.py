@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bustseg.callbacks.per_image import known_groups
 from bustseg.callbacks.subsets import SubsetCallback, log_subset
-from bustseg.data.datamodule import Batch, BUSIDataModule
+from bustseg.data.datamodule import Batch, UltrasoundDataModule
 from bustseg.data.sources import Sample
 from bustseg.figures.curves import Bands, draw_precision_recall, draw_reliability, draw_roc, draw_sweep
 from bustseg.figures.style import SUBSETS
@@ -82,7 +82,7 @@ class TestCurves(SubsetCallback):
         shown = "  ".join(f"{subset} {found['auc_pixel']:.4f}" for subset, found in scores.items())
         console.print(f"pixel AUC  {shown}", highlight=False)
         datamodule, run = trainer.datamodule, run_of(trainer)  # type: ignore[attr-defined]
-        if run is None or not isinstance(datamodule, BUSIDataModule):
+        if run is None or not isinstance(datamodule, UltrasoundDataModule):
             return
         bands = curve_bands({subset: images[subset] for subset in scores if subset in images}, datamodule)
         intervals = {subset: {"auc_pixel_interval": own.auc()} for subset, own in bands.items()}
@@ -95,7 +95,7 @@ class TestCurves(SubsetCallback):
             run.add_files(Path(folder), "curves")
 
 
-def curve_bands(images: dict[str, ImageSweeps], datamodule: BUSIDataModule) -> dict[str, CurveBands]:
+def curve_bands(images: dict[str, ImageSweeps], datamodule: UltrasoundDataModule) -> dict[str, CurveBands]:
     """Bands by subset; groups of images (copies, patients) are drawn together where the split or source knows them."""
     groups = known_groups(datamodule)
     found = {}

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bustseg.callbacks.panels import select_cases
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.data.sources import LABELS
 from bustseg.explain.gradcam import (
     attention_maps,
@@ -88,7 +88,9 @@ class ExplainCallback(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if not (self.enabled and isinstance(pl_module, SegmentationTask) and isinstance(datamodule, BUSIDataModule)):
+        if not (
+            self.enabled and isinstance(pl_module, SegmentationTask) and isinstance(datamodule, UltrasoundDataModule)
+        ):
             return
         counts = pl_module.overlap("test").per_image()
         run = run_of(trainer)
@@ -131,7 +133,7 @@ class ExplainCallback(Callback):
     def _explain(
         self,
         task: SegmentationTask,
-        datamodule: BUSIDataModule,
+        datamodule: UltrasoundDataModule,
         counts: Mapping[str, Tensor],
         positions: Tensor,
         shown: set[int],

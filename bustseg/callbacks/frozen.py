@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bustseg.data.datamodule import Batch, BUSIDataModule
+from bustseg.data.datamodule import Batch, UltrasoundDataModule
 from bustseg.data.transforms import Augmentation
 from bustseg.progress import console
 from bustseg.task import SegmentationTask
@@ -32,7 +32,7 @@ class SplitNetwork(Protocol):
 
 def usable(task: Any, data: Any) -> bool:
     """Whether the features of an image are the same in each epoch: a frozen part, and images as they are."""
-    if not (isinstance(task, SegmentationTask) and isinstance(data, BUSIDataModule)):
+    if not (isinstance(task, SegmentationTask) and isinstance(data, UltrasoundDataModule)):
         return False
     same_image = not Augmentation(data.augmentation) and set(task.train_scale.values()) == {1.0}
     return same_image and isinstance(task.network, SplitNetwork) and task.network.frozen

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bustseg.callbacks.record import device_name, network_tags
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.progress import console, done_waiting
 from bustseg.runs.tracker import Tracker, runs_logger
 from bustseg.task import SegmentationTask
@@ -50,7 +50,7 @@ def opening_lines(trainer: Trainer, task: LightningModule) -> Iterator[tuple[str
         if isinstance(logger, Tracker) and logger.uri.startswith("http") and not logger.begun_away:
             page = f"#/experiments/{record.experiment_id}/runs/{record.run_id}"
             yield "page", f"{logger.store.shown.rstrip('/')}/{page}"
-    if isinstance(data, BUSIDataModule):
+    if isinstance(data, UltrasoundDataModule):
         counts = {subset: len(indices) for subset, indices in data.indices.items()}
         subsets = ", ".join(f"{count} {subset}" for subset, count in counts.items() if count)
         yield "data", f"{sum(counts.values())} images: {subsets}"

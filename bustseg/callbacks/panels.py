@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.data.sources import LABELS
 from bustseg.figures.colours import OUTLINES
 from bustseg.figures.panels import Picture, sheet
@@ -86,7 +86,7 @@ class PredictionPanels(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if not (isinstance(pl_module, SegmentationTask) and isinstance(datamodule, BUSIDataModule)):
+        if not (isinstance(pl_module, SegmentationTask) and isinstance(datamodule, UltrasoundDataModule)):
             return
         counts = pl_module.overlap("test").per_image()
         run = run_of(trainer)
@@ -118,7 +118,7 @@ class _Painter:
     """Draws test images, each predicted once however many pictures it is in."""
 
     def __init__(
-        self, trainer: Trainer, task: SegmentationTask, datamodule: BUSIDataModule, counts: dict[str, Tensor]
+        self, trainer: Trainer, task: SegmentationTask, datamodule: UltrasoundDataModule, counts: dict[str, Tensor]
     ) -> None:
         self.trainer, self.task, self.datamodule, self.counts = trainer, task, datamodule, counts
         self.dice = overlap_scores(counts["tp"], counts["fp"], counts["fn"], counts["tn"])["dice_paper"]

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from bustseg.callbacks.subsets import SubsetCallback, log_subset
-from bustseg.data.datamodule import Batch, BUSIDataModule
+from bustseg.data.datamodule import Batch, UltrasoundDataModule
 from bustseg.metrics import ImageShapes, SegmentationMetrics, image_table, summarise
 from bustseg.metrics.table import columns, summary_metrics
 from bustseg.presence import fit_presence
@@ -52,7 +52,7 @@ class ImageTables(SubsetCallback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if not (isinstance(pl_module, SegmentationTask) and isinstance(datamodule, BUSIDataModule)):
+        if not (isinstance(pl_module, SegmentationTask) and isinstance(datamodule, UltrasoundDataModule)):
             return
         groups = known_groups(datamodule)
         presence = None
@@ -76,7 +76,7 @@ class ImageTables(SubsetCallback):
                 run.add_files(Path(folder), "tables")
 
 
-def describe(datamodule: BUSIDataModule, task: SegmentationTask, subset: str) -> dict[str, Any]:
+def describe(datamodule: UltrasoundDataModule, task: SegmentationTask, subset: str) -> dict[str, Any]:
     """What two tables must have in common to be compared row by row, as plain types."""
     return {
         "subset": subset,
@@ -90,7 +90,7 @@ def describe(datamodule: BUSIDataModule, task: SegmentationTask, subset: str) ->
     }
 
 
-def known_groups(datamodule: BUSIDataModule) -> dict[str, str]:
+def known_groups(datamodule: UltrasoundDataModule) -> dict[str, str]:
     """Group (duplicates, patient) by image id, as far as the split names them."""
     split = datamodule.split
     if split is None or "group" not in split:

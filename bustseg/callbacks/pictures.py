@@ -13,7 +13,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.figures.colours import PREDICTION, TRUTH
 from bustseg.figures.outlines import draw_outline
 from bustseg.masks import MaskRule
@@ -53,7 +53,7 @@ class EpochPictures(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        self._chosen = choose(datamodule, self.images) if isinstance(datamodule, BUSIDataModule) else []
+        self._chosen = choose(datamodule, self.images) if isinstance(datamodule, UltrasoundDataModule) else []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._found = {}
@@ -92,7 +92,7 @@ class EpochPictures(Callback):
         return trainer.current_epoch % every == 0
 
 
-def choose(datamodule: BUSIDataModule, n: int) -> list[int]:
+def choose(datamodule: UltrasoundDataModule, n: int) -> list[int]:
     """Positions of validation images to look at: lesions at equal distances, and a normal image if there is one."""
     indices = [int(index) for index in datamodule.indices["val"]]
     normal = [index for index in indices if datamodule.samples[index].label == "normal"][: min(1, n - 1)]

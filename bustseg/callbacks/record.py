@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bustseg.callbacks.checkpoints import best_checkpoint
 from bustseg.callbacks.mirror import show_in
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.data.sources import LABELS
 from bustseg.data.splits import write_split
 from bustseg.progress import error_console
@@ -89,7 +89,7 @@ CONTEXTS = {
 """What each verb uses the subsets for, in MLflow's words."""
 
 
-def datasets(datamodule: BUSIDataModule, contexts: dict[str, str]) -> list[tuple[dict[str, str], str]]:
+def datasets(datamodule: UltrasoundDataModule, contexts: dict[str, str]) -> list[tuple[dict[str, str], str]]:
     """The subsets in use as MLflow's data sets: name, digest, origin and counts of each, and its context.
 
     The origin is the data folder's own name, without the path to it, which may hold a user's name.
@@ -152,7 +152,7 @@ class RunRecorder(Callback):
         if isinstance(pl_module, SegmentationTask):
             tags |= network_tags(pl_module)
         tags |= {"git_commit": git_commit(), "device": device_name(trainer), "precision": trainer.precision}
-        if isinstance(datamodule, BUSIDataModule):
+        if isinstance(datamodule, UltrasoundDataModule):
             tags |= {
                 "data_digest": datamodule.data_digest,
                 "split_digest": datamodule.split_digest,
@@ -165,14 +165,14 @@ class RunRecorder(Callback):
             for other in others:
                 other.log_hyperparams(dict(flatten(self.config)))
             run.set_tags(tags)
-        if isinstance(datamodule, BUSIDataModule):
+        if isinstance(datamodule, UltrasoundDataModule):
             run.log_datasets(datasets(datamodule, CONTEXTS.get(stage, {})))
 
     def _record(self, logger: RunLogger | None, datamodule: Any) -> dict[str, Any]:
         record: dict[str, Any] = {"config": self.config, "versions": dict(versions()), "git_commit": git_commit()}
         if logger is not None:
             record |= {"run_id": logger.run_id, "tracking_uri": logger.store.shown}
-        if isinstance(datamodule, BUSIDataModule):
+        if isinstance(datamodule, UltrasoundDataModule):
             record |= {"data_digest": datamodule.data_digest, "split_digest": datamodule.split_digest}
         return record
 
@@ -181,7 +181,7 @@ class RunRecorder(Callback):
 
         logger.log_config(self.config, self.defaults)
         run.add_text(yaml.safe_dump(self.config, sort_keys=False), "config.yaml")
-        if isinstance(datamodule, BUSIDataModule) and datamodule.split is not None:
+        if isinstance(datamodule, UltrasoundDataModule) and datamodule.split is not None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "split.csv"
                 write_split(datamodule.split, path)

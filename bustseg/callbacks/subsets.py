@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bustseg.data.datamodule import Batch, BUSIDataModule
+from bustseg.data.datamodule import Batch, UltrasoundDataModule
 from bustseg.progress import console, track
 from bustseg.runs.checkpoint import read_checkpoint
 from bustseg.task import SegmentationTask
@@ -118,7 +118,7 @@ class TestPasses(Callback):
         """Runs before the callbacks that listen draw: it stands before them in the trainer's list."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         listeners = [callback for callback in trainer.callbacks if isinstance(callback, SubsetCallback)]  # type: ignore[attr-defined]
-        if not (listeners and isinstance(pl_module, SegmentationTask) and isinstance(datamodule, BUSIDataModule)):
+        if not (listeners and isinstance(pl_module, SegmentationTask) and isinstance(datamodule, UltrasoundDataModule)):
             return
         started = time.perf_counter()
         for subset in [] if trainer.fast_dev_run else self.subsets:  # type: ignore[attr-defined]

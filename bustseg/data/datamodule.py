@@ -214,7 +214,7 @@ class EqualBatches(BatchSampler):
         return images // size if self.drop_last else -(-images // size)
 
 
-class BUSIDataModule(LightningDataModule):
+class UltrasoundDataModule(LightningDataModule):
     """Images and masks of BUSI, or of any other :class:`~bustseg.data.sources.Source`, as batches.
 
     Defaults are the paper's protocol: 624/78/78 images of 224 x 224, batch 16, no augmentation.
@@ -463,3 +463,7 @@ class BUSIDataModule(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Batch]:
         return self.loader("test")
+
+
+BUSIDataModule = UltrasoundDataModule
+"""The name from the time when BUSI was the only source; it stays for programs that use it."""

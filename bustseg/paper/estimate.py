@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bustseg.callbacks.frozen import SplitNetwork, size_gib, usable
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.runs.checkpoint import build_task
 from bustseg.task import SegmentationTask
 
@@ -56,7 +56,7 @@ class Cost:
         return (self.encode + self.evaluate) * seen + (self.encode + self.train) * images["test"]
 
 
-def measure_cost(config: Mapping[str, Any], data: BUSIDataModule) -> Cost:
+def measure_cost(config: Mapping[str, Any], data: UltrasoundDataModule) -> Cost:
     """Time one step of a configuration's task after one to warm up; weights and images are random.
 
     Args:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from rich.markup import escape
 from rich.table import Table
 
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.errors import UserError, disk_is_full
 from bustseg.experiment import Experiment, defaults
 from bustseg.metrics import CONVENTIONS
@@ -102,7 +102,7 @@ class Job:
     experiment: Experiment
     key: str
     images: dict[str, int]
-    data: BUSIDataModule = field(repr=False)
+    data: UltrasoundDataModule = field(repr=False)
     asked: bool = True
     run: Run | None = None
     failure: str | None = None
@@ -239,7 +239,7 @@ def plan_jobs(table: PaperTable, options: Settings, rest: Sequence[str]) -> list
     if missing:
         raise UserError(f"no config of row {missing[0].row} at {missing[0].config}")
     jobs: list[Job] = []
-    modules: dict[str, BUSIDataModule] = {}
+    modules: dict[str, UltrasoundDataModule] = {}
     for position, row in enumerate(track(order, "reading configs")):
         asked = position < len(set(only))
         try:
@@ -270,7 +270,9 @@ def _experiment_of(row: Row, options: Settings, rest: Sequence[str]) -> Experime
     return experiment.but(changes) if changes else experiment
 
 
-def _job(row: Row, seed: int, experiment: Experiment, data: BUSIDataModule, table: PaperTable, asked: bool) -> Job:
+def _job(
+    row: Row, seed: int, experiment: Experiment, data: UltrasoundDataModule, table: PaperTable, asked: bool
+) -> Job:
     name = f"{table.name} row {row.row:02d} seed {seed}"
     own = experiment.but({"seed_everything": seed, "tracking.run_name": name})
     key = config_digest(own.config, _NOT_DECIDING, data=data.data_digest, split=data.split_digest)
@@ -284,7 +286,7 @@ def _unseeded(job: Job) -> str:
     return config_digest(config, _NOT_DECIDING, data=job.data.data_digest, split=job.data.split_digest)
 
 
-def _data(section: dict[str, Any], modules: dict[str, BUSIDataModule]) -> BUSIDataModule:
+def _data(section: dict[str, Any], modules: dict[str, UltrasoundDataModule]) -> UltrasoundDataModule:
     """The data of a configuration, set up; one module for all rows that name the same."""
     key = json.dumps(section, sort_keys=True, default=str)
     if key not in modules:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.data.transforms import without_own_readers
 from bustseg.errors import UserError
 from bustseg.runs.store import one_line
@@ -147,14 +147,14 @@ def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTas
     return task.to(device).eval()
 
 
-def build_data(data: Mapping[str, Any]) -> BUSIDataModule:
+def build_data(data: Mapping[str, Any]) -> UltrasoundDataModule:
     """The data module of a configuration's `data` section; not set up yet."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(BUSIDataModule, "data", fail_untyped=False)
+    parser.add_class_arguments(UltrasoundDataModule, "data", fail_untyped=False)
     return parser.instantiate(parser.parse_object({"data": without_own_readers(dict(data))})).data
 
 
-def load_data(path: Path) -> BUSIDataModule:
+def load_data(path: Path) -> UltrasoundDataModule:
     """The data module that a checkpoint was trained with; not set up yet.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.data.splits import left_out_values, read_split
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment, defaults
@@ -83,7 +83,7 @@ def cross_validate(
     return 0
 
 
-def _folds(data: BUSIDataModule) -> tuple[dict[int, str], dict[str, str]]:
+def _folds(data: UltrasoundDataModule) -> tuple[dict[int, str], dict[str, str]]:
     """Names of the folds by number, and the changes that select their split."""
     scheme = data.split_scheme
     if scheme.endswith(".csv"):

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.errors import UserError
 from bustseg.metrics import PixelCurves, SegmentationMetrics
 from bustseg.task import SegmentationTask
@@ -113,7 +113,7 @@ def try_monitors(trainer: Trainer, task: SegmentationTask, scheduler: object | N
             raise UserError(unknown_metric(f"{place} {metric}", metric, known))
 
 
-def try_network(task: SegmentationTask, data: BUSIDataModule, training: bool, processes: int = 1) -> None:
+def try_network(task: SegmentationTask, data: UltrasoundDataModule, training: bool, processes: int = 1) -> None:
     """Pass zeros of each size and of the smallest batch that a run will see through a network.
 
     Some networks take only sides that 32 divides, some need two images to train on, and a network whose logits have

@@ -17,7 +17,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 
 from bustseg.callbacks import ContinuedFit, ImageTables, Interrupts
 from bustseg.callbacks.checkpoints import best_checkpoint
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment
 from bustseg.progress import wait_for
@@ -52,7 +52,7 @@ class Run:
     verb: Verb
     trainer: pl.Trainer
     task: SegmentationTask
-    data: BUSIDataModule
+    data: UltrasoundDataModule
     start: Path | None = None
 
     @property

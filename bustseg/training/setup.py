@@ -32,7 +32,7 @@ from bustseg.callbacks import (
     TrainingBar,
 )
 from bustseg.callbacks.progress import Pace
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.errors import TrackingError
 from bustseg.experiment import CALLBACKS, Experiment, defaults
 from bustseg.progress import error_console
@@ -184,7 +184,7 @@ def _short(value: str) -> str:
 
 
 def _run_to_continue(
-    uri: str | None, verb: str, data: BUSIDataModule, record: Mapping[str, Any], with_mlflow: bool
+    uri: str | None, verb: str, data: UltrasoundDataModule, record: Mapping[str, Any], with_mlflow: bool
 ) -> tuple[str | None, bool, bool]:
     """Run that a checkpoint belongs to, if it is there and the data are the same.
 

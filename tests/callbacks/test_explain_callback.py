@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bustseg.callbacks.panels import select_cases
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.explain.gradcam import cam_energy, heat_maps, pointing_hit
 from bustseg.runs.checkpoint import load_task
 from bustseg.runs.resolve import resolve_checkpoint
@@ -40,7 +40,7 @@ def test_a_test_measures_and_draws_where_the_network_looks(bustseg: Bustseg, pha
     assert (folder / "layers.png").stat().st_size > 20_000
 
     task = load_task(resolve_checkpoint("latest"))
-    data = BUSIDataModule(root=str(phantoms), image_size=64)
+    data = UltrasoundDataModule(root=str(phantoms), image_size=64)
     data.setup()
     layers = ["decoder.blocks.3", "encoders.0.net.blocks.6"]
     energy: dict[str, list[float]] = {layer: [] for layer in layers}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bustseg.callbacks.frozen import usable
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.models import FusionUNet
 from bustseg.task import SegmentationTask
 from tests.conftest import TINY
@@ -77,5 +77,5 @@ def test_nothing_is_kept_above_the_limit(fit: Fit) -> None:
 )
 def test_when_features_are_the_same_in_each_epoch(network: dict, task: dict, data: dict, same: bool) -> None:
     net = FusionUNet(**{"encoders": ["resnet18"], "weights": "none", "freeze_encoders": True, **network})
-    assert usable(SegmentationTask(net, **task), BUSIDataModule(**data)) is same
-    assert not usable(SegmentationTask(torch.nn.Conv2d(3, 1, 1)), BUSIDataModule())
+    assert usable(SegmentationTask(net, **task), UltrasoundDataModule(**data)) is same
+    assert not usable(SegmentationTask(torch.nn.Conv2d(3, 1, 1)), UltrasoundDataModule())

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bustseg.data import cache
-from bustseg.data.datamodule import BUSIDataModule, EpochSampler
+from bustseg.data.datamodule import EpochSampler, UltrasoundDataModule
 from bustseg.data.phantom import Phantom
 from bustseg.data.sources import BUSI, LABELS
 from bustseg.data.transforms import Augmentation
@@ -20,8 +20,8 @@ from bustseg.errors import DataError
 from tests.conftest import TINY
 
 
-def module(root: Path, **options: object) -> BUSIDataModule:
-    data = BUSIDataModule(root=str(root), image_size=32, batch_size=8, seed=0, **options)  # type: ignore[arg-type]
+def module(root: Path, **options: object) -> UltrasoundDataModule:
+    data = UltrasoundDataModule(root=str(root), image_size=32, batch_size=8, seed=0, **options)  # type: ignore[arg-type]
     data.prepare_data()
     data.setup()
     return data
@@ -96,7 +96,7 @@ def test_evaluation_shards_count_every_image_once() -> None:
 
 
 def test_phantoms_need_no_folder() -> None:
-    data = BUSIDataModule(source=Phantom(n=12), image_size=32)
+    data = UltrasoundDataModule(source=Phantom(n=12), image_size=32)
     data.prepare_data()
     data.setup()
     assert sum(map(len, data.indices.values())) == 12
@@ -122,13 +122,13 @@ def test_a_split_without_test_images_says_so(phantoms: Path, tmp_path: Path) -> 
 
 @pytest.mark.busi
 def test_the_paper_split_of_busi(busi_root: Path) -> None:
-    data = BUSIDataModule(root=str(busi_root), image_size=32)
+    data = UltrasoundDataModule(root=str(busi_root), image_size=32)
     data.setup()
     assert {name: len(indices) for name, indices in data.indices.items()} == {"train": 624, "val": 78, "test": 78}
     labels = [data.samples[index].label for index in data.indices["test"]]
     assert labels.count("normal") == 16
     assert labels.count("benign") + labels.count("malignant") == 62
-    lesion = BUSIDataModule(root=str(busi_root), image_size=32, split="lesion")
+    lesion = UltrasoundDataModule(root=str(busi_root), image_size=32, split="lesion")
     lesion.setup()
     assert sum(len(indices) for indices in lesion.indices.values()) == 647
     assert abs(len(lesion.indices["train"]) - 0.8 * 647) < 2
@@ -149,9 +149,15 @@ def test_a_fit_reads_and_hashes_every_file_once(
     assert len(scanned) == 1
     assert sorted(hashed) == sorted((phantoms).glob("*/*.png"))
     # where another process has prepared the data, this one reads them for itself
-    data = BUSIDataModule(root=str(phantoms), image_size=32)
+    data = UltrasoundDataModule(root=str(phantoms), image_size=32)
     data.setup()
     assert len(scanned) == 2
     data.setup()
     data.prepare_data()
     assert len(scanned) == 2
+
+
+def test_the_name_of_before_still_works() -> None:
+    from bustseg.data.datamodule import BUSIDataModule
+
+    assert BUSIDataModule is UltrasoundDataModule

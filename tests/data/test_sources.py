@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bustseg.data.cache import data_digest
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.data.sources import BUSBRA, BUSI, BUSUCLM, BrEaST, Combined, Folders, Part, Sample, Source
 from bustseg.data.splits import leakage, make_split, merge_groups
 from bustseg.errors import DataError
@@ -162,7 +162,7 @@ def test_a_csv_decides_what_a_part_is_used_for(three: Combined, tmp_path: Path) 
     use = {"bus-bra": "train", "bus-uclm": "val", "own": "test"}
     rows = [f"{sample.id},{use[sample.source]}" for sample in three.read(three.default_root())]
     (tmp_path / "split.csv").write_text("image,subset\n" + "\n".join(rows))
-    data = BUSIDataModule(source=three, split=str(tmp_path / "split.csv"), image_size=32)
+    data = UltrasoundDataModule(source=three, split=str(tmp_path / "split.csv"), image_size=32)
     data.prepare_data()
     data.setup()
     assert {name: len(own) for name, own in data.indices.items()} == {"train": 12, "val": 9, "test": 6}
@@ -173,9 +173,9 @@ def test_combined_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="two parts of Combined are called 'folders'"):
         Combined([Part(Folders(), "a"), Part(Folders(), "b")])
     with pytest.raises(DataError, match="part 'folders' of Combined has no root"):
-        BUSIDataModule(source=Combined([Part(Folders())])).prepare_data()
+        UltrasoundDataModule(source=Combined([Part(Folders())])).prepare_data()
     with pytest.raises(DataError, match="no data folder at nowhere"):
-        BUSIDataModule(source=Combined([Part(BUSI(), "nowhere"), Part(Folders(), "b")])).prepare_data()
+        UltrasoundDataModule(source=Combined([Part(BUSI(), "nowhere"), Part(Folders(), "b")])).prepare_data()
 
 
 def classes_of_equal_names(root: Path) -> Path:
@@ -195,7 +195,7 @@ def test_two_images_of_one_id_are_refused_wherever_sources_are_read(tmp_path: Pa
     for source, name in ((BUSI(), "001"), (combined, "busi/001")):
         with pytest.raises(DataError, match=rf"benign/001.png and .*malignant/001.png have one id, '{name}'"):
             source.read(root)
-        data = BUSIDataModule(root=str(root), source=source, image_size=32)
+        data = UltrasoundDataModule(root=str(root), source=source, image_size=32)
         with pytest.raises(DataError, match="have one id"):
             data.prepare_data()
         with pytest.raises(DataError, match="have one id"):

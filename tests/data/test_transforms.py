@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.data.transforms import PRESETS, Augmentation, _pattern
 from bustseg.errors import DataError
 
@@ -50,7 +50,7 @@ def test_a_transform_that_training_cannot_use_is_named(name: str, phantoms: Path
     with pytest.raises(DataError, match=rf"^data\.augmentation: .*{message}$") as caught:
         Augmentation(steps).check(SIZE)
     assert "\n" not in str(caught.value)
-    data = BUSIDataModule(root=str(phantoms), image_size=SIZE, augmentation=steps)
+    data = UltrasoundDataModule(root=str(phantoms), image_size=SIZE, augmentation=steps)
     data.setup("fit")
     with pytest.raises(DataError, match=message):
         data.train_dataloader()

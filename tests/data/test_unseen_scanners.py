@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bustseg.data.datamodule import BUSIDataModule, EpochSampler, balanced_weights, weighted_order
+from bustseg.data.datamodule import EpochSampler, UltrasoundDataModule, balanced_weights, weighted_order
 from bustseg.data.phantom import write_phantoms
 from bustseg.data.transforms import PRESETS, Augmentation, lesion_free_crop
 from bustseg.errors import DataError
@@ -114,7 +114,7 @@ def test_normals_come_more_often_in_a_balanced_fit(tmp_path: Path) -> None:
     root = write_phantoms(tmp_path / "phantoms", n=60) or tmp_path / "phantoms"
     shares = []
     for balance in (0.0, 1.0):
-        data = BUSIDataModule(root=str(root), image_size=32, batch_size=8, balance=balance)
+        data = UltrasoundDataModule(root=str(root), image_size=32, batch_size=8, balance=balance)
         data.prepare_data()
         data.setup("fit")
         labels = np.concatenate([batch["label"].numpy() for batch in data.train_dataloader()])
@@ -126,4 +126,4 @@ def test_normals_come_more_often_in_a_balanced_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"balance": -0.1}, {"lesion_free": 1.5}])
 def test_shares_lie_between_0_and_1(options: dict[str, float]) -> None:
     with pytest.raises(DataError, match="from 0 to 1"):
-        BUSIDataModule(**options)  # type: ignore[arg-type]
+        UltrasoundDataModule(**options)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.deploy.predictor import Predictor, as_grey
 from bustseg.errors import DataError, UserError
 from bustseg.runs.checkpoint import load_task
@@ -33,7 +33,7 @@ def dark() -> Predictor:
 
 
 def test_a_file_gets_the_logits_of_the_evaluation(trained_run: TrainedRun, phantoms: Path) -> None:
-    data = BUSIDataModule(str(phantoms), image_size=32)
+    data = UltrasoundDataModule(str(phantoms), image_size=32)
     data.prepare_data()
     data.setup("test")
     task, predictor = load_task(trained_run.checkpoint), Predictor(trained_run.checkpoint)

@@ -296,10 +296,10 @@ def test_attention_maps_are_the_modules_own(images: Tensor) -> None:
 
 def test_heat_changes_when_the_weights_are_randomised(trained: Path, phantoms: Path) -> None:
     """Sanity check of Adebayo et al. 2018: a map that outlives its weights explains the image, not the network."""
-    from bustseg.data.datamodule import BUSIDataModule
+    from bustseg.data.datamodule import UltrasoundDataModule
     from bustseg.runs.checkpoint import load_task
 
-    data = BUSIDataModule(root=str(phantoms), image_size=64)
+    data = UltrasoundDataModule(root=str(phantoms), image_size=64)
     data.setup()
     x = np.stack([data.arrays(int(index))[0] for index in data.indices["test"]])[:, None]
     task = load_task(trained)

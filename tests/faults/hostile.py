@@ -726,7 +726,13 @@ CLASSES = (
         ".",
         "",
     ),
-    *("bustseg.models.Nope", "nope.Nope", "FusionUNet.x", "torch.nn.Conv2d", "bustseg.data.datamodule.BUSIDataModule"),
+    *(
+        "bustseg.models.Nope",
+        "nope.Nope",
+        "FusionUNet.x",
+        "torch.nn.Conv2d",
+        "bustseg.data.datamodule.UltrasoundDataModule",
+    ),
 )
 
 

@@ -11,7 +11,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
-from bustseg.data.datamodule import BUSIDataModule
+from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.errors import UserError
 from bustseg.runs.tracker import tracking_uri
 from bustseg.task import SegmentationTask
@@ -42,8 +42,8 @@ class Strided(nn.Module):
         return self.head(self.dropout(maps))[..., :: self.scale, :: self.scale]
 
 
-def module(phantoms: Path, size: int, batch_size: int = 8, **options: object) -> BUSIDataModule:
-    data = BUSIDataModule(root=str(phantoms), image_size=size, batch_size=batch_size, **options)  # type: ignore[arg-type]
+def module(phantoms: Path, size: int, batch_size: int = 8, **options: object) -> UltrasoundDataModule:
+    data = UltrasoundDataModule(root=str(phantoms), image_size=size, batch_size=batch_size, **options)  # type: ignore[arg-type]
     data.setup("fit")
     return data
 
