@@ -278,18 +278,33 @@ def evidence_of(logits: np.ndarray, share: float = PRESENCE_SHARE) -> float:
 
 def logit_of(probability: np.ndarray) -> np.ndarray:
     """Logits, ``float32``, of probabilities of any shape; finite for 0 and 1, too."""
-    inside = np.clip(np.asarray(probability, np.float32), 1e-7, 1 - 1e-7)
+    inside = inside_bounds(probability)
     return np.log(inside) - np.log1p(-inside)
+
+
+def inside_bounds(probability: np.ndarray) -> np.ndarray:
+    """A copy, ``float32``, of probabilities of any shape that is neither 0 nor 1 anywhere, so that it has a logit."""
+    return np.clip(np.asarray(probability, np.float32), 1e-7, 1 - 1e-7)
 
 
 def selected(kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Mask, ``uint8`` of 0 and 1 (H, W), of the components of :func:`labelled` that are ``kept``, bool (n,)."""
-    return np.concatenate([[False], kept])[labels].astype(np.uint8)
+    if kept.all():
+        return (labels > 0).view(np.uint8)
+    return np.concatenate([[0], kept]).astype(np.uint8)[labels]
 
 
 def labelled(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Areas of a mask's 8-connected components in pixels, and the map (H, W) of their numbers, from 1 on; 0 is none."""
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask, np.uint8), connectivity=8)
+    mask = np.ascontiguousarray(mask, np.uint8)
+    left, top, width, height = cv2.boundingRect(mask)
+    if not width:
+        return np.zeros(0, np.int32), np.zeros(mask.shape, np.int32)
+    # a lesion is a small part of an image, and the search takes time for every pixel
+    part = slice(top, top + height), slice(left, left + width)
+    _, within, statistics, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask[part]), connectivity=8)
+    labels = np.zeros(mask.shape, np.int32)
+    labels[part] = within
     return statistics[1:, cv2.CC_STAT_AREA], labels
 
 

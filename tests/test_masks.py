@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +23,7 @@ from bustseg.deploy.mlflow_model import _load_pyfunc
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
 from bustseg.explain.gradcam import heat_maps
-from bustseg.masks import MaskRule, PostProcess, probability_of, with_mirror
+from bustseg.masks import MaskRule, PostProcess, labelled, probability_of, selected, with_mirror
 from bustseg.runs.checkpoint import load_task
 from bustseg.task import SegmentationTask
 from tests.conftest import TrainedRun
@@ -328,3 +329,30 @@ def test_one_model_and_image_give_one_mask_everywhere(
     before = json.loads(Path("exported/bustseg.json").read_text())["checks"]["dice"]["float32"]
     assert before["empty_one"] == pytest.approx(overlap(logits, check.masks, task.mask_rule)["dice_empty_one"])
     assert before["empty_one"] == pytest.approx(pd.read_csv(tables / "val.csv")["dice_empty_one"].mean())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_components_are_those_of_the_whole_image(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((61, 83), np.uint8)
+    mask[7:40, 11:70] = cv2.GaussianBlur(rng.normal(size=(33, 59)).astype(np.float32), (0, 0), 1.5) > 0.1
+    number, whole, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    areas, labels = labelled(mask)
+    assert len(areas) == number - 1 > 2
+    assert sorted(areas) == sorted(statistics[1:, cv2.CC_STAT_AREA])
+    for label, area in enumerate(areas, 1):
+        place = labels == label
+        assert place.sum() == area
+        assert len(np.unique(whole[place])) == 1, "each is one component of the whole image's"
+    assert np.array_equal(labels > 0, mask > 0)
+    assert np.array_equal(selected(np.ones(len(areas), bool), labels), mask)
+    first = selected(np.arange(len(areas)) == 0, labels)
+    assert first.dtype == np.uint8
+    assert np.array_equal(first > 0, labels == 1)
+
+
+def test_an_empty_mask_has_no_components() -> None:
+    areas, labels = labelled(np.zeros((5, 7), np.uint8))
+    assert areas.tolist() == []
+    assert not labels.any()
+    assert labels.shape == (5, 7)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import optimize
 
 from bustseg.errors import UserError
-from bustseg.masks import logit_of
+from bustseg.masks import inside_bounds, logit_of
 from bustseg.presence import Presence
 
 CALIBRATION = "calibration"
@@ -78,11 +78,14 @@ class Calibration:
         """Calibrated probabilities, ``float32`` of the same shape."""
         if self.temperature == 1:
             return probability
-        return _sigmoid(logit_of(probability) / np.float32(self.temperature))
-
-
-def _sigmoid(logit: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-logit))
+        # sigmoid(logit(p) / T) as a power of the odds, in place: passes over memory are what it costs
+        odds = inside_bounds(probability)
+        np.divide(1, odds, out=odds)
+        odds -= 1
+        flat = odds.reshape(1, -1)
+        cv2.pow(flat, 1 / self.temperature, flat)
+        odds += 1
+        return np.divide(1, odds, out=odds)
 
 
 def fit_temperature(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -140,3 +140,16 @@ def test_an_image_unlike_the_training() -> None:
         image_range([])
     with pytest.raises(UserError, match="only mean and contrast"):
         ImageRange.from_dict({"entropy": [0, 1]})
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.4, 3.0])
+def test_calibrated_probabilities_are_the_sigmoid_of_the_scaled_logit(temperature: float) -> None:
+    probability = np.array([[0.0, 1e-4, 0.2], [0.5, 0.97, 1.0]], np.float32)
+    before = probability.copy()
+    inside = np.clip(probability, 1e-7, 1 - 1e-7).astype(np.float64)  # 1 - 1e-7 rounds to the next float32
+    expected = 1 / (1 + np.exp(-(np.log(inside) - np.log1p(-inside)) / temperature))
+    found = Calibration(temperature)(probability)
+    assert found.dtype == np.float32
+    assert found.shape == probability.shape
+    assert np.allclose(found, expected, atol=2e-5)
+    assert np.array_equal(probability, before), "the caller's own array stays"
