@@ -53,6 +53,7 @@ def test_at_the_cuts_the_gradient_is_zero() -> None:
     assert x.grad.tolist() == [0, 0, 1, 0, 0]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")  # the older ONNX exporter traces
 def test_views_and_export_take_torchs_own_way() -> None:
     layer = use_lean_activations(nn.ReLU6(inplace=True))
     x = torch.randn(4, 6, requires_grad=True)

@@ -288,7 +288,14 @@ class Running:
     def __init__(self, model: Path, spool: Path, pacs: int, port: int) -> None:
         command = [sys.executable, "-m", "bustseg.cli", "node", "--model", str(model), "--spool", str(spool)]
         command += ["--port", str(port), "--send_to", f"PACS@127.0.0.1:{pacs}"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # tests that run in a shell's background ignore Ctrl-C, and hand that on
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert re.search(r"BUSTSEG@127\.0\.0\.1:\d+", line), line + self.process.stdout.read()
