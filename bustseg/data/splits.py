@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,15 +107,12 @@ def kfold(
     tested = layout.assign(equal, np.random.default_rng(seed))
     frames = []
     for fold in range(folds):
-        rest = np.flatnonzero(tested != fold)
-        inner = layout.subset(rest)
-        targets = {}
-        for label, count in _label_counts(inner.samples).items():
-            val = min(max(round(0.1 * totals[label]), 1 if count > 1 else 0), count)
-            targets[label] = np.array([count - val, val])
-        subset = np.full(len(tested), "test", dtype=object)
-        subset[rest] = np.array(SUBSETS, dtype=object)[inner.assign(targets, np.random.default_rng([seed, fold]))]
-        frames.append(layout.frame(subset).assign(fold=fold))
+        own = tested == fold
+
+        def validating(label: str, count: int) -> int:
+            return min(max(round(0.1 * totals[label]), 1 if count > 1 else 0), count)
+
+        frames.append(_tested(layout, own, ~own, validating, np.random.default_rng([seed, fold])).assign(fold=fold))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -165,14 +162,40 @@ def left_out(
         rest = np.array([name not in held for name in unit])
         if rest.sum() < 2:
             raise DataError(f"without {by} {value!r} and its patients {rest.sum()} images are left: at least 2 must be")
-        inner = layout.subset(np.flatnonzero(rest))
-        targets = {label: _shares(count, 0.1, 0)[:2] for label, count in _label_counts(inner.samples).items()}
-        subset = np.full(len(values), "", dtype=object)
-        subset[tested] = "test"
-        subset[rest] = np.array(SUBSETS, dtype=object)[inner.assign(targets, np.random.default_rng([seed, fold]))]
-        frame = layout.frame(subset).assign(fold=fold, left_out=value)
-        frames.append(frame[subset != ""])
+        frame = _tested(layout, tested, rest, _tenth, np.random.default_rng([seed, fold]))
+        frames.append(frame.assign(fold=fold, left_out=value))
     return pd.concat(frames, ignore_index=True)
+
+
+def _tested(
+    layout: _Layout,
+    tested: np.ndarray,
+    rest: np.ndarray,
+    validating: Callable[[str, int], int],
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """One fold: some images test, of the rest some validate and the others train; what is in neither is not in it.
+
+    Args:
+        layout: the images (N)
+        tested, rest: which of them, bool (N,)
+        validating: how many images of a class validate, of its name and its number in the rest
+        rng: deals the rest
+    """
+    inner = layout.subset(np.flatnonzero(rest))
+    targets = {}
+    for label, count in _label_counts(inner.samples).items():
+        val = validating(label, count)
+        targets[label] = np.array([count - val, val])
+    subset = np.full(len(tested), "", dtype=object)
+    subset[tested] = "test"
+    subset[rest] = np.array(SUBSETS, dtype=object)[inner.assign(targets, rng)]
+    return layout.frame(subset)[subset != ""]
+
+
+def _tenth(label: str, count: int) -> int:
+    """A tenth of a class; of a small one an image, if it has three."""
+    return int(_shares(count, 0.1, 0.0)[1])
 
 
 def _value(sample: Sample, by: str) -> str:
@@ -496,7 +519,7 @@ def _paper_targets(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
 def _shares(count: int, val: float, test: float) -> np.ndarray:
     """Places in train, val and test; a small class still has an image in each, if it has three."""
     least = 1 if count >= len(SUBSETS) else 0
-    held = [max(round(count * share), least) if share else 0 for share in (val, test)]
+    held = [max(round(count * share), least) for share in (val, test)]
     return np.array([count - sum(held), *held])
 
 

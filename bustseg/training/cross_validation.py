@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bustseg.data.datamodule import UltrasoundDataModule
+from bustseg.data.sources import Sample
 from bustseg.data.splits import left_out_values, read_split
 from bustseg.errors import UserError
 from bustseg.experiment import Experiment, defaults
@@ -87,20 +88,23 @@ def _folds(data: UltrasoundDataModule) -> tuple[dict[int, str], dict[str, str]]:
     """Names of the folds by number, and the changes that select their split."""
     scheme = data.split_scheme
     if scheme.endswith(".csv"):
-        data.source.prepare(data.data_root)
-        split = read_split(Path(scheme), data.source.read(data.data_root))
+        split = read_split(Path(scheme), _samples(data))
         if "fold" not in split:
             raise UserError(f"split {scheme} has no folds: `bustseg data split --scheme kfold` writes some")
         return _numbered(sorted(int(fold) for fold in split["fold"].unique())), {}
     if scheme == "left_out":
-        data.source.prepare(data.data_root)
-        return dict(enumerate(left_out_values(data.source.read(data.data_root), data.left_out_by))), {}
+        return dict(enumerate(left_out_values(_samples(data), data.left_out_by))), {}
     if scheme == "test_all":
         raise UserError("the split test_all trains nothing: cross-validate over kfold")
     of = scheme if scheme in ("lesion", "grouped", "curated") else data.kfold_of
     if scheme == "paper":
         console.print(f"the split paper is divided into {data.folds} folds as {of} (data.kfold_of)")
     return _numbered(range(data.folds)), {"data.split": "kfold", "data.kfold_of": of}
+
+
+def _samples(data: UltrasoundDataModule) -> list[Sample]:
+    data.source.prepare(data.data_root)
+    return data.source.read(data.data_root)
 
 
 def _numbered(folds: Iterable[int]) -> dict[int, str]:
