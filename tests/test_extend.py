@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from bustseg import classes
 from bustseg.deploy import ExportFormat, formats, register_format, unregister_format
 from bustseg.errors import UserError
 from bustseg.metrics import unregister
@@ -108,7 +109,7 @@ def test_a_format_of_anothers_name_is_refused() -> None:
 def test_an_installed_package_brings_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     brought = [ExportFormat("brought", write=lambda *args: Path(), open=lambda *args: None, precisions=("int8",))]
     points = [SimpleNamespace(value="somewhere:FORMATS", load=lambda: brought)]
-    monkeypatch.setattr(formats, "entry_points", lambda group: points if group == "bustseg.export_formats" else [])
+    monkeypatch.setattr(classes, "entry_points", lambda group: points if group == "bustseg.export_formats" else [])
     formats._register_installed.cache_clear()
     try:
         assert formats.find_format("brought").precisions == ("int8",)

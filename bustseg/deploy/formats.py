@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from bustseg.classes import offered
 from bustseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,9 +104,4 @@ def find_format(name: str) -> ExportFormat:
 
 @functools.cache
 def _register_installed() -> None:
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            found = point.load()
-        except Exception as error:  # whatever a package raises when it is imported
-            raise UserError(f"the export formats of {point.value} cannot be loaded: {error}") from error
-        register_format(*(found if isinstance(found, Sequence) else [found]))
+    register_format(*offered(ENTRY_POINTS, "export formats"))

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from bustseg.classes import offered
 from bustseg.data.sources import LABELS
 from bustseg.errors import UserError
 from bustseg.masks import evidence_of, logit_of
@@ -290,12 +290,7 @@ def all_metrics() -> tuple[Metric, ...]:
 
 @functools.cache
 def _register_installed() -> None:
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            found = point.load()
-        except Exception as error:  # whatever a package raises when it is imported
-            raise UserError(f"the metrics of {point.value} cannot be loaded: {error}") from error
-        register(*(found if isinstance(found, Sequence) else [found]))
+    register(*offered(ENTRY_POINTS, "metrics"))
 
 
 def of_kind(kind: type[_Kind]) -> list[_Kind]:
