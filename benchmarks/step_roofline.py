@@ -21,15 +21,14 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-import yaml
-from jsonargparse import ArgumentParser
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from bustseg.experiment import fast_precision
+from bustseg.experiment import Experiment, fast_precision
 from bustseg.models import use_fast_depthwise
+from bustseg.runs.checkpoint import build_task
 from bustseg.training import keep_freed_memory
 
 REACHED = 0.5
@@ -163,13 +162,7 @@ def table(kinds: dict[str, Cost], steps: int, arithmetic: float, bandwidth: floa
 
 def network_of(config: Path) -> nn.Module:
     """The network of a config, with random weights."""
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(nn.Module, "network")
-    chosen = yaml.safe_load(config.read_text())["model"]["network"]
-    if "weights" in chosen.get("init_args", {}) or "encoders" in chosen.get("init_args", {}):
-        chosen["init_args"]["weights"] = "none"  # speed does not depend on them
-    built: nn.Module = parser.instantiate(parser.parse_object({"network": chosen})).network
-    return built
+    return build_task(Experiment.read(config)["model"]).network  # random weights: speed does not depend on them
 
 
 def measure(net: nn.Module, size: int, batch: int, steps: int, bf16: bool) -> tuple[dict[str, Cost], float]:

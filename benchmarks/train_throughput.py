@@ -43,15 +43,14 @@ def run_variant(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     import lightning.pytorch as pl
     import torch
-    import yaml
-    from jsonargparse import ArgumentParser
     from torch.utils.data import DataLoader, Dataset
 
     from bustseg.data.cache import decode
     from bustseg.data.datamodule import UltrasoundDataModule
     from bustseg.data.sources import BUSI
     from bustseg.data.splits import make_split
-    from bustseg.experiment import fast_precision
+    from bustseg.experiment import Experiment, fast_precision
+    from bustseg.runs.checkpoint import build_task
     from bustseg.task import IMAGENET_MEAN, IMAGENET_STD, SegmentationTask
     from bustseg.training import keep_freed_memory
 
@@ -64,12 +63,8 @@ def run_variant(
                     torch.cuda.synchronize()
                 setattr(self, "start" if trainer.global_step == warmup else "end", time.perf_counter())
 
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(nn.Module, "network")
-    network_config = yaml.safe_load(Path(config).read_text())["model"]["network"]
-    network_config["init_args"]["weights"] = "none"  # speed does not depend on them
     pl.seed_everything(0, verbose=False)
-    network = parser.instantiate_classes(parser.parse_object({"network": network_config})).network
+    network = build_task(Experiment.read(config)["model"]).network  # random weights: speed does not depend on them
     clock = Clock()
     common = {
         "max_steps": warmup + steps,

@@ -108,13 +108,23 @@ def _each(action: Callable[..., None], items: Iterable[object]) -> None:
         list(pool.map(action, items))
 
 
+def add_roots(parser: argparse.ArgumentParser) -> None:
+    """Give a parser an option for each source's folder: ``--bus_bra DIR``."""
+    for name in SOURCES:
+        parser.add_argument(f"--{name.replace('-', '_')}", type=Path)
+
+
+def roots_of(args: argparse.Namespace) -> dict[str, Path]:
+    """The folders that :func:`add_roots`' options name, by source."""
+    return {name: root for name in SOURCES if (root := getattr(args, name.replace("-", "_"))) is not None}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     packing = verbs.add_parser("pack")
     packing.add_argument("dest", type=Path)
-    for name in SOURCES:
-        packing.add_argument(f"--{name.replace('-', '_')}", type=Path)
+    add_roots(packing)
     unpacking = verbs.add_parser("unpack")
     unpacking.add_argument("packed", type=Path)
     unpacking.add_argument("out", type=Path)
@@ -122,9 +132,8 @@ def main() -> None:
     if args.verb == "unpack":
         unpack(args.packed, args.out)
         return
-    for name in SOURCES:
-        if (root := getattr(args, name.replace("-", "_"))) is not None:
-            pack(name, root, args.dest / name)
+    for name, root in roots_of(args).items():
+        pack(name, root, args.dest / name)
 
 
 if __name__ == "__main__":

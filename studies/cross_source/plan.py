@@ -25,7 +25,7 @@ from scipy.linalg import hadamard
 from bustseg.data.splits import make_split
 from bustseg.presence import calibration_error, fit_presence
 from bustseg.statistics import Bootstrap
-from studies.cross_source.data import SOURCES, table_of
+from studies.cross_source.data import SOURCES, add_roots, table_of
 from studies.cross_source.presence import held_out
 from studies.cross_source.recipe import FACTORS, Recipe, leave_one_out
 from studies.cross_source.work import auc
@@ -249,8 +249,7 @@ def main() -> None:
     parser.add_argument("--priority", type=int, default=2)
     parser.add_argument("--teacher", default="teachers.ckpt")
     parser.add_argument("--splits", type=Path, default=Path("splits"))
-    for name in SOURCES:
-        parser.add_argument(f"--{name.replace('-', '_')}", type=Path)
+    add_roots(parser)
     args = parser.parse_args()
     recipes = {
         "design": lambda: design(args.steps),

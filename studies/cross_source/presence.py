@@ -31,7 +31,7 @@ from bustseg.errors import UserError
 from bustseg.presence import calibration_error, detection_auc, fit_presence
 from bustseg.progress import track
 from bustseg.statistics import Bootstrap
-from studies.cross_source.data import SOURCES
+from studies.cross_source.data import SOURCES, add_roots, roots_of
 from studies.cross_source.score import RESAMPLES, test_samples
 
 FOLDS = 10
@@ -109,10 +109,9 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--write", action="store_true", help="put the coefficients into the model's record")
-    for name in SOURCES:
-        parser.add_argument(f"--{name.replace('-', '_')}", type=Path)
+    add_roots(parser)
     args = parser.parse_args()
-    roots = {name: root for name in SOURCES if (root := getattr(args, name.replace("-", "_"))) is not None}
+    roots = roots_of(args)
     table = evidence_table(Predictor(str(args.model)), args.split, roots, "val")
     presence = fit_presence(table["evidence"].to_numpy(), table["lesion"].to_numpy())
     if presence is None:

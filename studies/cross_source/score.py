@@ -12,6 +12,7 @@ Dice below 0.5 that it catches and of the others that it shows, too. ``--out`` k
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,9 @@ from bustseg.deploy.predictor import Predictor
 from bustseg.masks import logit_of
 from bustseg.progress import track
 from bustseg.statistics import Bootstrap
-from studies.cross_source.data import SOURCES
+from studies.cross_source.data import SOURCES, add_roots, roots_of
 from studies.cross_source.work import auc
-from studies.scores import dice
+from studies.scores import dice, mean_with_interval
 
 RESAMPLES = 2000
 
@@ -69,13 +70,7 @@ def summary(table: pd.DataFrame, groups: list[str]) -> dict[str, str]:
     lesion = table["lesion"].to_numpy()
     good = (table["dice"] >= 0.5).to_numpy()
     flagged = table["flagged"].to_numpy()
-
-    def over(values: np.ndarray, counts: np.ndarray) -> str:
-        if not counts.any():
-            return "-"
-        found = draws.ratio((values * counts).astype(float)[:, None], counts.astype(float)[:, None]).interval()
-        return f"{found.estimate[0]:.3f} [{found.low[0]:.3f}, {found.high[0]:.3f}]"
-
+    over = partial(mean_with_interval, draws)
     both = bool(lesion.any() and not lesion.all())
     return {
         "images": str(len(table)),
@@ -95,10 +90,9 @@ def main() -> None:
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--subset", default="test")
     parser.add_argument("--out", type=Path)
-    for name in SOURCES:
-        parser.add_argument(f"--{name.replace('-', '_')}", type=Path)
+    add_roots(parser)
     args = parser.parse_args()
-    roots = {name: root for name in SOURCES if (root := getattr(args, name.replace("-", "_"))) is not None}
+    roots = roots_of(args)
     rows = []
     for name, samples in test_samples(args.split, roots, args.subset).items():
         every = SOURCES[name]().read(roots[name])

@@ -21,7 +21,7 @@ from bustseg.deploy.predictor import Predictor
 from bustseg.figures.panels import Picture, sheet
 from bustseg.figures.style import save
 from bustseg.progress import track
-from studies.cross_source.data import SOURCES
+from studies.cross_source.data import add_roots, roots_of
 from studies.cross_source.score import test_samples
 from studies.scores import dice
 
@@ -74,10 +74,9 @@ def main() -> None:
     parser.add_argument("--subset", default="val")
     parser.add_argument("--most", type=int, default=25, help="images on a sheet")
     parser.add_argument("--out", type=Path, required=True)
-    for name in SOURCES:
-        parser.add_argument(f"--{name.replace('-', '_')}", type=Path)
+    add_roots(parser)
     args = parser.parse_args()
-    roots = {name: root for name in SOURCES if (root := getattr(args, name.replace("-", "_"))) is not None}
+    roots = roots_of(args)
     predictor = Predictor(args.model)
     args.out.mkdir(parents=True, exist_ok=True)
     for source, samples in test_samples(args.split, roots, args.subset).items():

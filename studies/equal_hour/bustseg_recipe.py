@@ -40,9 +40,8 @@ def main() -> None:
     for point in history:
         curve.add(point.value, point.timestamp / 1000 - common.STARTED)
     predictor = bustseg.Predictor(str(run.checkpoint))
-    common.finish(args.out, args.data, lambda image: predictor(image).mask, epochs=len(history))
-    about = json.loads((args.out / "about.json").read_text())
-    (args.out / "about.json").write_text(json.dumps({**about, "seconds": round(trained, 1)}, indent=2))
+    found = {"epochs": len(history), "seconds": round(trained, 1)}
+    common.finish(args.out, args.data, lambda image: predictor(image).mask, **found)
 
 
 def _link(data: Path, links: Path) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from studies.scores import dice
+
 STARTED = float(os.environ.get("EQUAL_HOUR_STARTED", time.time()))
 """When the contender's process was started, in seconds since 1970: its hour counts from here."""
 
@@ -52,8 +54,7 @@ def lesion_dice(predict: Predict, data: Path, subset: str = "val") -> float:
     scores = []
     for _, image, truth in images(data, subset):
         if truth.any():
-            found = predict(image)
-            scores.append(2 * int((found & truth).sum()) / (int(found.sum()) + int(truth.sum())))
+            scores.append(dice(predict(image), truth))
     return float(np.mean(scores))
 
 
@@ -76,7 +77,10 @@ class Curve:
 
 
 def finish(out: Path, data: Path, predict: Predict, **about: Any) -> None:
-    """Write the masks of the test images, and what the contender says of itself; its hour ends before."""
+    """Write the masks of the test images, and what the contender says of itself; its hour ends before.
+
+    ``seconds`` among the latter says when it ended; else it ends with this call.
+    """
     seconds = round(elapsed(), 1)
     (out / "masks").mkdir(parents=True, exist_ok=True)
     for name, image, _ in images(data, "test"):

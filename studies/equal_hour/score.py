@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from bustseg.figures.style import chart, save
 from bustseg.statistics import Bootstrap
 from studies.equal_hour.common import images
 from studies.equal_hour.run import CONTENDERS
-from studies.scores import dice
+from studies.scores import dice, mean_with_interval
 
 RESAMPLES = 2000
 
@@ -37,18 +38,14 @@ def row(table: pd.DataFrame, groups: list[str]) -> dict[str, str]:
     """The figures of one contender, each mean with its interval."""
     draws = Bootstrap(groups, resamples=RESAMPLES, seed=0)
     lesion = table["lesion"].to_numpy()
-
-    def over(values: np.ndarray, chosen: np.ndarray) -> str:
-        found = draws.ratio((values * chosen).astype(float)[:, None], chosen.astype(float)[:, None]).interval()
-        return f"{found.estimate[0]:.3f} [{found.low[0]:.3f}, {found.high[0]:.3f}]"
-
+    over = partial(mean_with_interval, draws)
     found = table["found"].to_numpy()
     every = np.ones(len(table), bool)
     return {
         "Dice (lesion)": over(table["dice"].to_numpy(), lesion),
         "Dice (`empty_one`)": over(table["dice"].to_numpy(), every),
         "missed": over(~found, lesion),
-        "false positives on normals": over(found, ~lesion) if not lesion.all() else "-",
+        "false positives on normals": over(found, ~lesion),
     }
 
 
