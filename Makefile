@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # test files go to this many processes; a file stays in one, since its tests share trained networks
 WORKERS ?= 2
 
-.PHONY: help setup quickstart test coverage test-fast faults lint format docs ui clean
+.PHONY: help setup quickstart test test-slow coverage faults lint format docs ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,14 +23,14 @@ quickstart: $(STAMP) ## train and test a small network on phantoms, no data need
 	$(BIN)/bustseg fit --config configs/quickstart.yaml
 	$(BIN)/bustseg test --ckpt_path latest
 
-test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+test: $(STAMP) ## run the tests but for those that take long
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
+
+test-slow: $(STAMP) ## run the tests that take long: kills, several processes, every network
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
 coverage: $(STAMP) ## run all tests and show the lines that none of them runs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term --cov-report=html
-
-test-fast: $(STAMP) ## run the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow'
 
 faults: $(STAMP) ## kill processes, fill disks, break servers (hours), and write what held into the docs
 	$(BIN)/python -m tests.faults

@@ -404,6 +404,7 @@ def logged(name: str, frame: pd.DataFrame | None, experiment: str = "models") ->
     return run_id
 
 
+@pytest.mark.slow
 def test_an_experiment_is_compared_and_the_comparison_logged(bustseg: Bustseg) -> None:
     first, second = logged("unet", counts(1, 0.5)), logged("unet", counts(2, 0.8))
     logged("untested", None)

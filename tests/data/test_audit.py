@@ -103,6 +103,7 @@ def real(samples) -> AuditReport:
 class TestRealBUSI:
     pytestmark = busi
 
+    @pytest.mark.slow
     def test_planted_copies(self, samples, real):
         single = [sample.read_image() for sample in samples if sample.id not in real.groups]
         rng = np.random.default_rng(0)

@@ -111,6 +111,7 @@ def test_without_its_mirror_image_a_network_gives_the_half_of_the_mean_that_is_i
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.slow
 def test_int8_is_smaller_and_agrees(
     format: str, bustseg: Bustseg, exported: Path, trained_run: TrainedRun, tmp_path: Path
 ) -> None:

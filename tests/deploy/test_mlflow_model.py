@@ -178,6 +178,7 @@ def test_the_example_is_served_as_written(trained_run: TrainedRun, model: mlflow
     assert np.array(record["mask"]).shape == np.array(logged_model.input_example()["image"][0]).shape
 
 
+@pytest.mark.slow
 def test_requirements_name_all_that_inference_imports(trained_run: TrainedRun, tmp_path: Path) -> None:
     shutil.copy(trained_run.checkpoint, tmp_path / "model.pt")
     script = (

@@ -368,6 +368,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, cache_fold
     return next(folder.rglob("best.ckpt"))
 
 
+@pytest.mark.slow
 def test_one_bad_image_costs_no_other(trained: Path, phantoms: Path, bustseg: Bustseg) -> None:
     folder = Path("malignant")
     shutil.copytree(phantoms / "malignant", folder)

@@ -150,6 +150,7 @@ def mine() -> Iterator[None]:
         unregister(own.name)
 
 
+@pytest.mark.slow
 def test_metrics_from_outside_are_tested_printed_and_compared(mine: None, bustseg: Bustseg, phantoms: Path) -> None:
     runs = []
     for seed in (0, 1):
@@ -196,6 +197,7 @@ def test_metrics_from_outside_are_tested_printed_and_compared(mine: None, bustse
     assert np.unique(pd.read_csv("other/compare.csv")["measure"]).tolist() == ["area_error"]
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_metrics(tmp_path: Path) -> None:
     (tmp_path / "mypackage.py").write_text(
         "from bustseg.metrics import Metric, ImageMetric\n"

@@ -125,6 +125,7 @@ def test_the_figures_are_those_of_the_best_epoch(trained_run: TrainedRun) -> Non
         client.set_tag(trained_run.run_id, "best.epoch", str(best))
 
 
+@pytest.mark.slow
 def test_fit_writes_the_card_and_test_renews_it(bustseg: Bustseg, phantoms: Path) -> None:
     options = ("--config", TINY, "--data.root", phantoms, "--trainer.max_epochs", 1)
     assert bustseg("fit", *options)[0] == 0

@@ -546,6 +546,7 @@ def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(
     assert len(seen) == 4
 
 
+@pytest.mark.slow
 def test_several_objectives_have_a_front(
     bustseg: Bustseg, phantoms: Path, fits: Callable[[Fit], list[dict[str, Any]]]
 ) -> None:
@@ -608,6 +609,7 @@ def test_several_objectives_have_a_front(
     assert (code, "belongs to another sweep" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_study_that_resumes(
     bustseg: Bustseg, phantoms: Path, fits: Callable[[Fit], list[dict[str, Any]]]
 ) -> None:
