@@ -4,9 +4,11 @@
 
 Every operation of a step (forward, loss, backward, optimiser) is timed as PyTorch dispatches it; CPU operations end
 before the next begins. Arithmetic is counted by PyTorch's own formulas, memory as the bytes of an operation's inputs
-and outputs, each moved once. Two measurements of the same process are the hardware's part: a product of large matrices
-in the step's type, and the sum of two large arrays. A kind of layer counts as bound by arithmetic or by memory when it
-reaches half of that (the roofline model, Williams et al. 2009, doi:10.1145/1498765.1498785). Prints a Markdown table.
+and outputs, each moved once. Batch normalisation is the exception: its statistics need the whole input before the first
+output, so that it reads its input twice, and in the backward pass the gradient as well. Two measurements of the same
+process are the hardware's part: a product of large matrices in the step's type, and the sum of two large arrays. A kind
+of layer counts as bound by arithmetic or by memory when it reaches half of that (the roofline model, Williams et al.
+2009, doi:10.1145/1498765.1498785). Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -81,6 +83,17 @@ def convolution_operations(arguments: tuple[Any, ...], result: Any) -> float:
     return 2.0 * gradient.numel() * weight.shape[1:].numel() * sum(wanted[:2])
 
 
+def passes_over(name: str) -> float:
+    """How often an operation moves its inputs and outputs through memory, on average over these.
+
+    Batch normalisation reads its input twice and writes once, of 2 tensors; its backward pass reads the input and the
+    gradient twice and writes once, of 3.
+    """
+    if "batch_norm" not in name:
+        return 1.0
+    return 5 / 3 if "backward" in name else 3 / 2
+
+
 @dataclass
 class Cost:
     """What the operations of one kind have cost together."""
@@ -114,7 +127,7 @@ class Costs(TorchDispatchMode):
             cost.operations += count(*args, **kwargs, out_val=result)
         if not func.is_view:
             moved = (leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor))
-            cost.bytes += sum(leaf.numel() * leaf.element_size() for leaf in moved)
+            cost.bytes += passes_over(name) * sum(leaf.numel() * leaf.element_size() for leaf in moved)
         return result
 
 
