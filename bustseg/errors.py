@@ -74,6 +74,11 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
+def brief(error: BaseException) -> str:
+    """The beginning of an error's message, in one line of at most 300 letters."""
+    return " ".join(str(error).split())[:300]
+
+
 def in_one_line(error: BaseException) -> tuple[str, int]:
     """What the command line says of an error, in one line whatever names it quotes, and its exit code."""
     words, code = _words(error)

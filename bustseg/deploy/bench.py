@@ -6,7 +6,6 @@ does hits all of them alike: on a busy machine ratios hold where milliseconds do
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -30,6 +29,7 @@ from bustseg.deploy.backends import TorchBackend, cores
 from bustseg.deploy.check import CheckImages, check_images, logits_of, overlap
 from bustseg.deploy.export import Limits, describe, package_versions, write_metadata, write_network
 from bustseg.deploy.exported import ExportedModel, is_exported
+from bustseg.deploy.formats import ExportFormat, find_format, not_installed, shipped_formats
 from bustseg.errors import DataError, UserError
 from bustseg.masks import MaskRule
 from bustseg.metrics import CONVENTIONS
@@ -40,8 +40,6 @@ from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.training.preflight import try_size
 
-_PACKAGES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
-_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 _CALLS = 5
 """Calls of each kind in a round."""
 
@@ -146,8 +144,8 @@ def _groups(
         exported = ExportedModel.read(model)
         if sizes and any((size, size) != exported.image_size for size in sizes):
             raise UserError(f"{model} takes images of {exported.image_size} and no others: leave --size out")
-        written = exported.metadata["format"]
-        backend = next((runtime for runtime, format in _FORMATS.items() if format == written), written)
+        format = find_format(exported.metadata["format"])
+        backend = format.runtime or format.name
         contestant = Contestant(model, exported.image_size, backend, exported.metadata["precision"])
         check = None if images is None else check_images(Path(), exported.image_size, folder=images)
         job = {"backend": backend, "model": str(exported.folder)}
@@ -161,8 +159,9 @@ def _groups(
         check = check_images(checkpoint if trained else None, (height, width), root if trained else None, images)
         jobs: list[tuple[Contestant, dict[str, Any] | None]] = []
         for backend in backends:
-            for precision in precisions if backend in _FORMATS else ["fp32"]:
-                if (backend, precision) == ("onnxruntime", "bf16"):  # which CPUs do not have
+            of_file = _format_of(backend)
+            for precision in precisions if of_file else ["fp32"]:
+                if of_file and precision not in of_file.precisions:
                     continue
                 contestant = Contestant(model, (height, width), backend, precision)
                 jobs.append((contestant, _job(contestant, task, checkpoint, check, folder)))
@@ -208,21 +207,22 @@ def untrained_checkpoint(config: Path, path: Path) -> Path:
     return path
 
 
+def _format_of(backend: str) -> ExportFormat | None:
+    """The format that a runtime computes; None for torch."""
+    return next((format for format in shipped_formats() if format.runtime == backend), None)
+
+
 def _job(
     contestant: Contestant, task: SegmentationTask, checkpoint: Path, check: CheckImages, folder: Path
 ) -> dict[str, Any] | None:
     """What a contestant's process needs; None (and the reason in its ``problem``) where it cannot be."""
-    if contestant.backend not in _FORMATS:
+    format = _format_of(contestant.backend)
+    if format is None:
         return {"backend": contestant.backend, "model": str(checkpoint)}
-    needed = [*_PACKAGES[contestant.backend], *(["nncf"] if contestant.precision == "int8" else [])]
-    if contestant.backend == "onnxruntime":
-        needed = list(_PACKAGES["onnxruntime"])
-    absent = [name for name in needed if importlib.util.find_spec(name) is None]
-    if absent:
+    if absent := not_installed(format, contestant.precision):
         contestant.problem = f"not installed: {', '.join(absent)} (pip install 'bustseg[deploy]')"
         return None
-    format = _FORMATS[contestant.backend]
-    out = folder / f"{format}-{contestant.precision}-{contestant.size[0]}x{contestant.size[1]}"
+    out = folder / f"{format.name}-{contestant.precision}-{contestant.size[0]}x{contestant.size[1]}"
     out.mkdir()
     if check.calibration is None:  # untrained, or without data: the values do not matter for speed
         check = CheckImages(check.images, None, check.images, check.origin)
@@ -230,9 +230,9 @@ def _job(
         reference = logits_of(TorchBackend(task), check.images) if contestant.precision == "int8" else np.empty(0)
         # whatever it costs: the Dice stands beside the speed
         path = write_network(
-            task, contestant.size, format, contestant.precision, out, check, reference, Limits(dice_drop=1)
+            task, contestant.size, format.name, contestant.precision, out, check, reference, Limits(dice_drop=1)
         )
-        write_metadata(out, describe(task, contestant.size, format, contestant.precision, path, out))
+        write_metadata(out, describe(task, contestant.size, format.name, contestant.precision, path, out))
     except UserError as error:
         contestant.problem = str(error)
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,3 +163,20 @@ def overlap(logits: np.ndarray, masks: np.ndarray, rule: MaskRule) -> dict[str, 
 def dice_by_convention(scores: dict[str, float], conventions: Sequence[str]) -> dict[str, float]:
     """The Dice scores among what :func:`overlap` returns, by convention."""
     return {name: scores[f"dice_{name}"] for name in conventions if f"dice_{name}" in scores}
+
+
+def dice_of(logits: np.ndarray, masks: np.ndarray, rule: MaskRule) -> dict[str, float]:
+    """Dice of what a rule makes of logits (N, h, w), by convention; those that the masks do not define are left out."""
+    from bustseg.metrics import CONVENTIONS
+
+    return dice_by_convention(overlap(logits, masks, rule), CONVENTIONS)
+
+
+def decisive(dice: Mapping[str, float]) -> list[str]:
+    """The conventions that a drop is judged by, of those that the masks define."""
+    return [name for name in ("lesion", "empty_one") if name in dice]
+
+
+def largest_drop(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """The largest loss of Dice among the conventions that a drop is judged by."""
+    return max(before[name] - after[name] for name in decisive(before))

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -26,30 +23,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bustseg.deploy.backends import TorchBackend, exported_backend, missing, openvino_core
+from bustseg.deploy.backends import TorchBackend, exported_backend
 from bustseg.deploy.check import (
     CheckImages,
     check_images,
-    dice_by_convention,
+    decisive,
+    dice_of,
     largest_difference,
+    largest_drop,
     logits_of,
-    overlap,
 )
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, fit_temperature
-from bustseg.deploy.exported import FORMAT_VERSION, METADATA, PRECISIONS, ExportedModel, sha256
-from bustseg.deploy.formats import FORMATS, Backend, find_format
+from bustseg.deploy.exported import FORMAT_VERSION, METADATA, ExportedModel, sha256
+from bustseg.deploy.formats import Backend, NetworkToWrite, find_format, missing, not_installed, shipped_formats
 from bustseg.disclaimer import PATIENTS
 from bustseg.errors import UserError
 from bustseg.masks import (
     POSTPROCESS,
-    MaskRule,
     PostProcess,
     evidence_of,
     logit_threshold,
     probability_of,
     with_mirror,
 )
-from bustseg.metrics import CONVENTIONS, EMPTY_MASK
+from bustseg.metrics import EMPTY_MASK
 from bustseg.models import FusionUNet
 from bustseg.presence import fit_presence
 from bustseg.progress import console, error_console
@@ -57,11 +54,8 @@ from bustseg.runs.card import model_card, read_run
 from bustseg.runs.checkpoint import load_task, trained_image_size
 from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.runs.scores import scores_of_test
-from bustseg.runs.tracker import one_line, tracking_uri
+from bustseg.runs.tracker import tracking_uri
 from bustseg.task import SegmentationTask
-
-OPSET = 18
-"""ONNX operator set: the first whose Resize has what bilinear upsampling needs; read by every runtime since 2023."""
 
 MAX_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.05, "int8": None}
 """Largest difference of probabilities that a precision may make; None where Dice decides alone.
@@ -71,12 +65,6 @@ The half-precision weights of ``bf16`` are compared in float32 arithmetic, so th
 
 MAX_DICE_DROP = 0.005
 """Loss of Dice on validation images that an export may cost: half a point."""
-
-FIRST_LAYERS = 3
-"""Convolutions in a row after the image that stay in float32 in an int8 model."""
-
-RESTORED_LAYERS, RANKING_IMAGES = 16, 24
-"""What the search for layers that do not bear int8 may take: layers put back into float32, images to rank them by."""
 
 
 class DeployedNetwork(nn.Module):
@@ -181,8 +169,8 @@ def export_model(
 
     Args:
         model: a checkpoint, as of :func:`bustseg.runs.resolve.resolve_checkpoint`
-        format: one of :data:`bustseg.deploy.formats.FORMATS`, or one that another package brings
-        precision: one of :data:`bustseg.deploy.exported.PRECISIONS`
+        format: ``onnx``, ``openvino``, or one that another package brings
+        precision: one that the format has
         out: folder to make
         root: where the run's data are, if not where the training found them
         images: folder of images to check and calibrate on instead
@@ -197,7 +185,6 @@ def export_model(
     limits = limits or Limits()
     _check_asked(format, precision)
     _check_place(out, overwrite)
-    _check_installed(format, precision)
     checkpoint = resolve_checkpoint(model)
     task = load_task(checkpoint)
     if threshold is not None:
@@ -230,11 +217,15 @@ def export_model(
 
 
 def _check_asked(format: str, precision: str) -> None:
-    precisions = PRECISIONS if format in FORMATS else find_format(format).precisions
+    precisions = find_format(format).precisions
     if precision not in precisions:
-        raise UserError(f"no format {format} with precision {precision}: it has {', '.join(precisions)}")
-    if format == "onnx" and precision == "bf16":
-        raise UserError("ONNX Runtime does not compute in bf16 on CPUs: use --format openvino, or --precision fp32")
+        others = [other.name for other in shipped_formats() if precision in other.precisions]
+        raise UserError(
+            f"no format {format} with precision {precision}: it has {', '.join(precisions)}, and {precision} is in "
+            f"{', '.join(others)}"
+        )
+    for package in not_installed(find_format(format), precision):
+        raise missing(package, "deploy")
 
 
 def _check_place(out: Path, overwrite: bool) -> None:
@@ -244,34 +235,6 @@ def _check_place(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} exists and is no exported model: name another folder with --out")
     if not overwrite:
         raise UserError(f"{out} holds an exported model: give --overwrite to replace it, or name another folder")
-
-
-def _check_installed(format: str, precision: str) -> None:
-    if format not in FORMATS:
-        return
-    try:
-        import onnx  # noqa: F401
-
-        if format == "onnx":
-            import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise missing(str(error.name), "deploy") from error
-    if format == "openvino":
-        openvino_core()
-    if precision == "int8" and format == "openvino":
-        _nncf()
-
-
-def _nncf() -> Any:
-    # it reports its use to a server unless it takes itself to be in a test
-    os.environ.setdefault("NNCF_CI", "1")
-    try:
-        with _quiet():
-            import nncf
-    except ImportError as error:
-        raise missing("nncf", "deploy") from error
-    nncf.set_log_level(logging.ERROR)
-    return nncf
 
 
 def write_network(
@@ -295,194 +258,10 @@ def write_network(
         reference: the task's logits of ``check.images``, for int8 that must not cost accuracy
         limits: what int8 may cost
     """
-    if format not in FORMATS:
-        with torch.no_grad():
-            return find_format(format).write(DeployedNetwork(task).eval(), size, precision, folder)
-    path = folder / "model.onnx"
-    write_onnx(task, size, path)
-    if format == "onnx":
-        if precision == "int8":
-            _quantise_onnx(path, check)
-        return path
-    import openvino
-
-    network = openvino_core().read_model(path)
-    if precision == "int8":
-        # int8 layers with a free batch crash OpenVINO on CPUs with AMX (openvino #37577)
-        network.reshape([1, 1, *size])
-        network = _quantise_openvino(network, check, reference, task.mask_rule, limits)
-        network.reshape([-1, 1, *size])
-    # 16 bits halve the file; float32 must stay what it is
-    openvino.save_model(network, folder / "model.xml", compress_to_fp16=precision == "bf16")
-    del network
-    path.unlink()
-    return folder / "model.xml"
-
-
-def write_onnx(task: SegmentationTask, size: tuple[int, int], path: Path) -> None:
-    """Write a task's network as ONNX: input ``image`` ``uint8`` (B, 1, h, w), output ``logits``, B being free.
-
-    torch has two exporters. The older takes a second where the newer takes fifteen and folds BatchNorm by itself, but
-    lacks a few operators; the newer is used where it fails.
-
-    Raises:
-        UserError: neither can write this network
-    """
     network = DeployedNetwork(task).eval()
-    example = torch.randint(0, 256, (2, 1, *size), dtype=torch.uint8)
-    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"], "opset_version": OPSET}
-    batch: dict[str, Any] = {"image": {0: "batch"}, "logits": {0: "batch"}}
-    with _quiet(), torch.no_grad():
-        try:
-            torch.onnx.export(network, (example,), str(path), **names, dynamic_axes=batch, dynamo=False)
-            return
-        except Exception as error:
-            first = error
-        try:
-            dynamic = {"image": {0: torch.export.Dim("batch", min=1, max=4096)}}
-            torch.onnx.export(
-                network, (example,), str(path), **names, dynamic_shapes=dynamic, dynamo=True, external_data=False
-            )
-        except ImportError as error:
-            raise missing(str(error.name), "deploy") from error
-        except Exception as error:
-            raise UserError(
-                f"torch cannot export {type(task.network).__name__} to ONNX: {one_line(error)} ({one_line(first)})"
-            ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings, log lines or progress of exporters: they describe their own insides."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            for library in ("torch", "onnx", "onnxscript", "onnxruntime", "nncf", "openvino"):
-                warnings.filterwarnings("ignore", module=rf"{library}\b")
-            # of what a tracer cannot follow, which the check of the exported file would find
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-            yield
-    finally:
-        logging.disable(level)
-
-
-def _quantisation(nncf: Any) -> dict[str, Any]:
-    # CPUs without VNNI add products of 8 bits in 16 bits, which overflow: weights of 7 bits cannot
-    fix = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
-    return {"preset": nncf.QuantizationPreset.MIXED, "advanced_parameters": fix}
-
-
-def _quantise_openvino(network: Any, check: CheckImages, reference: np.ndarray, rule: MaskRule, limits: Limits) -> Any:
-    """int8 weights and activations; layers that cost more Dice than ``limits`` allows stay as they are."""
-    nncf = _nncf()
-    assert check.calibration is not None
-    samples = nncf.Dataset([image[None, None] for image in check.calibration])
-    options = {**_quantisation(nncf), "subset_size": len(check.calibration)}
-    scope = nncf.IgnoredScope(
-        # the layers next to the image bear the least: their few channels have the widest ranges
-        names=_first_convolutions(network, FIRST_LAYERS),
-        # with one thread, OpenVINO 2026.4 multiplies the small int8 matrices of channel attention wrongly
-        types=["MatMul"],
-        validate=False,
-    )
-    with _quiet():
-        quantised = nncf.quantize(network.clone(), samples, ignored_scope=scope, **options)
-    masks = check.masks
-    if masks is None:
-        return quantised
-    before = _dice(reference, masks, rule)
-    if _largest_drop(before, _dice(_compiled_logits(quantised, check.images), masks, rule)) <= limits.dice_drop:
-        return quantised
-    console.print(
-        "int8 costs too much Dice: looking for the layers that must stay in float32 (minutes, up to "
-        f"{RESTORED_LAYERS} layers)",
-        highlight=False,
-    )
-    decisive = _decisive(before)
-
-    def validate(compiled: Any, samples: Any) -> tuple[float, None]:
-        images, wanted = zip(*samples, strict=True)
-        logits = np.concatenate([compiled(image[None, None])[0][:, 0] for image in images])
-        found = _dice(logits, np.stack(wanted), rule)
-        # a subset may lack one kind of image
-        return min(found[name] for name in decisive if name in found), None
-
-    with _quiet():
-        return nncf.quantize_with_accuracy_control(
-            network,
-            calibration_dataset=samples,
-            validation_dataset=nncf.Dataset(list(zip(check.images, masks, strict=True))),
-            validation_fn=validate,
-            max_drop=limits.dice_drop,
-            preset=options["preset"],
-            subset_size=options["subset_size"],
-            ignored_scope=scope,
-            advanced_quantization_parameters=options["advanced_parameters"],
-            # layers are compared on few images, and a network that needs more of them in float32 is none for int8
-            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
-                max_num_iterations=RESTORED_LAYERS, ranking_subset_size=RANKING_IMAGES
-            ),
-        )
-
-
-def _first_convolutions(network: Any, layers: int) -> list[str]:
-    """Names of the convolutions that have fewer than ``layers`` others between them and the image."""
-    depth: dict[str, int] = {}
-    found = []
-    for operation in network.get_ordered_ops():
-        before = max((depth[source.get_node().get_friendly_name()] for source in operation.input_values()), default=0)
-        convolution = operation.get_type_name() in ("Convolution", "GroupConvolution")
-        depth[operation.get_friendly_name()] = before + convolution
-        if convolution and before < layers:
-            found.append(operation.get_friendly_name())
-    return found
-
-
-def _compiled_logits(network: Any, images: np.ndarray) -> np.ndarray:
-    compiled = openvino_core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return np.concatenate([compiled(image[None, None])[0][:, 0] for image in images])
-
-
-def _quantise_onnx(path: Path, check: CheckImages) -> None:
-    """int8 by ONNX Runtime's own static quantisation; weights have 7 bits, as in :func:`_quantisation`."""
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, images: np.ndarray) -> None:
-            self._images = iter(images)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self._images, None)
-            return None if image is None else {"image": image[None, None]}
-
-    assert check.calibration is not None
-    prepared = path.with_name("prepared.onnx")
-    with _quiet():
-        quant_pre_process(path, prepared, skip_symbolic_shape=True)
-        quantization.quantize_static(
-            prepared,
-            path,
-            Images(check.calibration),
-            per_channel=True,
-            reduce_range=True,
-            op_types_to_quantize=["Conv"],
-        )
-    prepared.unlink()
-
-
-def _dice(logits: np.ndarray, masks: np.ndarray, rule: MaskRule) -> dict[str, float]:
-    return dice_by_convention(overlap(logits, masks, rule), CONVENTIONS)
-
-
-def _decisive(dice: Mapping[str, float]) -> list[str]:
-    """The conventions that a drop is judged by, of those that the masks define."""
-    return [name for name in ("lesion", "empty_one") if name in dice]
-
-
-def _largest_drop(before: Mapping[str, float], after: Mapping[str, float]) -> float:
-    return max(before[name] - after[name] for name in _decisive(before))
+    what = NetworkToWrite(network, size, precision, folder, check, reference, task.mask_rule, limits.dice_drop)
+    with torch.no_grad():
+        return find_format(format).write(what)
 
 
 def _check(exported: ExportedModel, reference: np.ndarray, check: CheckImages, limits: Limits) -> dict[str, Any]:
@@ -510,15 +289,15 @@ def _check(exported: ExportedModel, reference: np.ndarray, check: CheckImages, l
     before: dict[str, float] = {}
     drop: dict[str, float] = {}
     if check.masks is not None:
-        before, after = (_dice(values, check.masks, rule) for values in (reference, logits))
+        before, after = (dice_of(values, check.masks, rule) for values in (reference, logits))
         drop = {name: before[name] - after[name] for name in before}
-        if _largest_drop(before, after) > limits.dice_drop:
-            name = max(_decisive(before), key=lambda one: drop[one])
+        if largest_drop(before, after) > limits.dice_drop:
+            name = max(decisive(before), key=lambda one: drop[one])
             raise UserError(
                 f"the export costs {100 * drop[name]:.2f} points of Dice ({name}, {check.origin}) and may cost "
                 f"{100 * limits.dice_drop:g}: nothing was written; --max_dice_drop allows more"
             )
-    agreement = _dice(logits, np.stack([rule.mask(plane) for plane in reference]), rule)
+    agreement = dice_of(logits, np.stack([rule.mask(plane) for plane in reference]), rule)
     return {
         "images": check.origin,
         "data_digest": check.data_digest,
@@ -535,9 +314,8 @@ def _check(exported: ExportedModel, reference: np.ndarray, check: CheckImages, l
 
 
 def _in_float32(exported: ExportedModel) -> Backend:
-    from bustseg.deploy.backends import OpenVINOBackend
-
-    return OpenVINOBackend(exported.path, "f32")
+    """What computes the files of a bf16 model in float32."""
+    return exported_backend(replace(exported, metadata={**exported.metadata, "precision": "fp32"}))
 
 
 def _runtime_logits(backend: Backend, images: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bustseg.deploy.formats import FORMATS, NAME, find_format
+from bustseg.deploy.formats import NAME, find_format
 from bustseg.errors import UserError
 from bustseg.masks import POSTPROCESS, MaskRule, PostProcess
 
@@ -127,11 +127,10 @@ class ExportedModel:
             raise UserError(
                 f"{folder / METADATA} cannot be used ({place:.100}: {first['msg']:.200}): export the model again"
             ) from error
-        if metadata.format not in FORMATS:
-            try:
-                find_format(metadata.format)
-            except UserError as error:
-                raise UserError(f"{folder} cannot be used here: {error}") from error
+        try:
+            find_format(metadata.format)
+        except UserError as error:
+            raise UserError(f"{folder} cannot be used here: {error}") from error
         for name in metadata.needed():
             if name not in metadata.files:
                 raise UserError(f"{folder / METADATA} gives no checksum of {name}: export the model again")

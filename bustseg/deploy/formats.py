@@ -1,15 +1,16 @@
-"""Formats that a network can be exported to beside those that ship, and what a computed network is to all of them.
+"""Formats that a network can be exported to, and what a computed network is to all of them.
 
-A package adds its own by :func:`register_format`, or by an entry point of the group ``bustseg.export_formats`` that
-names a format or a sequence of formats. An exported folder only names its format: what computes it comes from what is
-installed here, never from the folder.
+``onnx`` and ``openvino`` ship. A package adds its own by :func:`register_format`, or by an entry point of the group
+``bustseg.export_formats`` that names a format or a sequence of formats. An exported folder only names its format: what
+computes it comes from what is installed here, never from the folder.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from bustseg.deploy.check import CheckImages
+    from bustseg.deploy.exported import ExportedModel
+    from bustseg.masks import MaskRule
+
 ENTRY_POINTS = "bustseg.export_formats"
 """Group of entry points under which an installed package offers formats."""
 
-FORMATS = ("onnx", "openvino")
-"""Formats that ship."""
+_SHIPPED = {"onnx": "bustseg.deploy.onnx_format", "openvino": "bustseg.deploy.openvino_format"}
+"""Modules of the formats that ship, imported when they are used; each has its format under the name ``FORMAT``."""
 
 NAME = re.compile(r"[a-z0-9_]{1,50}")
 """What a format may be called: it stands in metadata and on command lines."""
@@ -46,22 +51,52 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True)
+class NetworkToWrite:
+    """What a format is given to write.
+
+    Attributes:
+        network: grey images ``uint8`` (B, 1, h, w) to logits ``float32`` (B, 1, h, w), in evaluation mode
+        size: (h, w)
+        precision: one of the format's
+        folder: where the files go; nothing else is in it
+        check: images that the written network will be compared on, and those to calibrate int8 with
+        reference: the network's logits of ``check.images``, ``float32`` (N, h, w); of precisions other than int8 they
+            may be missing
+        rule: makes masks of logits
+        max_dice_drop: what the precision may cost on ``check``'s masks
+    """
+
+    network: nn.Module
+    size: tuple[int, int]
+    precision: str
+    folder: Path
+    check: CheckImages
+    reference: np.ndarray
+    rule: MaskRule
+    max_dice_drop: float
+
+
+@dataclass(frozen=True)
 class ExportFormat:
-    """A format of somebody else's.
+    """A format that a network can be exported to.
 
     Attributes:
         name: of small letters, digits and underscores
-        write: writes a network into a folder and returns the file that a runtime opens; takes the network (grey images
-            ``uint8`` (B, 1, h, w) to logits ``float32`` (B, 1, h, w), in evaluation mode), (h, w), the precision and
-            the folder
-        open: makes what computes such a file, of the file and the number of threads for one image
+        write: writes a network into a folder and returns the file that a runtime opens
+        open: makes what computes an exported model, with a number of threads for one image
+        open_without_mirror: the same without the pass over the mirror image; None where that is a part of the file
+        runtime: what `bustseg bench` calls the runtime; the name of the format when empty
         precisions: those that it can be asked for, of ``fp32``, ``bf16`` and ``int8``
+        packages: names of the modules that writing and computing a precision need
     """
 
     name: str
-    write: Callable[[nn.Module, tuple[int, int], str, Path], Path]
-    open: Callable[[Path, int], Backend]
+    write: Callable[[NetworkToWrite], Path]
+    open: Callable[[ExportedModel, int], Backend]
+    open_without_mirror: Callable[[ExportedModel, int], Backend] | None = None
+    runtime: str = ""
     precisions: tuple[str, ...] = ("fp32",)
+    packages: Callable[[str], Sequence[str]] = lambda precision: ()
 
 
 _FORMATS: dict[str, ExportFormat] = {}
@@ -77,7 +112,7 @@ def register_format(*formats: ExportFormat) -> None:
         UserError: a name that cannot be one, or is that of a format that ships
     """
     for format in formats:
-        if format.name in FORMATS or not NAME.fullmatch(format.name):
+        if format.name in _SHIPPED or not NAME.fullmatch(format.name):
             raise UserError(f"a format cannot be called {format.name!r:.60}: take small letters, digits, underscores")
         _FORMATS[format.name] = format
 
@@ -88,18 +123,35 @@ def unregister_format(name: str) -> None:
 
 
 def find_format(name: str) -> ExportFormat:
-    """A format that does not ship, by its name.
+    """A format by its name.
 
     Raises:
         UserError: there is none of that name, or an installed package's entry point cannot be used
     """
+    if name in _SHIPPED:
+        return importlib.import_module(_SHIPPED[name]).FORMAT
     _register_installed()
     if name not in _FORMATS:
-        known = ", ".join((*FORMATS, *_FORMATS))
+        known = ", ".join((*_SHIPPED, *_FORMATS))
         raise UserError(
             f"no export format {name:.60}: there are {known}; others come with the package that brings them"
         )
     return _FORMATS[name]
+
+
+def shipped_formats() -> list[ExportFormat]:
+    """The formats that ship."""
+    return [find_format(name) for name in _SHIPPED]
+
+
+def not_installed(format: ExportFormat, precision: str) -> list[str]:
+    """Modules that a precision of a format needs and that are not installed."""
+    return [name for name in format.packages(precision) if importlib.util.find_spec(name) is None]
+
+
+def missing(package: str, extra: str) -> UserError:
+    """The error for a package of an extra that is not installed."""
+    return UserError(f"{package} is not installed: pip install 'bustseg[{extra}]'")
 
 
 @functools.cache

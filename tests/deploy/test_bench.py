@@ -26,7 +26,7 @@ def test_contestants_side_by_side(
 ) -> None:
     export_model("latest", "openvino", "bf16", tmp_path / "exported")
     found = importlib.util.find_spec
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
     code, out, error = bustseg(
         *("bench", trained_run.checkpoint, tmp_path / "exported", TINY, "--rounds", 2, "--batch", 1, 3),
         *("--backends", "eager", "onnxruntime", "openvino", "--precisions", "fp32"),

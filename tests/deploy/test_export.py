@@ -20,11 +20,13 @@ import torch
 from torch import nn
 
 from bustseg.box import boxed_model
-from bustseg.deploy import backends, check, export
-from bustseg.deploy.backends import OnnxRuntimeBackend, OpenVINOBackend, TorchBackend, exported_backend
+from bustseg.deploy import backends, check, export, onnx_format
+from bustseg.deploy.backends import TorchBackend, exported_backend
 from bustseg.deploy.check import check_images, largest_difference, logits_of
-from bustseg.deploy.export import DeployedNetwork, export_model, write_onnx
+from bustseg.deploy.export import DeployedNetwork, export_model
 from bustseg.deploy.exported import ExportedModel
+from bustseg.deploy.onnx_format import OnnxRuntimeBackend, write_onnx
+from bustseg.deploy.openvino_format import OpenVINOBackend
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
 from bustseg.models import FusionUNet
@@ -136,12 +138,12 @@ def test_int8_is_smaller_and_agrees(
 def test_nothing_is_written_when_the_answers_differ(
     bustseg: Bustseg, trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def corrupted(task: SegmentationTask, size: tuple[int, int], path: Path) -> None:
+    def corrupted(network: nn.Module, size: tuple[int, int], path: Path) -> None:
         with torch.no_grad():
-            task.network.decoder.head.bias += 3  # type: ignore[union-attr, operator]
-        write_onnx(task, size, path)
+            network.network.decoder.head.bias += 3  # type: ignore[union-attr, operator]
+        write_onnx(network, size, path)
 
-    monkeypatch.setattr(export, "write_onnx", corrupted)
+    monkeypatch.setattr(onnx_format, "write_onnx", corrupted)
     out = tmp_path / "place" / "exported"
     command = ("export", trained_run.checkpoint, "--format", "onnx", "--out", out)
     code, _, error = bustseg(*command)
@@ -171,7 +173,6 @@ def test_what_costs_dice_is_refused(
     exported = export_model("latest", "onnx", "fp32", tmp_path / "good")
     assert exported.metadata["checks"]["dice"]["float32"]["lesion"] == 1
     assert exported.metadata["checks"]["dice"]["drop"]["lesion"] < 0.005
-    monkeypatch.setattr(export, "OnnxRuntimeBackend", None, raising=False)
     monkeypatch.setattr(export, "exported_backend", lambda model: lambda images: -TorchBackend(task)(images))
     with pytest.raises(UserError, match=r"costs \d+\.\d+ points of Dice \(lesion, mine\)"):
         export_model("latest", "onnx", "fp32", tmp_path / "bad", limits=export.Limits(difference=2))
@@ -246,7 +247,7 @@ def test_a_place_that_is_taken_is_kept(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--format", "onnx", "--precision", "bf16"), "does not compute in bf16"),
+        (("--format", "onnx", "--precision", "bf16"), "it has fp32, int8, and bf16 is in openvino"),
         (("--images", "nowhere"), "no image or folder at nowhere"),
         (("--data.root", "nowhere"), "nowhere"),
     ],
@@ -360,7 +361,7 @@ def test_parity_of_network_families(name: str, flip: bool, tmp_path: Path) -> No
         assert np.allclose(task(batch.flip(-1)).flip(-1)[:, 0], expected, atol=1e-4) == flip, "mirrored as asked"
     assert expected.std() > 1e-4
     path = tmp_path / "model.onnx"
-    write_onnx(task, (64, 64), path)
+    write_onnx(DeployedNetwork(task).eval(), (64, 64), path)
     for backend in (OnnxRuntimeBackend(path), OpenVINOBackend(path, "f32")):
         logits = logits_of(backend, images)  # another batch than the one that was traced
         assert np.abs(logits - expected).max() < 0.1 * min(0.01, expected.std()), backend.name
@@ -382,7 +383,7 @@ def test_operators_that_the_older_exporter_lacks(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     task = SegmentationTask(NeedsTheNewerExporter()).eval()
     images = np.stack([scan(32, 32, n) for n in range(3)])
-    write_onnx(task, (32, 32), tmp_path / "model.onnx")
+    write_onnx(DeployedNetwork(task).eval(), (32, 32), tmp_path / "model.onnx")
     expected = logits_of(TorchBackend(task), images)
     assert np.allclose(logits_of(OnnxRuntimeBackend(tmp_path / "model.onnx"), images), expected, atol=1e-4)
 
@@ -395,7 +396,7 @@ class CannotBeExported(nn.Module):
 def test_a_network_that_cannot_be_exported(tmp_path: Path) -> None:
     task = SegmentationTask(CannotBeExported())
     with pytest.raises(UserError, match="torch cannot export CannotBeExported to ONNX"):
-        write_onnx(task, (32, 32), tmp_path / "model.onnx")
+        write_onnx(DeployedNetwork(task).eval(), (32, 32), tmp_path / "model.onnx")
 
 
 def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
@@ -415,7 +416,7 @@ def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_several_images_go_through_streams(tmp_path: Path) -> None:
     task = SegmentationTask(nn.Conv2d(3, 1, 3, padding=1)).eval()
-    write_onnx(task, (16, 16), tmp_path / "model.onnx")
+    write_onnx(DeployedNetwork(task).eval(), (16, 16), tmp_path / "model.onnx")
     images = np.stack([scan(16, 16, n) for n in range(7)])[:, None]
     expected = TorchBackend(task)(images)
     backend = OpenVINOBackend(tmp_path / "model.onnx", threads=2)

@@ -20,8 +20,10 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from bustseg.deploy.backends import OnnxRuntimeBackend, OpenVINOBackend, TorchBackend
-from bustseg.deploy.export import write_onnx
+from bustseg.deploy.backends import TorchBackend
+from bustseg.deploy.export import DeployedNetwork
+from bustseg.deploy.onnx_format import OnnxRuntimeBackend, write_onnx
+from bustseg.deploy.openvino_format import OpenVINOBackend
 from bustseg.runs.checkpoint import without_pretrained
 from bustseg.task import SegmentationTask
 from tests.conftest import CONFIGS
@@ -147,7 +149,7 @@ class TestNetwork:
         """As `bustseg export --precision fp32` asks: no probability moves by 1e-3, on either runtime."""
         pytest.importorskip("onnxruntime")
         path = tmp_path / "model.onnx"
-        write_onnx(task, (64, 64), path)
+        write_onnx(DeployedNetwork(task).eval(), (64, 64), path)
         images = batch()["image"].numpy()[[0, 1, 0]]
         expected = TorchBackend(task)(images)
         assert expected.std() > 0
