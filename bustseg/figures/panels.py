@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bustseg.disclaimer import RESEARCH
 from bustseg.figures.colours import PREDICTION, TRUTH
 from bustseg.figures.style import fitted
 
@@ -24,7 +25,7 @@ MOST_DRAWN = 2048
 """Pixels of an image's longer side that are drawn: a cell has about 300."""
 
 _TALLEST = 1.25  # height of a cell as a multiple of its width, at most
-_GAP, _LINE, _TOP = 0.08, 0.135, 0.3  # inches between cells, per line of a title, and above all
+_GAP, _LINE, _TOP, _FOOT = 0.08, 0.135, 0.3, 0.12  # inches between cells, per line of a title, above and below all
 _BAR_LENGTHS = (1, 2, 5, 10, 20, 50)  # mm
 
 
@@ -161,7 +162,7 @@ def picture_grid(
     heading = _LINE * lines + 0.1
     right = 0.75 if bar else 0.0
     width = columns * (cell + _GAP) + _GAP + right
-    total = sum(heights) + len(heights) * (heading + _GAP) + _TOP
+    total = sum(heights) + len(heights) * (heading + _GAP) + _TOP + _FOOT
     figure = Figure(figsize=(width, total))
     grid = np.empty((len(heights), columns), dtype=object)
     top = total - _TOP
@@ -174,6 +175,8 @@ def picture_grid(
             grid[row, column] = axes
         top -= _GAP
     figure.text(0.5, 1 - 0.07 / total, fitted(title, width, 9), fontsize=9, ha="center", va="top")
+    notice = fitted(RESEARCH, width - 2 * _GAP, 6)
+    figure.text(_GAP / width, 0.04 / total, notice, fontsize=6, color="#707070", ha="left", va="bottom")
     return figure, grid
 
 

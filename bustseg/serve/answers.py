@@ -116,7 +116,7 @@ class Model(Notice):
     calibrated: bool
     temperature: float | None
     training_images: dict[str, Any]
-    explainable: bool = Field(description="Grad-CAM can be had (of checkpoints, not of exported models)")
+    explanation: str = Field(description="method of the heat map: Grad-CAM, or Occlusion for exported models")
     corrections: bool = Field(description="corrections are saved")
 
 

@@ -246,7 +246,7 @@ def add_pictures(app: FastAPI, answers: Answers) -> None:
 
     @app.get("/uploads/{id}/{frame}/heat", tags=["page"], response_class=Response, responses={**_GONE, **_PNG})
     async def heat(id: UploadId, frame: FrameNumber) -> Response:
-        """Grad-CAM as PNG of the network's size; checkpoints only."""
+        """Where the prediction rests, as PNG: Grad-CAM, or for exported models, in seconds, occlusion."""
         content = await answers.in_time(service.run(service.heat, answers.upload(id, frame).items[frame]))
         return Response(content, media_type="image/png")
 

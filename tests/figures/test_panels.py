@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bustseg.data.sources import Sample
+from bustseg.disclaimer import RESEARCH
 from bustseg.figures.heat import Case, cases_figure, details_figure
 from bustseg.figures.panels import Picture, draw_picture, picture_grid, sheet, title_lines
 from bustseg.figures.style import DPI, fitted, save
@@ -118,6 +119,11 @@ def test_titles_neither_meet_nor_leave_the_sheet() -> None:
     assert overlapping(figure) == []
     assert fitted("short", 2) == "short"
     assert title_lines(f"short\n{long}").split("\n")[1].endswith("…")
+
+
+def test_every_sheet_says_that_it_is_research() -> None:
+    figure, _ = picture_grid([1.0], 1, "title")
+    assert RESEARCH in [text.get_text() for text in figure.texts]
 
 
 def test_rows_are_as_high_as_their_images() -> None:

@@ -426,8 +426,13 @@ def test_with_a_token_the_page_takes_it_from_its_address(page: Any, start: Start
     until(page, "document.documentElement.dataset.ready")
 
 
-def test_grad_cam_of_a_checkpoint(page: Any, start: Start, trained_run: Any) -> None:
-    visit(page, start(model=Predictor(trained_run.checkpoint)), ("a.png", as_png(scene())))
+@pytest.mark.parametrize("method", ["Grad-CAM", "Occlusion"])
+def test_the_heat_map_of_a_checkpoint_and_of_an_exported_model(
+    page: Any, start: Start, trained_run: Any, method: str
+) -> None:
+    running = start(model=Predictor(trained_run.checkpoint)) if method == "Grad-CAM" else start()
+    visit(page, running, ("a.png", as_png(scene())))
+    assert page.inner_text("#heat-name") == method
     plain = page.locator("#canvas").screenshot()
     page.click("#heat")
     until(page, "document.querySelector('#busy').textContent === ''")

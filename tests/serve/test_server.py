@@ -414,8 +414,12 @@ def test_the_network_answers_the_page_and_keeps_its_files_for_a_while(client: Te
     size = int(answer.headers["x-height"]), int(answer.headers["x-width"])
     logits = np.frombuffer(answer.content, "<f4").reshape(size)
     assert np.array_equal(logits, predictor.logits([predictor.prepare(image)])[0, 0])
-    heat = client.get(f"{where}/0/heat")
-    assert (heat.status_code, "checkpoint" in heat.json()["error"]) == (422, True)
+    assert client.get("/model").json()["explanation"] == "Occlusion"
+    heat = np.asarray(Image.open(io.BytesIO(client.get(f"{where}/0/heat").content)))
+    inside = predictor.prepare(image) < 100  # the dark square is the lesion
+    assert heat.shape == size
+    assert heat.max() == 255
+    assert heat[inside].mean() > 3 * heat[~inside].mean(), "the outline rests on the lesion"
     assert client.get(f"{where}/1").status_code == 404
     folder = client.app.state.service.uploads.get(made.json()["id"]).folder  # type: ignore[attr-defined]
     assert folder.is_dir()

@@ -250,7 +250,7 @@ function show() {
   for (const id of ["save-mask", "save-overlay"]) $(id).disabled = false;
   $("save-seg").disabled = !entry.dicom;
   $("accept").disabled = $("reject").disabled = !model.corrections;
-  $("heat").disabled = !model.explainable;
+  $("heat").disabled = false;
   showValues();
   showEdits();
 }
@@ -749,7 +749,7 @@ async function start() {
     return;
   }
   $("model").textContent = `${model.name}, ${model.digest.slice(0, 12)}`;
-  $("heat-why").textContent = model.explainable ? "" : "(needs a checkpoint)";
+  $("heat-name").textContent = model.explanation;
   $("threshold").value = model.threshold;
   $("threshold-text").textContent = model.threshold.toFixed(2);
   const known = JSON.parse(sessionStorage.getItem(KNOWN) ?? "[]").map(({ id, name }) => newEntry(name, id));
