@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from bustseg.metrics.registry import charted
 from bustseg.runs.session import POSITION, Position
 from bustseg.runs.tracker import run_of
+from bustseg.runs.whole import remove_unfinished, whole
 
 
 def run_dir(trainer: Trainer) -> Path:
@@ -39,16 +40,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()  # so that a full disk shows as such, and not as an error of torch's archive writer
         torch.save(checkpoint, content)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with whole(target) as temporary, temporary.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class _RunCheckpoint(ModelCheckpoint):
@@ -59,8 +54,7 @@ class _RunCheckpoint(ModelCheckpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin of the user's own stays
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.is_global_zero:
-            for half in Path(self.dirpath).glob(".*.ckpt.*.tmp"):  # of a process that was killed while it wrote
-                half.unlink(missing_ok=True)
+            remove_unfinished(Path(self.dirpath))
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from bustseg.runs.entries import DATASETS, METRICS, MODEL, PARAMS, STATUS, TAGS
 from bustseg.runs.journal import Entry
+from bustseg.runs.whole import replacing
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Run
@@ -216,19 +216,6 @@ def dataset_inputs(datasets: Iterable[tuple[Mapping[str, str], str]]) -> list[Da
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     return [DatasetInput(Dataset(**fields), [InputTag(CONTEXT_TAG, context)]) for fields, context in datasets]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that takes the place of ``path`` once it is whole, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            yield file
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def flatten(config: Any, prefix: str = "") -> list[tuple[str, Any]]:

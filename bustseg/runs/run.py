@@ -20,6 +20,7 @@ from bustseg.runs.record import Record, same_value
 from bustseg.runs.sender import Sender, breaker_of
 from bustseg.runs.session import Position, Session, sessions_of
 from bustseg.runs.sinks import Sink
+from bustseg.runs.whole import whole
 
 Shown = Callable[[Path, str], None]
 """Told of every file that a run gets: the file, and its name within the run."""
@@ -136,13 +137,8 @@ class Run:
         target = self.files / folder / path.name
         if path.resolve() != target.resolve():
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            try:
+            with whole(target) as temporary:
                 shutil.copyfile(path, temporary)
-                temporary.replace(target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
         name = target.relative_to(self.files).as_posix()
         if self.upload:
             self._append(FILE, {"path": name, "folder": folder})

@@ -24,9 +24,10 @@ from bustseg.runs.entries import (
     TAGS,
 )
 from bustseg.runs.journal import Entry
-from bustseg.runs.record import Record, dataset_inputs, replacing
+from bustseg.runs.record import Record, dataset_inputs
 from bustseg.runs.store import Store, one_line
 from bustseg.runs.view import prepare_view
+from bustseg.runs.whole import replacing
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

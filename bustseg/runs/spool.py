@@ -12,10 +12,12 @@ from filelock import FileLock, Timeout
 
 from bustseg.progress import error_console
 from bustseg.runs.entries import LOCAL
+from bustseg.runs.making import end_half_made
 from bustseg.runs.sender import Breaker, breaker_of, send_all
 from bustseg.runs.session import POSITION, Position, Session, sessions_of
 from bustseg.runs.sinks import MlflowSink, RecordSink, RunGone, Sink
 from bustseg.runs.store import Store
+from bustseg.runs.whole import remove_unfinished
 
 LAST = Path("checkpoints") / "last.ckpt"
 
@@ -64,7 +66,9 @@ def settle(store: Store, quiet: bool = False) -> Settled:
             return None
         return MlflowSink(store, header["run_id"], files)
 
-    for folder in sorted(spool.iterdir()):
+    if not breaker_of(store.uri).remaining:
+        done.ended += _half_made(store)
+    for folder in sorted(path for path in spool.iterdir() if path.is_dir()):
         with contextlib.suppress(Timeout, OSError), FileLock(folder / "settle.lock", timeout=0, thread_local=False):
             _settle_run(folder, store, sink_of, done)
         with contextlib.suppress(OSError):  # only an empty folder goes
@@ -73,6 +77,15 @@ def settle(store: Store, quiet: bool = False) -> Settled:
     if not quiet:
         _say(done)
     return done
+
+
+def _half_made(store: Store) -> list[str]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return end_half_made(store)
+    except (MlflowException, OSError):  # a store that does not answer: the next command tries again
+        return []
 
 
 def _settle_run(folder: Path, store: Store, sink_of: Callable[[dict[str, Any]], Sink | None], done: Settled) -> None:
@@ -124,6 +137,7 @@ def _send(sessions: list[Session], sink: Sink, breaker: Breaker, run_id: str, do
 
 def _end(session: Session, files: Path) -> bool:
     """Close the session of a dead process; returns whether the run ended with it."""
+    remove_unfinished(files, session.header["owner"].get("pid"))
     held = list(session.held())
     position = _checkpoint_position(files / LAST) if held and session.resumable else None
     if position is not None and position["session"] == session.name and position["seq"] > session.committed:

@@ -126,8 +126,13 @@ def of_databricks(uri: str) -> bool:
 
 @contextmanager
 def connected(path: Path, write: bool) -> Iterator[sqlite3.Connection]:
-    """A connection to a database file without MLflow, closed at the end."""
-    mode = "rw" if write else "ro"
+    """A connection to a database file without MLflow, closed at the end.
+
+    Who only reads asks for writing, too, where that is allowed: what a process that was killed has left in sqlite's
+    journal must be rolled back before anything can be read.
+    """
+    may_write = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    mode = "rw" if write or may_write else "ro"
     connection = sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=5, isolation_level=None)
     try:
         yield connection

@@ -19,6 +19,7 @@ from bustseg.progress import error_console
 from bustseg.redact import redact_nested
 from bustseg.runs.entries import LOCAL
 from bustseg.runs.lookup import local_run, local_runs
+from bustseg.runs.making import MAKING_TAG, noted
 from bustseg.runs.opening import open_store, was_opened
 from bustseg.runs.params import parameters
 from bustseg.runs.record import NAME_TAG, NOTE_TAG, Record, flatten
@@ -287,23 +288,29 @@ class Tracker(RunLogger, MLFlowLogger):
     def _begin(self) -> Run:
         if self._away:
             return self._begin_away()
-        known = self._run_id is not None
+        if self._run_id is not None:
+            return self._go_on()
+        with noted(self.store) as note:
+            self.tags = {**(self.tags or {}), MAKING_TAG: note}
+            run = self._go_on(made=True)
+            run.begin()
+        return run
+
+    def _go_on(self, made: bool = False) -> Run:
+        """The run of the store, which is ``made`` first where it is a new one."""
         with explained(self.store):
-            if not known:
+            if made:
                 self._check_experiment()
             # MLFlowLogger makes the run; its property is what does
             client = MLFlowLogger.experiment.fget(self)  # type: ignore[attr-defined]
             found = client.get_run(self._run_id)
             record = Record.from_run(found)
-            if known:  # the card needs the scores of the best epoch, and MLflow gives the last ones
+            if not made:  # the card needs the scores of the best epoch, and MLflow gives the last ones
                 for name in [name for name in record.history if name.startswith("val/")]:
                     points = client.get_metric_history(self._run_id, name)
                     record.history[name] = [(point.step, point.value, point.timestamp) for point in points]
         record.experiment = self._experiment_name
-        run = self._run_in(record, self.store.artifact_folder(found))
-        if not known:
-            run.begin()
-        return run
+        return self._run_in(record, self.store.artifact_folder(found))
 
     def _begin_away(self) -> Run:
         """Begin a run, or go on with one, while the store that this process has used before is away."""

@@ -72,8 +72,8 @@ def half_a_line(text: bytes, nth: int) -> None:
     os.pwrite = half
 
 
-def half_a_checkpoint() -> None:
-    """Kill this process in the middle of the second ``last.ckpt``."""
+def half_a_checkpoint(nth: int) -> None:
+    """Kill this process in the middle of the nth ``last.ckpt``."""
     from bustseg.callbacks.checkpoints import AtomicCheckpointIO
 
     save, count = AtomicCheckpointIO.save_checkpoint, 0
@@ -81,7 +81,7 @@ def half_a_checkpoint() -> None:
     def half(self: Any, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         nonlocal count
         count += is_last(self, checkpoint, path)
-        if is_last(self, checkpoint, path) and count == 2:
+        if is_last(self, checkpoint, path) and count == nth:
             Path.replace = lambda *args: die()  # the whole temporary file is there, and never gets its name
         save(self, checkpoint, path, storage_options)
 
@@ -99,13 +99,15 @@ def steps() -> dict[str, harness.Patch]:
     from bustseg.runs.sinks import MlflowSink
 
     return {
+        "while the run is made": lambda: kill_at(Session, "begin"),
         "after the run was made": lambda: kill_at(Run, "log_params", after=True),
         "in the first epoch": lambda: kill_at(LastCheckpoint, "on_train_epoch_end"),
         "after a validation": lambda: kill_at(Session, "append", 2, after=True, match=of_kind("metrics")),
         "before an epoch's metrics": lambda: kill_at(LastCheckpoint, "on_train_epoch_end", 2),
         "in an epoch's metrics": lambda: half_a_line(b'"train/loss"', 2),
         "before a checkpoint": lambda: kill_at(AtomicCheckpointIO, "save_checkpoint", 2, match=is_last),
-        "in a checkpoint": half_a_checkpoint,
+        "in the first checkpoint": lambda: half_a_checkpoint(1),
+        "in a checkpoint": lambda: half_a_checkpoint(2),
         "after a checkpoint": lambda: kill_at(AtomicCheckpointIO, "save_checkpoint", 2, after=True, match=is_last),
         "in the note of a checkpoint": lambda: half_a_line(b'"commit"', 2),
         "after the note of a checkpoint": lambda: kill_at(Session, "append", 2, after=True, match=of_kind("commit")),

@@ -278,12 +278,12 @@ def test_a_command_of_several_runs_goes_on_without_its_server(
 ) -> None:
     experiment = f"{verb}-{outage}".replace(" ", "-")
     options = ["--tracking.experiment", experiment, "--trainer.max_epochs", "1", *world.options[2:]]
-    if verb == "cv":
-        options = [*options, "--config", str(harness.TINY), "--data.split", "kfold", "--folds", "2"]
+    if verb == "cv":  # of a config and options beside it the later wins
+        options = ["--config", str(harness.TINY), *options, "--data.split", "kfold", "--folds", "2"]
         options += ["--explain.enabled", "false"]
     else:
         (world.folder / "two.yaml").write_text(SWEEP.format(config=harness.TINY))
-        options += ["--config", "two.yaml"]
+        options = ["--config", "two.yaml", *options]
 
     def fail() -> None:
         from bustseg.callbacks import LastCheckpoint

@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,6 +186,26 @@ def test_a_newer_database_is_refused_and_not_called_old(database: Path) -> None:
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("no database at all " * 100)
     assert "no database of MLflow" in refusal(f"sqlite:///{tmp_path / 'notes.db'}")
+
+
+KILLED_WRITER = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 2")  # pages go to the disk before the transaction ends
+connection.execute("BEGIN")
+numbers = "WITH RECURSIVE n(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM n LIMIT 20000) SELECT value FROM n"
+connection.execute(f"CREATE TABLE half AS {numbers}")
+os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_what_a_killed_process_was_writing_is_rolled_back(database: Path, write: bool) -> None:
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, database], check=False)
+    assert database.with_name(f"{database.name}-journal").stat().st_size, "sqlite's journal is there"
+    open_store(f"sqlite:///{database}", write)
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)
 
 
 def test_a_locked_database_is_refused_and_a_reader_let_in(database: Path) -> None:
