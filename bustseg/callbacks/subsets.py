@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,8 @@ from torch import Tensor
 from bustseg.data.datamodule import Batch, UltrasoundDataModule
 from bustseg.progress import console, track
 from bustseg.runs.checkpoint import read_checkpoint
+from bustseg.runs.record import Point
+from bustseg.runs.tracker import run_of
 from bustseg.task import SegmentationTask
 
 
@@ -55,8 +59,15 @@ def log_subset(trainer: Trainer, subset: str, metrics: dict[str, float]) -> None
         trainer.lightning_module.log_dict(values, rank_zero_only=False)
     elif trainer.is_global_zero:
         epoch = weights_epoch(trainer)
+        history = {} if (run := run_of(trainer)) is None else run.record.history
+        new = {name: value for name, value in values.items() if not _is_known(history.get(name, []), epoch, value)}
         for logger in trainer.loggers:
-            logger.log_metrics({**values, "epoch": epoch}, step=epoch)
+            logger.log_metrics({**new, "epoch": epoch}, step=epoch)
+
+
+def _is_known(points: Iterable[Point], epoch: int, value: float) -> bool:
+    """Whether the training has measured this already; the order of sums moves the last digits."""
+    return any(step == epoch and math.isclose(known, value, rel_tol=1e-5) for step, known, _ in points)
 
 
 def weights_epoch(trainer: Trainer) -> int:

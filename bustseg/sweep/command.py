@@ -14,6 +14,7 @@ from bustseg.experiment import defaults, put
 from bustseg.presets import find_config
 from bustseg.progress import console, error_console, labelled
 from bustseg.runs.opening import open_store
+from bustseg.runs.spool import settle
 from bustseg.runs.store import explained, tracking_uri
 from bustseg.runs.tracker import Tracker, child_runs, newest_run, runs_logger
 from bustseg.sweep import result
@@ -168,11 +169,16 @@ def _described(plan: Plan) -> dict[str, Any]:
 
 
 def _settle_runs(study: SharedStudy, parent: Tracker) -> None:
-    """Close the runs of trials whose worker died; a store that is away is no reason to stop."""
+    """Close the runs of trials whose worker died; a store that is away is no reason to stop.
+
+    What a run has not sent yet says itself what became of its trial, so that nothing is added to such a run.
+    """
     try:
         with study.lock(), explained(parent.store):
+            waiting = settle(parent.store, quiet=True).left
             client = parent.store.client()
-            settle_runs(client, child_runs(client, client.get_run(str(parent.run_id))), study.trials())
+            runs = child_runs(client, client.get_run(str(parent.run_id)))
+            settle_runs(client, [run for run in runs if run.info.run_id not in waiting], study.trials())
     except TrackingError as error:
         error_console.print(f"[yellow]warning:[/] {error}", highlight=False)
 
