@@ -84,7 +84,7 @@ def test_a_test_leaves_curves_tables_and_metrics(bustseg: Bustseg, phantoms: Pat
     assert scores_table["test/f1_paper"] == scores_table["test/dice_paper"] == pytest.approx(metrics["test/dice_paper"])
     assert scores_table["test/seconds"] >= scores_table["test/seconds_forward"] > 0
     assert len([name for name in metrics if name.startswith("test/")]) <= 32
-    # the pass over val repeats what the training's validation found in the epoch of the tested weights, and adds no point
+    # the pass over val repeats what the training found in the epoch of the tested weights, and adds no point
     epoch = torch.load(artifacts / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
     assert [value for step, value in history(run, "val/auc_pixel") if step == epoch] == pytest.approx(
         [scores["val"]["auc_pixel"]], abs=1e-6
