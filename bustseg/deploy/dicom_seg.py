@@ -64,8 +64,7 @@ def segmentation(source: Path, masks: Sequence[np.ndarray], model: str, settings
     """
     check()
     import highdicom
-    from highdicom.seg import SegmentationTypeValues, SegmentDescription
-    from pydicom.sr.codedict import codes
+    from highdicom.seg import SegmentationTypeValues
     from pydicom.uid import UltrasoundImageStorage, generate_uid
 
     logging.getLogger("highdicom").setLevel(logging.CRITICAL)
@@ -86,22 +85,11 @@ def segmentation(source: Path, masks: Sequence[np.ndarray], model: str, settings
             # with what is drawn: other files may have the same identifier
             return generate_uid(entropy_srcs=[str(data.SOPInstanceUID), drawn, model, settings, what])
 
-        lesion = SegmentDescription(
-            segment_number=1,
-            segment_label="Lesion",
-            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-            segmented_property_type=codes.SCT.Lesion,
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-                name="bustseg", family=codes.DCM.ArtificialIntelligence, version=f"{__version__} {model[:12]}"
-            ),
-            anatomic_regions=[codes.SCT.Breast],
-        )
         segment = highdicom.seg.Segmentation(
             source_images=[data],
             pixel_array=masks[0].astype(np.uint8),
             segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=[lesion],
+            segment_descriptions=[_lesion(model)],
             series_instance_uid=uid("series"),
             series_number=9000,
             sop_instance_uid=uid("instance"),
@@ -120,6 +108,25 @@ def segmentation(source: Path, masks: Sequence[np.ndarray], model: str, settings
         buffer = BytesIO()
         segment.save_as(buffer)
         return buffer.getvalue()
+
+
+def _lesion(model: str) -> Any:
+    """What the segment is, and what has found it, in the codes of the standard."""
+    import highdicom
+    from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
+    from pydicom.sr.codedict import codes
+
+    return SegmentDescription(
+        segment_number=1,
+        segment_label="Lesion",
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Lesion,
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name="bustseg", family=codes.DCM.ArtificialIntelligence, version=f"{__version__} {model[:12]}"
+        ),
+        anatomic_regions=[codes.SCT.Breast],
+    )
 
 
 def _mend(data: Any, spacing: tuple[float, float] | None) -> None:

@@ -144,11 +144,7 @@ class Corrections:
             label = "normal"
         with self._own, self._lock:
             self._refresh()
-            number = 1 + len(list((self.folder / "history" / name).glob("*_after.png")))
-            files = {}
-            for key, mask in (("before", before), ("after", after)):
-                files[key] = f"history/{name}/{number:04d}_{key}.png"
-                write_whole(self.folder / files[key], png(mask * np.uint8(255)))
+            files = self._keep_masks(name, before, after)
             record = {
                 "image": name,
                 "verdict": verdict,
@@ -170,14 +166,27 @@ class Corrections:
                 write_whole(self.folder / "masks" / f"{name}.png", png(after * np.uint8(255)))
                 write_whole(self.folder / "images" / f"{name}.png", png(image))
             self._write_labels(record)
-            line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-            self._mend_log()
-            with (self.folder / LOG).open("ab") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            self._append(record)
             self._refresh()
         return record
+
+    def _keep_masks(self, name: str, before: np.ndarray, after: np.ndarray) -> dict[str, str]:
+        """Write both masks into the image's history; their names in the folder."""
+        number = 1 + len(list((self.folder / "history" / name).glob("*_after.png")))
+        files = {}
+        for key, mask in (("before", before), ("after", after)):
+            files[key] = f"history/{name}/{number:04d}_{key}.png"
+            write_whole(self.folder / files[key], png(mask * np.uint8(255)))
+        return files
+
+    def _append(self, record: dict[str, Any]) -> None:
+        """Write a record at the end of the log, and see it onto the disk."""
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        self._mend_log()
+        with (self.folder / LOG).open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _mend_log(self) -> None:
         """End a line that a crash has torn off, so that the next one stands by itself."""
