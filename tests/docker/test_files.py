@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,56 @@ def test_images_are_pinned_and_run_as_a_user(path: Path) -> None:
     for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.M):
         for name in source.split():
             assert (REPOSITORY / name).exists(), name
+
+
+def arguments_of(text: str) -> dict[str, str]:
+    """Build arguments of a Dockerfile and their defaults."""
+    return dict(re.findall(r"^ARG (\w+)=(\S*)$", text, re.M))
+
+
+def test_the_extras_of_the_image_are_extras_of_the_package() -> None:
+    given = arguments_of((DOCKER / "Dockerfile").read_text())["EXTRAS"].split(",")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert set(given) <= set(project["optional-dependencies"])
+    assert {"server", "serve"} <= set(given), "a worker needs PostgreSQL's driver, and `bustseg serve` its own packages"
+    assert COMPOSE["x-bustseg"]["build"]["args"]["EXTRAS"] == f"${{EXTRAS:-{','.join(given)}}}"
+
+
+def test_the_wheel_of_the_image_finds_all_that_it_takes_in() -> None:
+    """hatchling leaves out a folder that is not there and says nothing: `bustseg configs` was empty in the image."""
+    text = (DOCKER / "Dockerfile").read_text()
+    stage = text.split("\nFROM ")[1]
+    before = stage[: stage.index("--force-reinstall")]
+    copied = {name for line in re.findall(r"^COPY (.+) \S+$", before, re.M) for name in line.split()}
+    wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert set(wheel["only-include"]) <= copied
+
+
+def test_every_build_argument_of_the_compose_files_is_one_of_the_dockerfile() -> None:
+    for service in [*SERVICES.values(), *CUDA["services"].values()]:
+        build = service.get("build", {})
+        if arguments := build.get("args"):
+            path = DOCKER.parent / build.get("dockerfile", "docker/Dockerfile")
+            assert set(arguments) <= set(arguments_of(path.read_text())), path.name
+
+
+def test_what_a_build_needs_of_its_surroundings_stays_out_of_the_image() -> None:
+    """An index's address may hold a password: as an argument of the first stage it is in no layer of the last."""
+    for name in ("Dockerfile", "Dockerfile.mlflow"):
+        first, *others = (DOCKER / name).read_text().split("\nFROM ")[1:]
+        for argument in ("PIP_INDEX_URL", "PIP_CERT"):
+            assert f"ARG {argument}=\n" in first
+            assert not any(argument in other for other in others)
+
+
+def test_the_script_that_tries_it_all_names_no_host_but_debians() -> None:
+    script = DOCKER / "try.sh"
+    run("bash", "-n", script)
+    text = script.read_text()
+    assert set(re.findall(r"https?://([^/:$\s\"]+)", text)) <= {"deb.debian.org", "127.0.0.1"}
+    assert "/work/" not in text
+    for step in re.search(r"steps=\(base ([^)]*)\)", text)[1].split():
+        assert re.search(rf"^{step}\(\) ", text, re.M), step
 
 
 def test_the_build_context_holds_no_data_and_no_secrets() -> None:
