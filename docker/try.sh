@@ -80,11 +80,10 @@ wait_for() {
     done
 }
 
-# stand_in SUITE TAG PACKAGES: Debian's packages under the name of the image that a Dockerfile or the compose file names
+# stand_in SUITE PACKAGES: Debian's packages as an image, to stand in for one that a Dockerfile or the compose file names
 stand_in() {
-    local suite=$1 tag=$2 packages=$3 root=$work/root-$1
-    docker image inspect "$tag" > /dev/null 2>&1 && return
-    say "stand-in for $tag"
+    local suite=$1 packages=$2 root=$work/root-$1
+    say "Debian $suite with $packages"
     rm -rf "$root"
     debootstrap --variant=minbase --include="ca-certificates,netbase,tzdata,$packages" "$suite" "$root" "$DEBIAN_MIRROR" > "$root.log"
     if [ -n "${CA_BUNDLE:-}" ]; then cp "$CA_BUNDLE" "$root/etc/ssl/certs/ca-certificates.crt"; fi
@@ -103,11 +102,11 @@ base() {
         return
     fi
     if ! docker image inspect "$python" > /dev/null 2>&1; then
-        stand_in bookworm "$python" python3,python3-venv,python-is-python3
+        stand_in bookworm python3,python3-venv,python-is-python3
         docker tag stand-in-bookworm:1 "$python"
     fi
     if ! docker image inspect "$postgres" > /dev/null 2>&1; then
-        stand_in trixie "$postgres" postgresql-17
+        stand_in trixie postgresql-17
         docker build --network none --tag "$postgres" --file - "$here" <<'DOCKERFILE'
 FROM stand-in-trixie:1
 ENV PATH=/usr/lib/postgresql/17/bin:/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 PGDATA=/var/lib/postgresql/data
