@@ -278,13 +278,14 @@ def main() -> None:
     lines = [
         "# The structure, before and after",
         "",
-        "How the package was straightened: a configuration is resolved once and travels as one object, each verb is",
-        "one file, and a layer imports only from those below it (`CONTRIBUTING.md` has their order).",
+        "This page compares the structure of the package before and after it was reorganised: a configuration is",
+        "resolved once and passed on as one object, each command is one file, and a layer imports only from those",
+        "below it (`CONTRIBUTING.md` lists the layers in order).",
         "",
         f"`python benchmarks/structure.py BEFORE AFTER --out docs/explanation/structure.md --times {known.times}`",
-        f"has made this page of the commits {names[0]} and {names[1]} with Python {platform.python_version()}",
+        f"generated this page from the commits {names[0]} and {names[1]} with Python {platform.python_version()}",
         f"on {os.cpu_count()} cores ({processor()}), with a load of {os.getloadavg()[0]:.0f} when it ended.",
-        f"Times are medians of {known.times} starts each, taken in turn, so that a busy moment meets both.",
+        f"Times are medians of {known.times} starts each, which alternate, so that other load affects both alike.",
         "",
         f"| | {names[0]} | {names[1]} |",
         "| --- | --- | --- |",
@@ -314,7 +315,7 @@ def main() -> None:
         cells = [f"{count} modules, {seconds:.2f} s" for count, seconds, _ in found]
         lines.append(f"| `{name}` | {' | '.join(cells)} | {found[1][2]} |")
     lines += ["", "## Private names of other libraries that are left", ""]
-    lines += ["`tests/test_private_parts.py` keeps this list, and says which of them an upgrade has taken away."]
+    lines += ["`tests/test_private_parts.py` contains this list, and reports names that an upgrade has removed."]
     lines += ["", "| part | used by | why |", "| --- | --- | --- |"]
     lines += [f"| `{part}` | `{used}` | {reason} |" for part, used, reason in reasons]
     known.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
