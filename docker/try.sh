@@ -7,14 +7,13 @@
 # Settings, all by environment:
 #   BASE            hub: base images are pulled as usual; debian: made here by debootstrap, which needs root, for a machine without
 #                   Docker Hub (default hub)
-#   DEBIAN_MIRROR   for BASE=debian (default http://deb.debian.org/debian)
+#   DEBIAN_MIRROR   for BASE=debian (default: debootstrap's own)
 #   CA_BUNDLE       for BASE=debian: file with certificate authorities that replaces the stand-ins' own, behind such a proxy
 #   BUILD_NETWORK   network of the builds, such as host (default: the engine's)
 #   TORCH_INDEX, PIP_INDEX_URL, PIP_CERT, EXTRAS, CPUS, MLFLOW_PORT   as in .env.example
 set -euo pipefail
 
 BASE=${BASE:-hub}
-DEBIAN_MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 export TORCH_INDEX=${TORCH_INDEX:-} CPUS=${CPUS:-1} MLFLOW_PORT=${MLFLOW_PORT:-5055}
 here=$(cd "$(dirname "$0")" && pwd)
 work=${TRY_FOLDER:-${TMPDIR:-/tmp}/bustseg-try}
@@ -59,7 +58,7 @@ fail() {
     exit 1
 }
 
-# mlflow EXPRESSION: prints a Python expression of `client`, evaluated in the server's container
+# ask EXPRESSION: prints a Python expression of `client`, evaluated in the server's container
 ask() {
     compose exec -T mlflow python -W ignore -c "
 from mlflow import MlflowClient
@@ -85,7 +84,7 @@ stand_in() {
     local suite=$1 packages=$2 root=$work/root-$1
     say "Debian $suite with $packages"
     rm -rf "$root"
-    debootstrap --variant=minbase --include="ca-certificates,netbase,tzdata,$packages" "$suite" "$root" "$DEBIAN_MIRROR" > "$root.log"
+    debootstrap --variant=minbase --include="ca-certificates,netbase,tzdata,$packages" "$suite" "$root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} > "$root.log"
     if [ -n "${CA_BUNDLE:-}" ]; then cp "$CA_BUNDLE" "$root/etc/ssl/certs/ca-certificates.crt"; fi
     tar -C "$root" --exclude='./proc/*' --exclude='./sys/*' --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' -c . \
         | docker import - "stand-in-$suite:1"

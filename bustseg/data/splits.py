@@ -105,13 +105,13 @@ def kfold(
     totals = _label_counts(layout.samples)
     equal = {label: _portion(count, np.full(folds, 1 / folds)) for label, count in totals.items()}
     tested = layout.assign(equal, np.random.default_rng(seed))
+
+    def validating(label: str, count: int) -> int:
+        return min(max(round(0.1 * totals[label]), 1 if count > 1 else 0), count)
+
     frames = []
     for fold in range(folds):
         own = tested == fold
-
-        def validating(label: str, count: int) -> int:
-            return min(max(round(0.1 * totals[label]), 1 if count > 1 else 0), count)
-
         frames.append(_tested(layout, own, ~own, validating, np.random.default_rng([seed, fold])).assign(fold=fold))
     return pd.concat(frames, ignore_index=True)
 

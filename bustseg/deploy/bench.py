@@ -164,7 +164,7 @@ def _groups(
                 if of_file and precision not in of_file.precisions:
                     continue
                 contestant = Contestant(model, (height, width), backend, precision)
-                jobs.append((contestant, _job(contestant, task, checkpoint, check, folder)))
+                jobs.append((contestant, _job(contestant, of_file, task, checkpoint, check, folder)))
         measured = check if trained and check.masks is not None else None
         groups.append(_Group(jobs, measured, files, task.mask_rule))
     return groups
@@ -213,10 +213,14 @@ def _format_of(backend: str) -> ExportFormat | None:
 
 
 def _job(
-    contestant: Contestant, task: SegmentationTask, checkpoint: Path, check: CheckImages, folder: Path
+    contestant: Contestant,
+    format: ExportFormat | None,
+    task: SegmentationTask,
+    checkpoint: Path,
+    check: CheckImages,
+    folder: Path,
 ) -> dict[str, Any] | None:
     """What a contestant's process needs; None (and the reason in its ``problem``) where it cannot be."""
-    format = _format_of(contestant.backend)
     if format is None:
         return {"backend": contestant.backend, "model": str(checkpoint)}
     if absent := not_installed(format, contestant.precision):

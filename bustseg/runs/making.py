@@ -47,23 +47,27 @@ def noted(store: Store) -> Iterator[str]:
 def end_half_made(store: Store) -> list[str]:
     """Mark runs as KILLED whose process was killed while it made them; returns their ids.
 
-    Notes of processes that live, or of which nothing is known, stay, as do those of another store.
-
-    Raises:
-        MlflowException: the store does not answer
+    Notes of processes that live, or of which nothing is known, stay, as do those of another store, or of one that does
+    not answer: the next command tries again.
     """
-    ended = []
-    for note in sorted((store.folder / "spool").glob(f"*{_ENDING}")):
-        content = _read(note)
-        if content is None or content["store"] != store.shown or not is_dead(content["owner"], locked=True):
-            continue
-        client = store.client()
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        for run in client.search_runs(experiments, f"tags.`{MAKING_TAG}` = '{note.stem}'"):
-            if run.info.status == "RUNNING" and not (store.folder / "spool" / run.info.run_id).is_dir():
-                client.set_terminated(run.info.run_id, "KILLED", run.info.start_time)
-                ended.append(run.info.run_id)
-        note.unlink(missing_ok=True)
+    notes = sorted((store.folder / "spool").glob(f"*{_ENDING}"))
+    if not notes:  # as nearly always, and MLflow takes long to import
+        return []
+    from mlflow.exceptions import MlflowException
+
+    ended: list[str] = []
+    with contextlib.suppress(MlflowException, OSError):
+        for note in notes:
+            content = _read(note)
+            if content is None or content["store"] != store.shown or not is_dead(content["owner"], locked=True):
+                continue
+            client = store.client()
+            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+            for run in client.search_runs(experiments, f"tags.`{MAKING_TAG}` = '{note.stem}'"):
+                if run.info.status == "RUNNING" and not (store.folder / "spool" / run.info.run_id).is_dir():
+                    client.set_terminated(run.info.run_id, "KILLED", run.info.start_time)
+                    ended.append(run.info.run_id)
+            note.unlink(missing_ok=True)
     return ended
 
 

@@ -67,7 +67,7 @@ def settle(store: Store, quiet: bool = False) -> Settled:
         return MlflowSink(store, header["run_id"], files)
 
     if not breaker_of(store.uri).remaining:
-        done.ended += _half_made(store)
+        done.ended += end_half_made(store)
     for folder in sorted(path for path in spool.iterdir() if path.is_dir()):
         with contextlib.suppress(Timeout, OSError), FileLock(folder / "settle.lock", timeout=0, thread_local=False):
             _settle_run(folder, store, sink_of, done)
@@ -77,15 +77,6 @@ def settle(store: Store, quiet: bool = False) -> Settled:
     if not quiet:
         _say(done)
     return done
-
-
-def _half_made(store: Store) -> list[str]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return end_half_made(store)
-    except (MlflowException, OSError):  # a store that does not answer: the next command tries again
-        return []
 
 
 def _settle_run(folder: Path, store: Store, sink_of: Callable[[dict[str, Any]], Sink | None], done: Settled) -> None:

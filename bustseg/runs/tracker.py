@@ -289,23 +289,24 @@ class Tracker(RunLogger, MLFlowLogger):
         if self._away:
             return self._begin_away()
         if self._run_id is not None:
-            return self._go_on()
+            return self._in_store()
         with noted(self.store) as note:
             self.tags = {**(self.tags or {}), MAKING_TAG: note}
-            run = self._go_on(made=True)
+            run = self._in_store()
             run.begin()
         return run
 
-    def _go_on(self, made: bool = False) -> Run:
-        """The run of the store, which is ``made`` first where it is a new one."""
+    def _in_store(self) -> Run:
+        """The store's run of this id, or a new one where there is no id yet."""
+        known = self._run_id is not None
         with explained(self.store):
-            if made:
+            if not known:
                 self._check_experiment()
             # MLFlowLogger makes the run; its property is what does
             client = MLFlowLogger.experiment.fget(self)  # type: ignore[attr-defined]
             found = client.get_run(self._run_id)
             record = Record.from_run(found)
-            if not made:  # the card needs the scores of the best epoch, and MLflow gives the last ones
+            if known:  # the card needs the scores of the best epoch, and MLflow gives the last ones
                 for name in [name for name in record.history if name.startswith("val/")]:
                     points = client.get_metric_history(self._run_id, name)
                     record.history[name] = [(point.step, point.value, point.timestamp) for point in points]

@@ -10,15 +10,10 @@ from pathlib import Path
 from typing import TextIO
 
 
-def unfinished(path: Path) -> Path:
-    """What a file is called while this process writes it, in the same folder."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """The file to write in place of ``path``; it takes its place at the end, or goes if that is not reached."""
-    temporary = unfinished(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         temporary.replace(path)

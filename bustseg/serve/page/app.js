@@ -247,10 +247,9 @@ function show() {
     $("frame-text").textContent = `${entry.frame + 1} of ${entry.frames}`;
     showStrip();
   }
-  for (const id of ["save-mask", "save-overlay"]) $(id).disabled = false;
+  for (const id of ["save-mask", "save-overlay", "heat"]) $(id).disabled = false;
   $("save-seg").disabled = !entry.dicom;
   $("accept").disabled = $("reject").disabled = !model.corrections;
-  $("heat").disabled = false;
   showValues();
   showEdits();
 }
