@@ -29,9 +29,10 @@ import pandas as pd
 from bustseg.data.sources import BUSI, Sample
 from bustseg.data.splits import make_split
 from bustseg.deploy.confidence import Calibration, fit_temperature, mask_confidence
-from bustseg.deploy.output import worth_of_a_look, write_whole
+from bustseg.deploy.output import worth_of_a_look
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
+from bustseg.whole import write_whole
 from studies.scores import dice
 
 ORDERS = ("worth", "random")

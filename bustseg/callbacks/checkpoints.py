@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from bustseg.metrics.registry import charted
 from bustseg.runs.session import POSITION, Position
 from bustseg.runs.tracker import run_of
-from bustseg.runs.whole import remove_unfinished, whole
+from bustseg.whole import remove_unfinished, write_whole
 
 
 def run_dir(trainer: Trainer) -> Path:
@@ -37,13 +37,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """See Lightning's ``CheckpointIO``."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()  # so that a full disk shows as such, and not as an error of torch's archive writer
         torch.save(checkpoint, content)
-        with whole(target) as temporary, temporary.open("wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(target, content.getbuffer(), sync=True)
 
 
 class _RunCheckpoint(ModelCheckpoint):

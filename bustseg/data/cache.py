@@ -25,6 +25,7 @@ from bustseg.data.mask_files import HALF
 from bustseg.data.sources import Sample
 from bustseg.errors import DataError
 from bustseg.progress import tell_once, track
+from bustseg.whole import write_whole
 
 CACHE_VERSION = 2
 """Raised when the decoding or resizing below changes, so that old caches are rebuilt."""
@@ -115,9 +116,7 @@ def cached_groups(
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{path.name}.lock"):
             if not path.is_file():
-                partial = path.with_suffix(".part")
-                partial.write_text(json.dumps(dict(duplicate_groups(samples, threshold))))
-                partial.replace(path)
+                write_whole(path, json.dumps(dict(duplicate_groups(samples, threshold))).encode())
     return json.loads(path.read_text())
 
 

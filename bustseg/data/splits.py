@@ -22,6 +22,7 @@ import pandas as pd
 from bustseg.data.duplicates import duplicate_groups, join
 from bustseg.data.sources import LABELS, Sample, natural_key, read_table
 from bustseg.errors import DataError
+from bustseg.whole import whole
 
 SUBSETS = ("train", "val", "test")
 SCHEMES = ("paper", "lesion", "grouped", "curated", "kfold", "left_out", "test_all")
@@ -317,9 +318,8 @@ def read_split(csv: Path, samples: Sequence[Sample], fold: int | None = None) ->
 def write_split(split: pd.DataFrame, csv: Path) -> str:
     """Write a split as CSV in canonical order, whole or not at all; returns its digest."""
     csv.parent.mkdir(parents=True, exist_ok=True)
-    partial = csv.with_name(csv.name + ".part")
-    _ordered(split).to_csv(partial, index=False, lineterminator="\n")
-    partial.replace(csv)
+    with whole(csv) as temporary:
+        _ordered(split).to_csv(temporary, index=False, lineterminator="\n")
     return split_digest(split)
 
 

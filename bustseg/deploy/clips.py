@@ -19,11 +19,11 @@ import numpy as np
 from bustseg.box import boxed_model
 from bustseg.data.clips import CLIP_SUFFIXES, Clip
 from bustseg.data.images import to_grey
-from bustseg.deploy.output import write_whole
 from bustseg.deploy.predict import Options, draw_words, overlay, predict
 from bustseg.disclaimer import NOTICE, WORDS
 from bustseg.errors import DataError, UserError
 from bustseg.progress import StreamProgress, console, error_console
+from bustseg.whole import write_whole
 
 if TYPE_CHECKING:
     from bustseg.deploy.prediction import Prediction

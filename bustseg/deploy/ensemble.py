@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from lightning import __version__ as lightning_version
 
-from bustseg.deploy.output import write_whole
 from bustseg.errors import UserError
 from bustseg.progress import console, error_console
 from bustseg.runs.checkpoint import read_checkpoint, rebuilt
 from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.task import RECORD
 from bustseg.training.preflight import try_size
+from bustseg.whole import write_whole
 
 SAME = ("mean", "std", "flip", "threshold", "postprocess")
 """Settings of the task that belong to all members together."""

@@ -15,10 +15,10 @@ from rich.table import Table
 from bustseg.box import boxed_model
 from bustseg.callbacks.explain import heat_scores, make_case
 from bustseg.data.cache import resize_image
-from bustseg.data.inputs import EXPLAINED, Inputs, LooseSamples, Names
+from bustseg.data.inputs import EXPLAINED, Inputs, Item, LooseSamples, Names
 from bustseg.data.sources import Sample
 from bustseg.deploy.exported import is_exported
-from bustseg.deploy.output import png, write_whole
+from bustseg.deploy.output import png
 from bustseg.deploy.predictor import Predictor
 from bustseg.disclaimer import NOTICE
 from bustseg.errors import DataError, UserError, disk_is_full
@@ -43,6 +43,7 @@ from bustseg.runs.checkpoint import load_task, read_checkpoint
 from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.training.preflight import try_size
+from bustseg.whole import write_whole
 
 _SHOWN_ERRORS = 5
 
@@ -149,22 +150,7 @@ def explain_images(
             sample = as_sample(item)
             name = names.take(sample.id, item.key)
             row: dict[str, Any] = {"name": name, "image": item.image, "label": sample.label, "method": explainer.method}
-            try:
-                item.check()
-                case, scores = _explain_one(explainer, sample, tolerance)
-                row |= scores
-                heat = np.round(case.heat[explainer.maps[0]] * 65535).astype(np.uint16)
-                write_whole(out / f"{name}_heat.png", png(heat))
-                if item.may_be_shown:
-                    save(details_figure([case], explainer.method), out / f"{name}_panel.png")
-                else:
-                    hidden += 1
-            except DataError as error:
-                row["error"] = str(error)
-            except OSError as error:  # such as a name that the file system does not take
-                if disk_is_full(error):
-                    raise
-                row["error"] = f"its files cannot be written: {error.strerror}"
+            hidden += not _write_one(explainer, item, sample, tolerance, out / name, row)
             rows.append(row)
             writer.writerow(row)
             file.flush()
@@ -268,6 +254,32 @@ def _shape(size: Any) -> tuple[int, int]:
             f"size {' '.join(map(str, values))} cannot be used: give one number or height and width, from 16"
         )
     return values[0], values[-1]
+
+
+def _write_one(
+    explainer: _Explainer, item: Item, sample: Sample, tolerance: float, path: Path, row: dict[str, Any]
+) -> bool:
+    """Explain an image, complete its ``row``, and write its heat and its panel under names that begin with ``path``.
+
+    Returns:
+        False where the panel was left out, because the image may show who the patient is
+    """
+    try:
+        item.check()
+        case, scores = _explain_one(explainer, sample, tolerance)
+        row |= scores
+        heat = np.round(case.heat[explainer.maps[0]] * 65535).astype(np.uint16)
+        write_whole(path.with_name(f"{path.name}_heat.png"), png(heat))
+        if not item.may_be_shown:
+            return False
+        save(details_figure([case], explainer.method), path.with_name(f"{path.name}_panel.png"))
+    except DataError as error:
+        row["error"] = str(error)
+    except OSError as error:  # such as a name that the file system does not take
+        if disk_is_full(error):
+            raise
+        row["error"] = f"its files cannot be written: {error.strerror}"
+    return True
 
 
 def _explain_one(explainer: _Explainer, sample: Sample, tolerance: float) -> tuple[Case, dict[str, Any]]:

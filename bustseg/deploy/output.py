@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from bustseg.data.inputs import TABLE, Names
 from bustseg.errors import UserError, disk_is_full
+from bustseg.whole import remove_unfinished, whole, write_whole
 
 HEAD = "predictions.json"
 
@@ -66,21 +67,6 @@ _IDENTITY = ("model", "threshold", "postprocess", "calibration", "training_image
 def worth_of_a_look(confidence: float) -> float:
     """What correcting an image can be expected to gain: Dice that its mask lacks, by its calibrated confidence."""
     return 1 - confidence
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there complete or not at all; folders are made."""
-    partial = path.with_name(f".{path.name[-200:]}.partial")
-    try:
-        try:
-            partial.write_bytes(content)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def png(image: np.ndarray) -> bytes:
@@ -194,8 +180,8 @@ class Output:
 
     def _repair(self) -> None:
         """Keep the rows whose mask is there, so that all others are done again; errors too may have been mended."""
-        partial = self.folder / f".{TABLE}.partial"
-        with partial.open("wb") as file:
+        remove_unfinished(self.folder)
+        with whole(self.folder / TABLE) as temporary, temporary.open("wb") as file:
             file.write(_line(list(COLUMNS)))
             for row in self._rows():
                 key = (row["image"], row["frame"])
@@ -206,7 +192,6 @@ class Output:
                 self.names.take(row["mask"].removeprefix("masks/").removesuffix(".png"), key)
                 self.done += 1
                 self.looked_at += row["look_at_this"] == "1"
-        os.replace(partial, self.folder / TABLE)
 
     def _write_head(self) -> None:
         content = json.dumps(self.head, indent=1, ensure_ascii=False, default=str).encode(errors="surrogateescape")

@@ -30,12 +30,13 @@ from bustseg.box import boxed_model
 from bustseg.data.inputs import Inputs, Item, all_frames
 from bustseg.data.sources import read_grey, to_grey
 from bustseg.deploy import dicom_seg as seg
-from bustseg.deploy.output import COLUMNS, GALLERY, ORDER, Output, png, write_whole
+from bustseg.deploy.output import COLUMNS, GALLERY, ORDER, Output, png
 from bustseg.disclaimer import NOTICE
 from bustseg.errors import DataError, UserError, disk_is_full
 from bustseg.figures.colours import PREDICTION
 from bustseg.figures.outlines import draw_outline
 from bustseg.progress import StreamProgress, console, error_console
+from bustseg.whole import write_whole
 
 if TYPE_CHECKING:
     from bustseg.deploy.prediction import Prediction

@@ -25,8 +25,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bustseg.deploy.output import write_whole
 from bustseg.errors import UserError, disk_is_full
+from bustseg.whole import remove_unfinished, write_whole
 
 FOLDERS = ("queue", "results", "done", "failed")
 
@@ -83,16 +83,9 @@ class Spool:
         if self.waiting >= self.limit:
             raise Full
         path = self.folder / "queue" / f"{id}.dcm"
-        partial = path.with_name(f".{id}.{os.getpid()}.partial")
         try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            _sync_folder(path.parent)
+            write_whole(path, content, sync=True)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             if disk_is_full(error):
                 raise Full from None
             raise
@@ -164,14 +157,4 @@ class Spool:
             if (self.folder / "done" / f"{id}.json").is_file():
                 self.source(id).unlink(missing_ok=True)
                 shutil.rmtree(self.folder / "results" / id, ignore_errors=True)
-        for partial in (self.folder / "queue").glob(".*.partial"):
-            partial.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name in a folder survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        remove_unfinished(self.folder)

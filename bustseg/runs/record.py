@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bustseg.runs.entries import DATASETS, METRICS, MODEL, PARAMS, STATUS, TAGS
 from bustseg.runs.journal import Entry
-from bustseg.runs.whole import replacing
+from bustseg.whole import replacing
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Run

@@ -20,7 +20,7 @@ from bustseg.runs.record import Record, same_value
 from bustseg.runs.sender import Sender, breaker_of
 from bustseg.runs.session import Position, Session, sessions_of
 from bustseg.runs.sinks import Sink
-from bustseg.runs.whole import whole
+from bustseg.whole import whole, write_whole
 
 Shown = Callable[[Path, str], None]
 """Told of every file that a run gets: the file, and its name within the run."""
@@ -155,8 +155,7 @@ class Run:
     def add_text(self, text: str, name: str) -> None:
         """Write a text into the run as the file ``name``, which may have folders before it."""
         target = self.files / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(redact(text), encoding="utf-8")
+        write_whole(target, redact(text).encode())
         self.add_file(target, "" if target.parent == self.files else str(target.parent.relative_to(self.files)))
 
     def log_model(self, checkpoint: Path, epoch: int) -> None:

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from bustseg.runs.entries import METRICS, STATUS
 from bustseg.runs.journal import Entry, Journal, Reader, parse_line
 from bustseg.runs.owner import is_dead, this_process
+from bustseg.whole import whole
 
 _SESSION, _HOLD, _COMMIT, _WITHHOLD, _CLOSED = "session", "hold", "commit", "withhold", "closed"
 _CONTROL = (_SESSION, _HOLD, _COMMIT, _WITHHOLD, _CLOSED)
@@ -218,10 +219,8 @@ class Session:
             self._sent = max(self._sent, seq)
             while self._ready and self._ready[0].seq <= seq:
                 self._ready.popleft()
-        temporary = self.path.with_suffix(".sent.tmp")
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), whole(self.path.with_suffix(".sent")) as temporary:
             temporary.write_text(str(self._sent))
-            temporary.replace(self.path.with_suffix(".sent"))
 
     def _read_sent(self) -> int:
         try:
@@ -253,9 +252,11 @@ class Session:
     def remove(self) -> None:
         """Delete a session of which nothing is needed any more, and the spool's folder with the last one."""
         self.release()
-        for suffix in (".sent", ".sent.tmp", ".lock", ".reserve", ".jsonl"):  # the journal last, which the others serve
+        others = [self.path.with_suffix(suffix) for suffix in (".sent", ".lock", ".reserve")]
+        others += self.path.parent.glob(f".{self.path.stem}.sent.*.tmp")
+        for path in (*others, self.path):  # the journal last, which the others serve
             with contextlib.suppress(OSError):
-                self.path.with_suffix(suffix).unlink()
+                path.unlink()
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()
 

@@ -27,7 +27,7 @@ from bustseg.runs.journal import Entry
 from bustseg.runs.record import Record, dataset_inputs
 from bustseg.runs.store import Store, one_line
 from bustseg.runs.view import prepare_view
-from bustseg.runs.whole import replacing
+from bustseg.whole import replacing
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -17,7 +17,7 @@ from bustseg.runs.sender import Breaker, breaker_of, send_all
 from bustseg.runs.session import POSITION, Position, Session, sessions_of
 from bustseg.runs.sinks import MlflowSink, RecordSink, RunGone, Sink
 from bustseg.runs.store import Store
-from bustseg.runs.whole import remove_unfinished
+from bustseg.whole import remove_unfinished
 
 LAST = Path("checkpoints") / "last.ckpt"
 

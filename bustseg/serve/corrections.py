@@ -31,9 +31,10 @@ from filelock import FileLock
 
 from bustseg import __version__
 from bustseg.data.images import read_grey
-from bustseg.deploy.output import png, write_whole
+from bustseg.deploy.output import png
 from bustseg.disclaimer import NOTICE
 from bustseg.errors import DataError, UserError
+from bustseg.whole import write_whole
 
 LABELS_FILE = "labels.csv"
 LOG = "corrections.jsonl"

@@ -142,7 +142,7 @@ def test_every_kind_of_image_in_one_run(model: Path, tmp_path: Path, bustseg: Bu
     assert len(row["model"]) == 12
     assert "not a medical device" in head["notice"]
     assert set(head["columns"]) == set(row)
-    assert not list(out.rglob("*.partial"))
+    assert not list(out.rglob("*.tmp"))
 
 
 def test_the_python_call_gives_what_the_command_writes(model: Path, tmp_path: Path, bustseg: Bustseg) -> None:

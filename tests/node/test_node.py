@@ -216,7 +216,7 @@ def test_the_spool_survives_whatever_is_cut_off(tmp_path: Path) -> None:
         spool.receive("1.2.4", b"third")
     with pytest.raises(UserError, match="another node"):
         Spool(tmp_path)
-    (tmp_path / "queue" / ".half.1.partial").write_bytes(b"ha")
+    (tmp_path / "queue" / ".half.1.tmp").write_bytes(b"ha")
     spool.keep_results(first, {"seg.dcm": b"result"}, {"area_px": 5})
     (tmp_path / "results" / second).mkdir()
     (tmp_path / "results" / second / "seg.dcm").write_bytes(b"half")

@@ -11,7 +11,6 @@ from bustseg.runs.making import MAKING_TAG, end_half_made, noted
 from bustseg.runs.opening import open_store
 from bustseg.runs.owner import this_process
 from bustseg.runs.store import Store, tracking_uri
-from bustseg.runs.whole import remove_unfinished, replacing
 
 GONE = {"pid": 2**22 + 1, "started": 0.0}
 """No process has this id."""
@@ -70,24 +69,3 @@ def test_a_note_of_another_store_or_without_a_whole_text_stays(store: Store) -> 
     (store.folder / "spool" / "b.making").write_text("{")
     assert end_half_made(store) == []
     assert {path.name for path in (store.folder / "spool").iterdir()} == {"a.making", "b.making"}
-
-
-def test_a_file_has_its_name_once_it_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "table.csv"
-    path.write_text("before")
-    with pytest.raises(TypeError), replacing(path) as file:
-        file.writelines(["after", None])  # type: ignore[list-item]
-    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("table.csv", "before")]
-
-
-def test_what_a_process_has_not_finished_goes_and_nothing_else(tmp_path: Path) -> None:
-    inner = tmp_path / "checkpoints"
-    inner.mkdir()
-    names = [".last.ckpt.12.tmp", ".last.ckpt.13.tmp", "last.ckpt", "my.12.tmp"]
-    for name in names:
-        (inner / name).touch()
-    remove_unfinished(tmp_path, 12)
-    assert {path.name for path in inner.iterdir()} == {".last.ckpt.13.tmp", "last.ckpt", "my.12.tmp"}
-    remove_unfinished(tmp_path)
-    assert {path.name for path in inner.iterdir()} == {"last.ckpt", "my.12.tmp"}
-    remove_unfinished(tmp_path / "nowhere")
