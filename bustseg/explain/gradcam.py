@@ -363,21 +363,6 @@ def heat_maps(
     rule = getattr(model, "mask_rule", MaskRule())
     if threshold is not None:
         rule = replace(rule, threshold=threshold)
-    finished: list[str] = []
-
-    def start_graph(name: str) -> Callable[..., Tensor]:
-        """Begin autograd at the first layer asked for: what is before it costs no more than in a prediction."""
-
-        def start(module: nn.Module, inputs: Any, output: Any) -> Tensor:
-            if not _is_map(output):
-                raise UserError(f"layer {name} gives no map (B, C, H, W): choose one that --list-layers shows")
-            if name not in finished:
-                finished.append(name)
-            with torch.enable_grad():
-                # a clone, because what follows may work in place, which autograd forbids on a leaf
-                return output if output.requires_grad else output.detach().requires_grad_().clone()
-
-        return start
 
     def as_float(maps: Tensor) -> Tensor:
         """NumPy knows no bfloat16; and a copy, since a module that works in place would change what is kept."""
@@ -385,30 +370,65 @@ def heat_maps(
         height, width = (min(size, _LARGEST_DECOMPOSED) for size in maps.shape[2:])
         return F.adaptive_avg_pool2d(maps, (height, width)) if method in _DECOMPOSITIONS else maps
 
+    recorded = _Recorded(names)
     with torch.inference_mode(False), torch.enable_grad(), _set_apart(model), ExitStack() as stack:
         batch = _as_input(model, images)
         for name, module in zip(names, modules, strict=True):
-            stack.callback(module.register_forward_hook(start_graph(name)).remove)
+            stack.callback(module.register_forward_hook(recorded.graph_from(name)).remove)
         cam = make(model, modules, reshape_transform=as_float)
         stack.callback(cam.activations_and_grads.release)
-        raw: list[np.ndarray] = []
-        weigh = cam.get_cam_image
-
-        def keep(*args: Any, **kwargs: Any) -> np.ndarray:
-            hooked = cam.activations_and_grads
-            if len(finished) < len(names) or (cam.uses_gradients and len(hooked.gradients) < len(names)):
-                raise UserError(f"no gradient reaches {' or '.join(names)}: it does not lead to the logits")
-            raw.append(np.asarray(weigh(*args, **kwargs)))
-            return raw[-1]
-
         # the library stretches each map to 0..1 from its minimum on, which would hide heat that is everywhere
-        cam.get_cam_image = keep
+        cam.get_cam_image = recorded.maps_of(cam)
         cam(batch, [_LesionLogit(rule, cam.uses_gradients, names) for _ in range(len(batch))])
         logits = cam.outputs.detach().float()
     # the library keeps maps in the order in which the layers finish
-    by_name = {name: as_heat(map, logits.shape[2:]) for name, map in zip(finished, raw, strict=True)}
+    by_name = {name: as_heat(map, logits.shape[2:]) for name, map in zip(recorded.finished, recorded.raw, strict=True)}
     mask = rule.masks(logits)[:, 0].cpu().numpy().astype(np.uint8)
     return Explanation({name: by_name[name] for name in names}, logits[:, 0].cpu().numpy(), mask)
+
+
+class _Recorded:
+    """What the layers give in one pass.
+
+    Args:
+        names: dotted names of the layers
+
+    Attributes:
+        finished: those that were reached, in this order
+        raw: map of each of them, (B, h, w)
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self.finished: list[str] = []
+        self.raw: list[np.ndarray] = []
+
+    def graph_from(self, name: str) -> Callable[..., Tensor]:
+        """A forward hook that begins autograd at the first layer: what is before it costs no more than a prediction."""
+
+        def start(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+            if not _is_map(output):
+                raise UserError(f"layer {name} gives no map (B, C, H, W): choose one that --list-layers shows")
+            if name not in self.finished:
+                self.finished.append(name)
+            with torch.enable_grad():
+                # a clone, because what follows may work in place, which autograd forbids on a leaf
+                return output if output.requires_grad else output.detach().requires_grad_().clone()
+
+        return start
+
+    def maps_of(self, cam: Any) -> Callable[..., np.ndarray]:
+        """The library's ``get_cam_image`` of a method, which keeps each map as well."""
+        weigh = cam.get_cam_image
+
+        def keep(*args: Any, **kwargs: Any) -> np.ndarray:
+            gradients = cam.activations_and_grads.gradients
+            if len(self.finished) < len(self._names) or (cam.uses_gradients and len(gradients) < len(self._names)):
+                raise UserError(f"no gradient reaches {' or '.join(self._names)}: it does not lead to the logits")
+            self.raw.append(np.asarray(weigh(*args, **kwargs)))
+            return self.raw[-1]
+
+        return keep
 
 
 def as_heat(raw: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -18,6 +18,10 @@ from bustseg.serve.command import TOKEN, address_of, listen
 from bustseg.serve.settings import Settings, is_loopback
 
 if TYPE_CHECKING:
+    import socket
+
+    import uvicorn
+
     from bustseg.live.stream import Live
 
 
@@ -60,7 +64,6 @@ def live(
         raise UserError(f"--smooth is {smooth}: give seconds from 0 to 60")
     check_threshold(threshold)
     token = os.environ.get(TOKEN) or (None if is_loopback(host) else secrets.token_urlsafe(24))
-    settings = Settings(host, port, token)
     from bustseg.live.stream import Frames, Live, predictors_of
 
     frames = Frames(device, repeat, pace)
@@ -68,26 +71,15 @@ def live(
     shown = Live(frames, predictors_of(model if model is not None else str(boxed_model()), threshold, mirror), smooth)
     server = None
     if listening is not None:
-        import uvicorn
-
-        from bustseg.live.app import create_app
-
-        app = create_app(shown, settings, "the model in the box" if model is None else Path(model).name)
-        # without a configuration of its own, which would close the log handlers of all libraries in the process
-        config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, server_header=False)
-        server = uvicorn.Server(config)
-        threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()
+        called = "the model in the box" if model is None else Path(model).name
+        server = _serve_page(shown, Settings(host, port, token), called, listening)
         where = address_of(host, listening.getsockname()[1], token)
         console.print(f"bustseg live: {where} (Ctrl-C ends it)", highlight=False)
     console.print(NOTICE, highlight=False)
     shown.start()
-    start = said = time.monotonic()
+    start = time.monotonic()
     try:
-        while not shown.shown.ended and (seconds is None or time.monotonic() - start < seconds):
-            time.sleep(0.1)
-            if time.monotonic() - said >= 1:
-                said = time.monotonic()
-                console.print(_line(shown), highlight=False)
+        _report(shown, seconds)
     finally:
         took = time.monotonic() - start
         shown.stop()
@@ -101,6 +93,30 @@ def live(
     if shown.error:
         raise UserError(shown.error)
     return 0
+
+
+def _serve_page(shown: Live, settings: Settings, called: str, listening: socket.socket) -> uvicorn.Server:
+    """Serve the page of the stream in a thread of its own, until ``should_exit`` of the returned server is set."""
+    import uvicorn
+
+    from bustseg.live.app import create_app
+
+    app = create_app(shown, settings, called)
+    # without a configuration of its own, which would close the log handlers of all libraries in the process
+    config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, server_header=False)
+    server = uvicorn.Server(config)
+    threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()
+    return server
+
+
+def _report(shown: Live, seconds: float | None) -> None:
+    """Print the frame rate once a second, until the frames end or ``seconds`` have passed."""
+    start = reported = time.monotonic()
+    while not shown.shown.ended and (seconds is None or time.monotonic() - start < seconds):
+        time.sleep(0.1)
+        if time.monotonic() - reported >= 1:
+            reported = time.monotonic()
+            console.print(_line(shown), highlight=False)
 
 
 def _line(shown: Live) -> str:
