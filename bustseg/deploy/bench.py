@@ -29,7 +29,7 @@ from bustseg.deploy.backends import TorchBackend, cores
 from bustseg.deploy.check import CheckImages, check_images, logits_of, overlap
 from bustseg.deploy.export import Limits, describe, package_versions, write_metadata, write_network
 from bustseg.deploy.exported import ExportedModel, is_exported
-from bustseg.deploy.formats import ExportFormat, find_format, not_installed, shipped_formats
+from bustseg.deploy.formats import ExportFormat, find_format, missing, not_installed, shipped_formats
 from bustseg.errors import DataError, UserError
 from bustseg.masks import MaskRule
 from bustseg.metrics import CONVENTIONS
@@ -224,7 +224,7 @@ def _job(
     if format is None:
         return {"backend": contestant.backend, "model": str(checkpoint)}
     if absent := not_installed(format, contestant.precision):
-        contestant.problem = f"not installed: {', '.join(absent)} (pip install 'bustseg[deploy]')"
+        contestant.problem = str(missing(absent, format.name))
         return None
     out = folder / f"{format.name}-{contestant.precision}-{contestant.size[0]}x{contestant.size[1]}"
     out.mkdir()

@@ -224,8 +224,8 @@ def _check_asked(format: str, precision: str) -> None:
             f"no format {format} with precision {precision}: it has {', '.join(precisions)}, and {precision} is in "
             f"{', '.join(others)}"
         )
-    for package in not_installed(find_format(format), precision):
-        raise missing(package, "deploy")
+    if absent := not_installed(find_format(format), precision):
+        raise missing(absent, format)
 
 
 def _check_place(out: Path, overwrite: bool) -> None:

@@ -149,9 +149,18 @@ def not_installed(format: ExportFormat, precision: str) -> list[str]:
     return [name for name in format.packages(precision) if importlib.util.find_spec(name) is None]
 
 
-def missing(package: str, extra: str) -> UserError:
-    """The error for a package of an extra that is not installed."""
-    return UserError(f"{package} is not installed: pip install 'bustseg[{extra}]'")
+def missing(packages: Sequence[str], format: str = "onnx") -> UserError:
+    """The error for packages that are not installed, with what to do.
+
+    Args:
+        packages: names of the modules
+        format: that needs them; bustseg's extra ``deploy`` has the packages of those that ship
+    """
+    if format in _SHIPPED:
+        remedy = "pip install 'bustseg[deploy]'"
+    else:
+        remedy = f"the format {format} needs {'them' if len(packages) > 1 else 'it'}: see the package that brings it"
+    return UserError(f"{' and '.join(packages)} {'are' if len(packages) > 1 else 'is'} not installed: {remedy}")
 
 
 @functools.cache

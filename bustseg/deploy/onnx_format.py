@@ -43,7 +43,7 @@ class OnnxRuntimeBackend:
         try:
             import onnxruntime
         except ImportError as error:
-            raise missing("onnxruntime", "deploy") from error
+            raise missing(["onnxruntime"]) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or cores()
         options.log_severity_level = 3  # errors only
@@ -90,7 +90,7 @@ def write_onnx(network: nn.Module, size: tuple[int, int], path: Path) -> None:
                 network, (example,), str(path), **names, dynamic_shapes=dynamic, dynamo=True, external_data=False
             )
         except ImportError as error:
-            raise missing(str(error.name), "deploy") from error
+            raise missing([str(error.name)]) from error
         except Exception as error:
             name = type(getattr(network, "network", network)).__name__
             raise UserError(f"torch cannot export {name} to ONNX: {one_line(error)} ({one_line(first)})") from error

@@ -137,7 +137,7 @@ def openvino_core() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise missing("openvino", "deploy") from error
+        raise missing(["openvino"]) from error
     return openvino.Core()
 
 
@@ -148,7 +148,7 @@ def _nncf() -> Any:
         with quiet_libraries():
             import nncf
     except ImportError as error:
-        raise missing("nncf", "deploy") from error
+        raise missing(["nncf"]) from error
     nncf.set_log_level(logging.ERROR)
     return nncf
 

@@ -43,7 +43,7 @@ def test_contestants_side_by_side(
     assert list(rows) == [*trained, ("exported", "openvino", "bf16"), *untrained]
     for key, row in rows.items():
         if key[1] == "onnxruntime":
-            assert row["problem"] == "not installed: onnxruntime (pip install 'bustseg[deploy]')"
+            assert row["problem"] == "onnxruntime is not installed: pip install 'bustseg[deploy]'"
             assert "network" not in row
             continue
         assert row["problem"] is None
@@ -68,7 +68,7 @@ def test_contestants_side_by_side(
     assert "pip install 'bustseg[deploy]'" in markdown
     assert len({line.count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
     assert "times" in out
-    assert "onnxruntime fp32: not installed" in out
+    assert "onnxruntime fp32: onnxruntime is not installed" in out
 
 
 def answer(*values: float) -> dict[str, Any]:

@@ -20,7 +20,15 @@ import torch
 from torch import nn
 
 from bustseg.box import boxed_model
-from bustseg.deploy import backends, check, export, onnx_format
+from bustseg.deploy import (
+    ExportFormat,
+    backends,
+    check,
+    export,
+    onnx_format,
+    register_format,
+    unregister_format,
+)
 from bustseg.deploy.backends import TorchBackend, exported_backend
 from bustseg.deploy.check import check_images, largest_difference, logits_of
 from bustseg.deploy.export import DeployedNetwork, export_model
@@ -274,6 +282,22 @@ def test_a_missing_package_is_named(
     if package in ("onnxruntime", "openvino"):
         with pytest.raises(UserError, match=f"{package} is not installed"):
             Predictor(exported / f"{format}-fp32")
+
+
+def test_what_a_format_from_outside_lacks_is_not_sought_in_our_extras(
+    bustseg: Bustseg, trained_run: TrainedRun
+) -> None:
+    packages = ("no_such", "nor_this")
+    register_format(
+        ExportFormat("theirs", lambda *args: Path(), lambda *args: None, packages=lambda precision: packages)
+    )
+    try:
+        code, _, error = bustseg("export", "latest", "--format", "theirs", "--out", "out")
+    finally:
+        unregister_format("theirs")
+    assert code == 2
+    assert "no_such and nor_this are not installed: the format theirs needs them: see the package" in error
+    assert "bustseg[" not in error
 
 
 def test_a_folder_that_was_changed_is_found_out(exported: Path, tmp_path: Path) -> None:
