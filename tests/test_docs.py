@@ -114,3 +114,13 @@ def test_commands_are_spelt_as_they_are(page: Path, monkeypatch: pytest.MonkeyPa
 def test_the_commands_of_the_first_page_are_found() -> None:
     verbs = [words[0] for words in documented(ROOT / "README.md")]
     assert verbs == ["predict", "data", "fit", "test", "reproduce", "sweep"]
+
+
+def test_every_config_that_ships_is_described() -> None:
+    page = (ROOT / "docs/reference/configuration.md").read_text()
+    described = re.findall(r"`(configs/[^`]*)`", page)
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        name = path.relative_to(ROOT).as_posix()
+        assert name in described or f"{path.parent.relative_to(ROOT).as_posix()}/" in described or "model_" in name, (
+            name
+        )
