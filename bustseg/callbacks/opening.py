@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,8 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bustseg.callbacks.record import device_name, network_tags
 from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.progress import console, done_waiting
+from bustseg.redact import redact
 from bustseg.runs.tracker import Tracker, runs_logger
 from bustseg.task import SegmentationTask
+
+UI = "BUSTSEG_UI"
+"""Environment variable: address at which a browser reaches the tracking server, where it differs from the store's."""
 
 _DIGITS = 12
 """Of a digest, enough to tell two data sets apart by eye; the run has all of it."""
@@ -48,8 +53,9 @@ def opening_lines(trainer: Trainer, task: LightningModule) -> Iterator[tuple[str
         yield "run", record.run_id
         yield "name", f"{record.name}, experiment {record.experiment}"
         if isinstance(logger, Tracker) and logger.uri.startswith("http") and not logger.begun_away:
-            page = f"#/experiments/{record.experiment_id}/runs/{record.run_id}"
-            yield "page", f"{logger.store.shown.rstrip('/')}/{page}"
+            # in a container the server may have a name that no browser outside knows
+            server = redact(os.environ.get(UI) or logger.uri).rstrip("/")
+            yield "page", f"{server}/#/experiments/{record.experiment_id}/runs/{record.run_id}"
     if isinstance(data, UltrasoundDataModule):
         counts = {subset: len(indices) for subset, indices in data.indices.items()}
         subsets = ", ".join(f"{count} {subset}" for subset, count in counts.items() if count)

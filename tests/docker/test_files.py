@@ -186,6 +186,8 @@ def test_volumes_data_and_entry_points() -> None:
         assert data["read_only"] is True
         assert service["shm_size"]
         assert service["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+        published = SERVICES["mlflow"]["ports"][0].removeprefix("127.0.0.1:").removesuffix(":5000")
+        assert service["environment"]["BUSTSEG_UI"] == f"http://localhost:{published}"
         assert service["profiles"], "starts only when asked for"
         (devices,) = CUDA["services"][name]["deploy"]["resources"]["reservations"]["devices"]
         assert devices["capabilities"] == ["gpu"]

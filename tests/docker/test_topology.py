@@ -145,13 +145,15 @@ def test_a_fit_and_a_test_through_the_server(
     client = mlflow.MlflowClient(server.uri)
     move_local_store(trained_run, client, databases, server.artifacts)
 
+    monkeypatch.setenv("BUSTSEG_UI", "http://somebody:secret@localhost:5001/")
     code, out, err = bustseg("fit", "--config", TINY, "--data.root", phantoms)
     assert code == 0, err
     assert "warning" not in err
     experiment = client.get_experiment_by_name("tiny")
     (run,) = (run for run in client.search_runs([experiment.experiment_id]) if run.info.run_id != trained_run.run_id)
     assert run.info.status == "FINISHED"
-    assert run.info.run_id in out
+    page = f"http://somebody:***@localhost:5001/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}"
+    assert f"page      {page}" in out
     assert local_path(run.info.artifact_uri) is None, "artifacts go through the server"
 
     # as another machine would: nothing of the run is left here
