@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -259,3 +260,19 @@ def _inner(value: Any) -> Iterator[Any] | None:
     if isinstance(value, Mapping):
         return (item for pair in value.items() for item in pair)
     return iter(value) if isinstance(value, list | tuple | set | frozenset) else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a finite number that a float can hold; JSON and YAML have others."""
+    return isinstance(value, int | float) and -sys.float_info.max <= value <= sys.float_info.max
+
+
+def as_mapping(settings: Any, name: str) -> dict[str, Any]:
+    """Settings that a model carries under ``name``; none where they are None.
+
+    Raises:
+        UserError: not a mapping from names
+    """
+    if settings is not None and not (isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)):
+        raise UserError(f"the model's {name} is {settings!r:.60}: it must map names to values")
+    return dict(settings or {})

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cv2
 import numpy as np
 
+from bustseg.bounds import as_mapping, is_number
 from bustseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,15 +71,18 @@ class PostProcess:
     min_peak_probability: float = 0.0
 
     def __post_init__(self) -> None:
+        # the settings may come from a file of somebody else: a text would be compared only with an image at hand
         for name in ("min_area_px_relative", "min_peak_probability"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{POSTPROCESS}.{name} is {getattr(self, name)}: it must lie from 0 to below 1")
+            value = getattr(self, name)
+            if not (is_number(value) and 0 <= value < 1):
+                raise UserError(f"{POSTPROCESS}.{name} is {value!r:.60}: it must lie from 0 to below 1")
         if self.keep not in KEEP:
-            raise UserError(f"{POSTPROCESS}.keep is {self.keep!r}: use {' or '.join(KEEP)}")
-        if self.max_confidence_gap is not None and not self.max_confidence_gap >= 0:
-            raise UserError(
-                f"{POSTPROCESS}.max_confidence_gap is {self.max_confidence_gap}: give 0 or more, or null for none"
-            )
+            raise UserError(f"{POSTPROCESS}.keep is {self.keep!r:.60}: use {' or '.join(KEEP)}")
+        if not isinstance(self.fill_holes, bool):
+            raise UserError(f"{POSTPROCESS}.fill_holes is {self.fill_holes!r:.60}: use true or false")
+        gap = self.max_confidence_gap
+        if gap is not None and not (is_number(gap) and gap >= 0):
+            raise UserError(f"{POSTPROCESS}.max_confidence_gap is {gap!r:.60}: give 0 or more, or null for none")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> PostProcess:
@@ -87,7 +91,7 @@ class PostProcess:
         Raises:
             UserError: a setting that this version does not know would be ignored silently
         """
-        settings = dict(settings or {})
+        settings = as_mapping(settings, POSTPROCESS)
         if unknown := settings.keys() - {field.name for field in fields(cls)}:
             raise UserError(
                 f"the model asks for {POSTPROCESS} {', '.join(sorted(unknown))}, which this version does not know"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
+from bustseg.bounds import is_number
 from bustseg.errors import UserError
 
 _PREFIX = "presence_"
@@ -44,8 +45,10 @@ class Presence:
 
     def __post_init__(self) -> None:
         numbers = (self.scale, self.offset, self.lesions, self.normals)
-        if not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers) or self.scale < 0:
-            raise UserError(f"the calibration of presence is {numbers}: scale (0 or more), offset and two counts")
+        if not all(map(is_number, numbers)) or self.scale < 0:
+            raise UserError(
+                f"the calibration of presence is {numbers!r:.200}: scale (0 or more), offset and two counts"
+            )
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Presence | None:

@@ -12,13 +12,23 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bustseg import bounds
-from bustseg.bounds import LimitError, check_archive, check_pixels, check_regular, check_values, read_yaml, room_for
+from bustseg.bounds import (
+    LimitError,
+    check_archive,
+    check_pixels,
+    check_regular,
+    check_values,
+    is_number,
+    read_yaml,
+    room_for,
+)
 from bustseg.data import dicom
 from bustseg.data.images import count_pages, image_size, read_native
 from bustseg.data.inputs import Inputs
@@ -353,3 +363,13 @@ def test_a_table_of_a_million_columns(tmp_path: Path, mark: str, place: str) -> 
     with pytest.raises(LimitError, match="1,000,000 columns, and a table at most 2,000"):
         read_table(tmp_path / "a.csv", "the table")
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("value", [0, -3, 0.5, 1e308, True])
+def test_a_number_is_what_a_float_holds(value: Any) -> None:
+    assert is_number(value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400, "1", None, [1]])
+def test_other_values_are_no_numbers(value: Any) -> None:
+    assert not is_number(value)

@@ -143,9 +143,17 @@ def test_settings_travel_as_plain_types_and_unknown_ones_are_refused() -> None:
         {"max_confidence_gap": -1},
         {"min_peak_probability": 1},
         {"min_peak_probability": -0.1},
+        {"min_peak_probability": "0.8"},
+        {"min_area_px_relative": None},
+        {"max_confidence_gap": "2"},
+        {"fill_holes": "no"},
+        {"keep": ["all"]},
+        ["all"],
+        {1: 2},
+        "largest",
     ):
         with pytest.raises(UserError, match="postprocess"):
-            PostProcess.from_dict(bad)
+            PostProcess.from_dict(bad)  # type: ignore[arg-type]
 
 
 def test_the_threshold_is_compared_as_a_logit() -> None:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from scipy import optimize
 
+from bustseg.bounds import as_mapping, is_number
 from bustseg.errors import UserError
 from bustseg.masks import inside_bounds, logit_of
 from bustseg.presence import Presence
@@ -54,8 +55,8 @@ class Calibration:
     presence: Presence | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.temperature, int | float) and 0 < self.temperature < float("inf")):
-            raise UserError(f"{CALIBRATION}.temperature is {self.temperature!r}: it must be a positive number")
+        if not (is_number(self.temperature) and self.temperature > 0):
+            raise UserError(f"{CALIBRATION}.temperature is {self.temperature!r:.60}: it must be a positive number")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> Calibration | None:
@@ -64,6 +65,7 @@ class Calibration:
         Raises:
             UserError: a calibration that this version does not know
         """
+        settings = as_mapping(settings, CALIBRATION)
         if not settings:
             return None
         if "temperature" not in settings:
@@ -160,11 +162,20 @@ class ImageRange:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> ImageRange:
-        """Range of a model's record; what it does not name is not limited, but for blank images."""
-        given = dict(settings or {})
+        """Range of a model's record; what it does not name is not limited, but for blank images.
+
+        Raises:
+            UserError: a range that this version does not know, or no pair of numbers
+        """
+        given = as_mapping(settings, TRAINING_IMAGES)
         if unknown := given.keys() - {"mean", "contrast"}:
             raise UserError(f"the model's {TRAINING_IMAGES} has {', '.join(unknown)}: only mean and contrast are known")
-        return cls(**{key: (float(low), float(high)) for key, (low, high) in given.items()})
+        ranges: dict[str, tuple[float, float]] = {}
+        for key, pair in given.items():
+            if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(map(is_number, pair))):
+                raise UserError(f"the model's {TRAINING_IMAGES}.{key} is {pair!r:.60}: it must be two numbers")
+            ranges[key] = (float(pair[0]), float(pair[1]))
+        return cls(**ranges)
 
     def to_dict(self) -> dict[str, Any]:
         """The range as plain types."""

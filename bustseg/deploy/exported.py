@@ -127,8 +127,10 @@ class ExportedModel:
             raise UserError(
                 f"{folder / METADATA} cannot be used ({place:.100}: {first['msg']:.200}): export the model again"
             ) from error
+        model = cls(folder, content)
         try:
             find_format(metadata.format)
+            _ = model.mask_rule
         except UserError as error:
             raise UserError(f"{folder} cannot be used here: {error}") from error
         for name in metadata.needed():
@@ -136,7 +138,7 @@ class ExportedModel:
                 raise UserError(f"{folder / METADATA} gives no checksum of {name}: export the model again")
         for name, expected in metadata.files.items():
             _check_file(folder, name, expected)
-        return cls(folder, content)
+        return model
 
     @property
     def path(self) -> Path:

@@ -74,9 +74,9 @@ def test_without_a_calibration_there_is_no_confidence() -> None:
     # logit(0.9) is ln 9, half of it ln 3: p = 3 / 4 everywhere, so 2 * 0.75 / 1.75
     assert found.confidence == pytest.approx(1.5 / 1.75, abs=1e-6)
     assert np.allclose(found.probability, probability, atol=1e-6), "what the network gave is kept"
-    for bad in ({"temperature": 0}, {"temperature": float("nan")}, {"temperature": "1"}, {"isotonic": []}):
+    for bad in ({"temperature": 0}, {"temperature": float("nan")}, {"temperature": "1"}, {"isotonic": []}, [1], {1: 2}):
         with pytest.raises(UserError, match="calibration"):
-            Calibration.from_dict(bad)
+            Calibration.from_dict(bad)  # type: ignore[arg-type]
     assert Calibration.from_dict(None) is None
     assert Calibration.from_dict(Calibration(1.5).to_dict()) == Calibration(1.5)
 
@@ -140,6 +140,9 @@ def test_an_image_unlike_the_training() -> None:
         image_range([])
     with pytest.raises(UserError, match="only mean and contrast"):
         ImageRange.from_dict({"entropy": [0, 1]})
+    for bad in ({"mean": 3}, {"mean": [1, 2, 3]}, {"contrast": ["low", "high"]}, {"mean": None}, [1], "mean"):
+        with pytest.raises(UserError, match="training_images"):
+            ImageRange.from_dict(bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.4, 3.0])
