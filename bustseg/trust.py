@@ -19,15 +19,16 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from bustseg.errors import UserError
 from bustseg.redact import redact
@@ -218,13 +219,36 @@ def own_store(uri: str | None, origin: str | Path) -> str | None:
         return uri
     if (own := os.environ.get("MLFLOW_TRACKING_URI")) is not None and redact(own) == redact(uri):
         return own
-    place = urlsplit(uri)
-    if place.scheme in ("file", "sqlite") or place.hostname in ("localhost", "127.0.0.1", "::1"):
+    if _stays_here(uri):
         return uri
     raise TrustError(
         f"{origin} sends its runs to {redact(uri)}: give --tracking.uri {redact(uri)} if you want that, or "
         "--tracking.uri sqlite:///mlruns/mlflow.db to keep them here"
     )
+
+
+def _stays_here(uri: str) -> bool:
+    """Whether a store, with the files of its runs, is on this machine and nowhere else."""
+    place = urlsplit(uri)
+    if place.scheme == "sqlite":
+        return not _files_elsewhere(Path(uri.removeprefix("sqlite:///")))
+    if place.scheme == "file":
+        return True
+    # the query of a database's address may name another host, and Databricks' host is the name of a profile
+    server = place.scheme.partition("+")[0] in ("http", "https", "postgresql", "mysql", "mssql")
+    return server and place.hostname in ("localhost", "127.0.0.1", "::1") and not place.query
+
+
+def _files_elsewhere(database: Path) -> bool:
+    """Whether a local database, which may have come with the checkpoint, sends the files of runs to another machine."""
+    if not database.is_file():
+        return False
+    places: list[str] = []
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as opened:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            with suppress(sqlite3.Error):  # no store of MLflow's, or one that is told to be unusable when it is opened
+                places += [str(row[0]) for row in opened.execute(f"SELECT DISTINCT {column} FROM {table}")]
+    return any(urlsplit(place).scheme not in ("", "file") for place in places if place != "None")
 
 
 def taken_out(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -523,22 +547,27 @@ _ACTIONS = frozenset(
 
 @contextmanager
 def building(origin: str | Path) -> Iterator[None]:
-    """Stop what is built from a stored configuration from acting on this machine or the network.
+    """Stop what is built from a stored configuration from acting on this machine or the network, or filling its memory.
 
     Not a sandbox for code of an attacker's own, which does not get this far: a net under the constructors of known
     packages, some of which fetch or unpickle what their arguments name. Code that the user has named or trusts may do
     as it likes.
 
     Args:
-        origin: file or run that the configuration came from, for messages
+        origin: file or run that the configuration came from, for messages; a file's size tells how large its network is
 
     Raises:
         TrustError: a constructor did such a thing
     """
+    from bustseg.network_bounds import TooLarge, bounded_tensors  # torch is not needed by whoever only parses
+
     _audit()
     token = _building.set(str(origin))
     try:
-        yield
+        with bounded_tensors(origin):
+            yield
+    except TooLarge as too_large:
+        raise TrustError(str(too_large)) from None
     except _Refused as refused:
         raise TrustError(str(refused)) from None
     finally:

@@ -10,7 +10,9 @@ import copy
 import importlib
 import os
 import pickle
+import resource
 import shutil
+import sqlite3
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -507,7 +509,18 @@ def test_pictures_go_to_the_users_own_store(monkeypatch: pytest.MonkeyPatch) -> 
     forgotten(monkeypatch)
     for uri in (None, "sqlite:///mlruns/mlflow.db", "http://127.0.0.1:5000", "https://localhost/mlflow"):
         assert own_store(uri, "x.ckpt") == uri
-    for uri in ("http://evil.example", "https://me:pw@evil.example/x", "postgresql://evil.example/db", "databricks"):
+    for uri in (
+        "http://evil.example",
+        "https://me:pw@evil.example/x",
+        "postgresql://evil.example/db",
+        "databricks",
+        "databricks://localhost",  # the name of a profile
+        # drivers let the query name the host
+        "postgresql://localhost/db?host=evil.example",
+        "postgresql+psycopg2://me@localhost/db?hostaddr=6.6.6.6",
+        "postgresql://localhost/db?service=evil",
+        "s3://localhost/x",
+    ):
         with pytest.raises(TrustError, match=r"--tracking\.uri sqlite") as refusal:
             own_store(uri, "x.ckpt")
         assert "pw" not in str(refusal.value)
@@ -515,6 +528,46 @@ def test_pictures_go_to_the_users_own_store(monkeypatch: pytest.MonkeyPatch) -> 
     assert own_store("postgresql://me:***@db.example/runs", "x.ckpt") == "postgresql://me:secret@db.example/runs"
     trust.allow_arguments(["--tracking.uri", "http://ours.example"])
     assert own_store("http://ours.example", "x.ckpt") == "http://ours.example"
+
+
+@pytest.mark.parametrize("table", ["experiments", "runs"])
+def test_a_database_that_sends_files_elsewhere_is_not_the_users_own(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten(monkeypatch)
+    path = tmp_path / "came_with_the_checkpoint.db"
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE experiments (artifact_location TEXT)")
+        database.execute("CREATE TABLE runs (artifact_uri TEXT)")
+        database.execute("INSERT INTO experiments VALUES ('file:///home/me/mlruns/artifacts')")
+        database.execute("INSERT INTO runs VALUES (NULL)")
+    assert own_store(f"sqlite:///{path}", "x.ckpt") == f"sqlite:///{path}"
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(f"INSERT INTO {table} VALUES ('ftp://evil.example/x')")
+    with pytest.raises(TrustError, match=r"--tracking\.uri sqlite"):
+        own_store(f"sqlite:///{path}", "x.ckpt")
+
+
+GIANTS = {
+    "wide": of("torch.nn.Linear", in_features=100_000, out_features=100_000),
+    "many channels": of("torch.nn.Conv2d", in_channels=3, out_channels=10**6, kernel_size=100),
+    "deep": of(
+        "segmentation_models_pytorch.Unet",
+        encoder_name="resnet18",
+        encoder_weights=None,
+        decoder_channels=[30_000, 30_000, 3000, 30, 30],
+    ),
+    "many small ones": of("torch.nn.LSTM", input_size=1, hidden_size=1, num_layers=10**7),
+}
+
+
+@pytest.mark.parametrize("network", GIANTS.values(), ids=GIANTS)
+def test_a_network_far_larger_than_its_weights_is_not_built(lure: Callable[..., Path], network: dict[str, Any]) -> None:
+    evil = lure("model", {"network": network})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TrustError, match="far more than its weights do"):
+        load_task(evil)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
 
 
 def test_a_checkpoint_does_not_choose_the_store(lure: Callable[..., Path], bustseg: Bustseg, phantoms: Path) -> None:
