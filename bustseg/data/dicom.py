@@ -83,6 +83,10 @@ _PALETTE_TAGS = tuple(
 )
 
 
+LEAST_WHITE = 2**14
+"""A 16-bit image without any level as bright as this (a quarter of white) holds fewer bits than it seems to."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What is used of a DICOM file beside its pixels.
@@ -555,19 +559,36 @@ def _of_jpeg_2000(stream: bytes) -> tuple[int | None, str | None]:
 
 
 def _to_eight_bits(pydicom: Any, pixels: np.ndarray, image: Any) -> np.ndarray:
+    if pixels.dtype.kind == "f":
+        raise DataError("a DICOM file cannot be read: its levels are fractions, and it does not say which is white")
     bits, signed = int(image.BitsStored), bool(image.get("PixelRepresentation", 0))
     if bits <= 8 and not signed:
         return pixels.astype(np.uint8)
     values = pixels.astype(np.float64)
     low = -(2.0 ** (bits - 1)) if signed else 0.0
     high = low + 2.0**bits - 1
-    # a window that is malformed counts as none
-    if (_number(image, "WindowWidth") or 0) >= 1 and _number(image, "WindowCenter") is not None:
+    windowed = False
+    if _has_window(image):
         with suppress(Exception):
             rescaled = pydicom.pixels.apply_modality_lut(pixels, image)
             values = pydicom.pixels.apply_windowing(rescaled, image).astype(np.float64)
             low, high = _window_range(image, bits, signed)
+            windowed = True
+    if pixels.dtype == np.uint16 and bits == 16 and not windowed and 0 < (brightest := int(pixels.max())) < LEAST_WHITE:
+        raise DataError(
+            f"a DICOM file cannot be read: the brightest of its 16-bit levels is {brightest}, as where fewer bits were "
+            "stored than it says, and it has no window: give it BitsStored or a window"
+        )
     return np.clip(np.rint((values - low) * 255 / (high - low)), 0, 255).astype(np.uint8)
+
+
+def _has_window(image: Any) -> bool:
+    """Whether a file says what is black and what is white; a window or a scale that is malformed says nothing."""
+    if "RescaleSlope" in image and not _number(image, "RescaleSlope"):
+        return False
+    if "RescaleIntercept" in image and _number(image, "RescaleIntercept") is None:
+        return False
+    return (_number(image, "WindowWidth") or 0) >= 1 and _number(image, "WindowCenter") is not None
 
 
 def _window_range(image: Any, bits: int, signed: bool) -> tuple[float, float]:

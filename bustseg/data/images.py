@@ -36,8 +36,6 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_V
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 """Orientation to quarter turns against the clock, and whether the image is mirrored after them."""
 _FULL_SCALES = {1.0, *(2.0**bits - 1 for bits in range(8, 33))}
-_LEAST_WHITE = 2**14
-"""A 16-bit image without any level as bright as this (a quarter of white) holds fewer bits than it seems to."""
 _PLUGINS = (
     BmpImagePlugin,
     GifImagePlugin,
@@ -158,13 +156,19 @@ def _check_scans(file: Image.Image, path: Path) -> None:
         raise LimitError(f"{path} has {scans} passes and at most {bounds.MAX_SCANS} are decoded: save it anew")
 
 
-def count_pages(path: Path) -> int:
+def count_pages(path: Path, animations: bool = False) -> int:
     """Images in a file: pages of a TIFF, else 1.
+
+    Args:
+        animations: count the frames of an animated PNG too
 
     Raises:
         LimitError: more than any scan has
         DataError: the file cannot be read
     """
+    if animations and path.suffix.lower() == ".png":
+        with _opened(path) as file:
+            return int(getattr(file, "n_frames", 1))
     if path.suffix.lower() not in (".tif", ".tiff"):
         return 1
     with _opened(path) as file:
@@ -251,7 +255,7 @@ def to_uint8(image: np.ndarray, white: float | None = None) -> np.ndarray:
         raise DataError(f"the image's values run from {low} to {high}: {allowed}")
     if top != 65535:
         return np.rint(image * (255 / top)).astype(np.uint8)
-    if 0 < high < _LEAST_WHITE:
+    if 0 < high < dicom.LEAST_WHITE:
         bits = max(8, int(high).bit_length())
         raise DataError(
             f"the brightest of the image's 16-bit levels is {high}, as where {bits} bits were stored in 16: "

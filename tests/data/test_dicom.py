@@ -600,3 +600,39 @@ def test_compressed_frames_of_the_headers_own_size_pass(tmp_path: Path) -> None:
     larger = dicoms.as_jpeg(dicoms.dataset(pixels), np.zeros((64, 81), np.uint8))
     with pytest.raises(DataError, match="larger than its header"):
         dicom.check_codestreams(dicoms.write(larger, tmp_path / "c.dcm"))
+
+
+def test_levels_whose_white_is_not_known_are_refused(tmp_path: Path) -> None:
+    levels = np.tile(np.linspace(0, 4095, 100), (80, 1)).astype(np.uint16)
+    data = dicoms.dataset(levels)  # which says that all 16 bits are used
+    with pytest.raises(DataError, match="brightest of its 16-bit levels is 4095"):
+        read_frame(dicoms.write(data, tmp_path / "a.dcm"))
+    data.BitsStored, data.HighBit = 12, 11
+    assert read_frame(dicoms.write(data, tmp_path / "b.dcm"))[0, -1] == 255
+    data.BitsStored, data.HighBit = 16, 15
+    data.WindowCenter, data.WindowWidth = 2048, 4096
+    assert read_frame(dicoms.write(data, tmp_path / "c.dcm"))[0, -1] == 255
+    assert read_frame(dicoms.write(dicoms.dataset(levels * 16), tmp_path / "d.dcm"))[0, -1] == 255
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("RescaleSlope", "0"), ("RescaleSlope", "1e400"), ("RescaleIntercept", "x")]
+)
+def test_a_scale_that_is_none_does_not_blot_out_the_image(name: str, value: str, tmp_path: Path) -> None:
+    levels = np.tile(np.linspace(0, 4095, 100), (80, 1)).astype(np.uint16)
+    data = dicoms.dataset(levels)
+    data.BitsStored, data.HighBit = 12, 11
+    plain = read_frame(dicoms.write(data, tmp_path / "plain.dcm"))
+    data.WindowCenter, data.WindowWidth = 2047.5, 4095
+    data.RescaleSlope, data.RescaleIntercept = "1", "0"
+    data[name]._value = value
+    assert np.array_equal(read_frame(dicoms.write(data, tmp_path / "scaled.dcm")), plain)
+
+
+def test_fractions_are_refused(tmp_path: Path) -> None:
+    data = dicoms.dataset(np.zeros((80, 100), np.uint8))
+    del data.PixelData
+    data.FloatPixelData = np.linspace(0, 1, 8000, dtype=np.float32).tobytes()
+    data.BitsAllocated = 32
+    with pytest.raises(DataError, match="its levels are fractions"):
+        read_frame(dicoms.write(data, tmp_path / "a.dcm"))

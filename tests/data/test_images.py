@@ -208,6 +208,56 @@ def test_masks_that_would_read_as_empty_or_full_are_refused(name: str, tmp_path:
         assert load_cache(samples, LESION.shape, tmp_path / "cache").masks.sum() == 4 * LESION.sum()
 
 
+LEFT = LESION.copy()
+"""One half of the lesion, the other being in another level or on another page."""
+LEFT[:, 8:] = False
+RIGHT = LESION & ~LEFT
+
+
+def two_pictures() -> tuple[Image.Image, Image.Image]:
+    first, second = (Image.fromarray((part * 255).astype(np.uint8)) for part in (LEFT, RIGHT))
+    return first, second
+
+
+PARTLY_READ = {
+    "TIFF of two pages": (".tif", "mask of several pages", "holds 2 pictures"),
+    "animated PNG": (".png", "mask of several pages", "holds 2 pictures"),
+    "0/255/65535": (".png", "mask of several levels", "has the levels 255, 65535 beside 0"),
+    "0/1/255": (".png", "mask of several levels", "has the levels 1, 255 beside 0"),
+    "0/1/1e30": (".tif", "mask of several levels", "of which only those above"),
+}
+
+
+@pytest.mark.parametrize("name", PARTLY_READ)
+def test_masks_of_which_a_part_would_be_lost_are_refused(name: str, tmp_path: Path) -> None:
+    suffix, kind, words = PARTLY_READ[name]
+    path = tmp_path / f"mask{suffix}"
+    first, second = two_pictures()
+    if "pages" in kind:
+        first.save(path, save_all=True, append_images=[second])
+    else:
+        _, low, high = (float(level) for level in name.split("/"))
+        dtype = np.float32 if suffix == ".tif" else np.uint16 if high > 255 else np.uint8
+        Image.fromarray((LEFT * low + RIGHT * high).astype(dtype)).save(path)
+    mask = read_mask(path)
+    assert mask.kind == kind
+    assert words in mask.fault
+    if "levels" in kind:  # what the message advises
+        assert np.array_equal(read_mask(path, lesion_above=0).lesion, LESION)
+        assert read_mask(path, lesion_above=0).kind == ""
+
+
+def test_smoothed_outlines_and_the_noise_of_jpeg_are_no_levels_of_their_own(tmp_path: Path) -> None:
+    large = cv2.resize((LESION * 255).astype(np.uint8), (190, 130), interpolation=cv2.INTER_LINEAR)
+    for quality in (20, 60, 95):
+        Image.fromarray(large).save(tmp_path / f"{quality}.jpg", quality=quality)
+        assert read_mask(tmp_path / f"{quality}.jpg").kind == ""
+    for size in ((40, 24), (60, 36), (190, 130)):
+        small = cv2.resize((LESION * 255).astype(np.uint8), size, interpolation=cv2.INTER_LINEAR)
+        Image.fromarray(small).save(tmp_path / "smooth.png")
+        assert read_mask(tmp_path / "smooth.png").kind == ""
+
+
 def test_a_mask_of_no_numbers_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.where(LESION, np.nan, 0).astype(np.float32)).save(tmp_path / "mask.tif")
     with pytest.raises(DataError, match="levels that are no numbers"):
