@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -25,6 +26,20 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RECORD = "bustseg"
 """Section of a checkpoint that makes it self-contained, see `SegmentationTask.record`."""
+
+
+def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse what would make every input of the network the same, or no number.
+
+    Raises:
+        UserError: so it would
+    """
+    if not mean or len(mean) != len(std):
+        raise UserError(f"model.mean has {len(mean)} values and model.std {len(std)}: give one of each per channel")
+    if not all(math.isfinite(value) for value in mean):
+        raise UserError(f"model.mean is {list(mean)}: give finite numbers")
+    if not all(0 < value < math.inf for value in std):
+        raise UserError(f"model.std is {list(std)}: give finite numbers above 0")
 
 
 @runtime_checkable
@@ -81,6 +96,7 @@ class SegmentationTask(LightningModule):
         super().__init__()
         if not 0 <= teacher_weight <= 1:
             raise UserError(f"model.teacher_weight is {teacher_weight}: it must lie from 0 to 1")
+        _check_normalisation(mean, std)
         self.teacher, self.teacher_weight = teacher, teacher_weight
         self._teacher: list[SegmentationTask] = []  # in a list, so that it is no part of this network's state
         if train_scale is not None and not (0 in train_scale and all(0 < s <= 1 for s in train_scale.values())):

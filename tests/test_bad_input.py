@@ -11,7 +11,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bustseg.deploy.output import write_whole
 from bustseg.errors import UserError, in_one_line
+from bustseg.runs.whole import whole
 from tests.conftest import TINY, TrainedRun
 
 Run = Callable[..., tuple[int, str, str]]
@@ -42,6 +44,20 @@ OPTIONS = {
     ("--trainer.accelerator", "nope"): "trainer: You selected an invalid accelerator name",
     ("--trainer.devices", "1000"): "trainer.devices is 1000 and this machine has",
     ("--trainer.devices", "x"): "error:",
+    ("--trainer.gradient_clip_val", ".nan"): "trainer.gradient_clip_val is nan: give a number from 0",
+    ("--trainer.gradient_clip_val", "-1"): "trainer.gradient_clip_val is -1",
+    ("--trainer.accumulate_grad_batches", "0"): "trainer.accumulate_grad_batches is 0: give 1 or more",
+    ("--trainer.check_val_every_n_epoch", "0"): "trainer.check_val_every_n_epoch is 0: give 1 or more",
+    ("--trainer.val_check_interval", "0"): "trainer.val_check_interval is 0: give a number above 0",
+    ("--trainer.val_check_interval", "500"): "trainer.val_check_interval is 500 and an epoch has",
+    ("--trainer.limit_train_batches", "0"): "trainer.limit_train_batches is 0: nothing would be trained",
+    ("--trainer.limit_train_batches", "0.0001"): "trainer.limit_train_batches is 0.0001, which is none of",
+    ("--trainer.limit_val_batches", "0.0001"): "trainer.limit_val_batches is 0.0001, which is none of",
+    ("--trainer.max_steps", "0"): "trainer.max_steps is 0: nothing would be trained",
+    ("--model.std", "[0.2, 0.0, 0.2]"): "model.std is [0.2, 0.0, 0.2]: give finite numbers above 0",
+    ("--model.std", "[.inf, 1.0, 1.0]"): "model.std is [inf, 1.0, 1.0]: give finite numbers above 0",
+    ("--model.mean", "[.nan, 0.5, 0.5]"): "model.mean is [nan, 0.5, 0.5]: give finite numbers",
+    ("--model.mean", "[0.5]"): "model.mean has 1 values and model.std 3",
     ("--seed_everything", "-1"): "seed_everything: -1 is not in bounds",
     ("--tracking.experiment", ""): "experiment",
     ("--tracking.experiment", "a" * 600): "500 characters",
@@ -79,6 +95,34 @@ def check_refused(result: tuple[int, str, str], words: str) -> None:
 @pytest.mark.parametrize(("option", "words"), OPTIONS.items(), ids=lambda value: str(value)[:50])
 def test_a_fit_refuses(option: tuple[str, str], words: str, tiny: list[str], bustseg: Run) -> None:
     check_refused(bustseg("fit", *tiny, *option), words)
+
+
+def test_a_test_that_would_score_nothing(trained_run: TrainedRun, bustseg: Run) -> None:
+    before = set(Path.cwd().glob("mlruns/artifacts/*"))
+    for verb, option in (("test", "limit_test_batches"), ("validate", "limit_val_batches")):
+        for value, words in (("0", "nothing would be scored"), ("0.0001", "which is none of")):
+            code, _, err = bustseg(verb, "--ckpt_path", trained_run.checkpoint, f"--trainer.{option}", value)
+            assert code == 2
+            assert words in " ".join(err.split())
+    assert set(Path.cwd().glob("mlruns/artifacts/*")) == before
+
+
+def test_a_cross_validation_whose_folds_cannot_be_made_leaves_no_run(tiny: list[str], bustseg: Run) -> None:
+    check_refused(bustseg("cv", *tiny, "--folds", "1000"), "cannot make 1000 folds of")
+
+
+def test_no_file_takes_the_place_of_a_device(phantoms: Path, tmp_path: Path, bustseg: Run) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    code, _, err = bustseg("data", "split", phantoms, "--out", pipe)
+    assert code == 2
+    assert "is a pipe and no file" in " ".join(err.split())
+    assert pipe.is_fifo()
+    with pytest.raises(UserError, match="is a pipe and no file"):
+        write_whole(pipe, b"x")
+    with pytest.raises(UserError, match="is a pipe and no file"), whole(pipe):
+        raise AssertionError("begun")
+    assert pipe.is_fifo()
 
 
 def test_a_schedule_that_follows_a_metric_is_stepped_after_epochs(tiny: list[str], bustseg: Run) -> None:

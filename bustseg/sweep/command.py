@@ -23,7 +23,7 @@ from bustseg.sweep.plan import Plan, read_plan
 from bustseg.sweep.study import FAILURE, PRUNED, RESULT, SharedStudy, interrupted
 from bustseg.sweep.trial import outcome_text, run_trial, settle_runs
 from bustseg.sweep.workers import Workers, follow_supervisor, termination_is_interrupt, threads_each
-from bustseg.training import prepare
+from bustseg.training import prepare, try_ahead
 from bustseg.training.preflight import known_metrics, unknown_metric
 
 TOKEN = "sweep.token"
@@ -118,8 +118,7 @@ def _rehearse(plan: Plan) -> None:
         raise SweepError(
             "a sweep keeps its trials in MLflow: leave trainer.logger and trainer.fast_dev_run as they are"
         )
-    run.data.prepare_data()
-    run.data.setup("fit")
+    try_ahead(run)
 
 
 def _parent(plan: Plan, study: SharedStudy) -> Tracker:

@@ -20,7 +20,7 @@ from bustseg.experiment import Experiment, defaults
 from bustseg.metrics.registry import charted, headline_scores, score
 from bustseg.progress import console, labelled, print_wide
 from bustseg.runs.tracker import PARENT_TAG, Tracker, runs_logger
-from bustseg.training import Run, prepare
+from bustseg.training import Run, prepare, try_ahead
 from bustseg.training.nested_runs import Scores, config_digest, fit_and_test, reopen_parent
 from bustseg.training.setup import default_name
 
@@ -58,6 +58,8 @@ def cross_validate(
         raise UserError("cv keeps its folds in MLflow: leave trainer.logger and trainer.fast_dev_run as they are")
     names, split = _folds(plan.data)
     key = _key(plan)
+    # what the first fold cannot use, none can; the run over all folds would be left behind
+    try_ahead(prepare(experiment.but({**split, "data.fold": next(iter(names))})))
     parent, known = _parent(plan, key, len(names), resume)
     results: dict[int, Scores] = {}
     runs: list[str] = []

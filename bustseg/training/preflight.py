@@ -52,6 +52,57 @@ def try_optimizer(task: SegmentationTask) -> object | None:
         return task.lr_scheduler(optimizer)
 
 
+def try_options(trainer: Trainer) -> None:
+    """Refuse options that Lightning takes and that end the first step, or let it train nothing.
+
+    Raises:
+        UserError: so it is
+    """
+    clip = trainer.gradient_clip_val
+    if clip is not None and not 0 <= clip < math.inf:
+        raise UserError(f"trainer.gradient_clip_val is {clip}: give a number from 0, or leave it out to clip nothing")
+    if trainer.accumulate_grad_batches < 1:
+        raise UserError(f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: give 1 or more")
+    if trainer.check_val_every_n_epoch is not None and trainer.check_val_every_n_epoch < 1:
+        raise UserError(f"trainer.check_val_every_n_epoch is {trainer.check_val_every_n_epoch}: give 1 or more")
+    if not trainer.val_check_interval > 0:
+        raise UserError(f"trainer.val_check_interval is {trainer.val_check_interval}: give a number above 0")
+    for name in ("limit_train_batches", "max_steps"):
+        if getattr(trainer, name) == 0:
+            raise UserError(f"trainer.{name} is 0: nothing would be trained")
+
+
+def try_batches(trainer: Trainer, verb: str, data: UltrasoundDataModule) -> None:
+    """Refuse shares and intervals of batches that come to none of those that there are, as Lightning does in a run.
+
+    Args:
+        verb: ``fit``, ``validate`` or ``test``
+        data: set up for it
+
+    Raises:
+        UserError: so it is
+    """
+    loaders = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}
+    for subset in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[verb]:
+        batches = -(-len(loaders[subset]()) // trainer.world_size)
+        limit = getattr(trainer, f"limit_{subset}_batches")
+        if verb != "fit" and limit == 0:
+            raise UserError(f"trainer.limit_{subset}_batches is 0: nothing would be scored")
+        if isinstance(limit, float) and limit > 0 and int(batches * limit) < 1 <= batches:
+            raise UserError(
+                f"trainer.limit_{subset}_batches is {limit:g}, which is none of {batches} batches: give a larger "
+                "share, or a whole number"
+            )
+        if subset == "train" and trainer.limit_val_batches and trainer.check_val_every_n_epoch is not None:
+            used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+            interval = trainer.val_check_interval
+            if isinstance(interval, int) and interval > used:
+                raise UserError(
+                    f"trainer.val_check_interval is {interval} and an epoch has {used} batches: give at most as many, "
+                    "or leave it out to validate after each epoch"
+                )
+
+
 def known_metrics() -> list[str]:
     """What every fit logs of an epoch, found out on three tiny images."""
     metrics, curves = SegmentationMetrics(), PixelCurves()

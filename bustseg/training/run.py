@@ -24,10 +24,11 @@ from bustseg.progress import wait_for
 from bustseg.runs.checkpoint import check_weights, load_task, read_checkpoint
 from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.runs.tracker import RunLogger, runs_logger
-from bustseg.task import SegmentationTask
-from bustseg.training.preflight import chosen_in, try_monitors, try_network, try_optimizer
+from bustseg.task import RECORD, SegmentationTask
+from bustseg.training.preflight import chosen_in, try_batches, try_monitors, try_network, try_optimizer, try_options
 from bustseg.training.processes import OtherProcesses
 from bustseg.training.report import intervals, report
+from bustseg.training.seen import refuse_another_split, warn_of_trained_images
 from bustseg.training.setup import make_loggers, make_trainer, quiet_libraries, seeded
 
 Verb = Literal["fit", "validate", "test"]
@@ -148,19 +149,7 @@ def _run(
     interrupts = Interrupts()
     others = OtherProcesses()
     run = prepare(experiment, verb, checkpoint, tags, [interrupts, *callbacks, others])
-    # before the run begins, so that a choice that cannot be used leaves no run behind
-    if verb == "fit":
-        scheduler = try_optimizer(run.task)
-        if run.task.teacher is not None:
-            run.task.learn_from(load_task(resolve_checkpoint(run.task.teacher)))
-        try_monitors(run.trainer, run.task, scheduler)
-    wait_for("reading the data")
-    run.data.prepare_data()
-    run.data.setup(verb)
-    if verb == "fit":
-        run.data.checked_augmentation()
-    wait_for("trying the network")
-    try_network(run.task, run.data, verb == "fit", run.trainer.world_size)
+    try_ahead(run)
     wait_for("beginning the run")
     options: dict[str, Any] = {"weights_only": experiment.weights_only}
     if verb != "fit":
@@ -172,6 +161,33 @@ def _run(
         raise KeyboardInterrupt from error
     report(run.trainer, verb)
     return run
+
+
+def try_ahead(run: Run) -> None:
+    """Whatever would end a run in its first steps, before it begins: a choice that cannot be used leaves no run behind.
+
+    Raises:
+        UserError: such a choice
+    """
+    if run.verb == "fit":
+        try_options(run.trainer)
+        scheduler = try_optimizer(run.task)
+        if run.task.teacher is not None:
+            run.task.learn_from(load_task(resolve_checkpoint(run.task.teacher)))
+        try_monitors(run.trainer, run.task, scheduler)
+    wait_for("reading the data")
+    run.data.prepare_data()
+    run.data.setup(run.verb)
+    for callback in run.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ContinuedFit):
+            refuse_another_split(callback.record, run.data, callback.changed)
+    if run.verb != "fit" and run.start is not None:
+        warn_of_trained_images(read_checkpoint(run.start)[RECORD], run.data, "test" if run.verb == "test" else "val")
+    try_batches(run.trainer, run.verb, run.data)
+    if run.verb == "fit":
+        run.data.checked_augmentation()
+    wait_for("trying the network")
+    try_network(run.task, run.data, run.verb == "fit", run.trainer.world_size)
 
 
 def prepare(
