@@ -17,14 +17,25 @@ _AUTHORITY = re.compile(_SCHEME + r"(?P<userinfo>[^/?#\s'\"<>]{0,300})@")
 _UNQUOTED = re.compile(_SCHEME + r"(?P<userinfo>[^:/?#@\s'\"<>]{1,300}:(?!\d+[/?#])[^@\s'\"<>]{0,300})@")
 """The same with a ``/``, ``?`` or ``#`` in the password, which SQLAlchemy's parser admits."""
 
+_NO_PORT = r"(?!\d{1,5}(?:/[^@\s'\"]*)?(?:[\s'\"<>,;)\]}]|$))"
+_ODD = re.compile(
+    r"(?P<scheme>\b(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle|redis)(?:\+\w{1,20})?://)"
+    rf"(?P<userinfo>[^:/?#@\s]{{0,100}}:{_NO_PORT}(?:(?!://)[^@\n]){{0,300}})@"
+    rf"|(?P<web>\bhttps?://)(?P<login>[^:/?#@\s]{{0,100}}:{_NO_PORT}(?:(?!://)[^@/?#\n]){{0,300}})@",
+    re.IGNORECASE,
+)
+"""Passwords with blanks, quotes and brackets, which databases' drivers and MLflow's client take as they are. What is a
+port, and no password, ends at one of these or with a path."""
+
 _WORD = re.compile(r"[^\s'\"<>]+")
 """What may be a URI: neither pattern above goes on behind one of these marks."""
 
 _PARAMETER = re.compile(
     r"(?P<name>(?:^|(?<=[?&;\s]))"
-    r"(?:[\w.-]*(?:pass(?:word|wd|phrase)?|pwd|secret|token|signature|credential|apikey|accountkey)"
+    r"(?:[\w.-]*(?:pass(?:word|wd|phrase)?|pwd|secret|token|signature|credential|apikey|accountkey|odbc_connect)"
     r"|(?:[\w.-]*[_.-])?(?:key|sig))=)"
-    r"[^&;#\s'\"<>]+",
+    # quoted as libpq has it; else a mark that goes on with a further name, or ends the text, is no part of it
+    r"(?:'(?:[^'\\\n]|\\.){0,300}'|(?:[^&;\s'\"<>\\]|\\.|;(?!\s*(?:[\w ]{1,40}=|\s|$)))+)",
     re.IGNORECASE,
 )
 """A parameter of a query or of a libpq connection string that holds a secret (``password=``, ``sig=``, ...)."""
@@ -41,6 +52,7 @@ def redact(text: str) -> str:
     """
     if "@" in text and "://" in text:
         text = _WORD.sub(lambda found: _without_userinfos(found[0]), text)
+        text = _ODD.sub(_without_odd_userinfo, text)
     return _PARAMETER.sub(rf"\g<name>{HIDDEN}", text)
 
 
@@ -63,6 +75,11 @@ def _without_userinfos(word: str) -> str:
     if "@" not in word or "://" not in word:
         return word
     return _UNQUOTED.sub(_without_userinfo, _AUTHORITY.sub(_without_userinfo, word))
+
+
+def _without_odd_userinfo(found: re.Match[str]) -> str:
+    scheme, userinfo = found["scheme"] or found["web"], found["userinfo"] or found["login"]
+    return f"{scheme}{userinfo.partition(':')[0]}:{HIDDEN}@"
 
 
 def _without_userinfo(found: re.Match[str]) -> str:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from bustseg.bounds import check_regular
+
 
 @contextmanager
 def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
@@ -20,7 +22,9 @@ def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
     Raises:
         OSError: the disk does not take it
+        DataError: a device or pipe of that name, whose place the file would take
     """
+    check_regular(path)
     # a name may have 255 bytes, however many characters these are
     name = os.fsdecode(os.fsencode(path.name)[-200:])
     temporary = path.with_name(f".{name}.{os.getpid()}.tmp")

@@ -11,9 +11,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bustseg.deploy.output import write_whole
 from bustseg.errors import UserError, in_one_line
-from bustseg.runs.whole import whole
+from bustseg.whole import whole, write_whole
 from tests.conftest import TINY, TrainedRun
 
 Run = Callable[..., tuple[int, str, str]]

@@ -33,6 +33,9 @@ SHARES = {"benign": 437 / 780, "malignant": 210 / 780, "normal": 133 / 780}
 
 Shape = tuple[int | tuple[int, int], int | tuple[int, int]]
 
+MOST = 100_000
+"""Phantoms that are written at once; they take some ten gigabytes."""
+
 _MANIFEST = "phantom.json"
 _MIN_SIDE = 32
 
@@ -669,8 +672,10 @@ def write_phantoms(
         DataError: ``dest`` holds something else or cannot be written, or n, seed or shape make no sense
     """
     dest = Path(dest)
-    if n < 1 or seed < 0:
-        raise DataError(f"cannot write {n} phantoms with seed {seed}: n must be at least 1, the seed not negative")
+    if not 1 <= n <= MOST or seed < 0:
+        raise DataError(
+            f"cannot write {n} phantoms with seed {seed}: n must lie from 1 to {MOST:,}, the seed not be negative"
+        )
     if shape is not None:
         for side in shape:
             low, high = (side, side) if isinstance(side, int) else side
@@ -686,7 +691,9 @@ def write_phantoms(
         return dest
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(dest.parent / f".{dest.name}.lock"):
+        lock = dest.parent / f".{dest.name}.lock"
+        lock.touch()  # where no file can be made, the lock would be waited for without end
+        with FileLock(lock):
             if not _holds(dest, wanted):  # another process may have finished while this one waited
                 _write_set(dest, wanted, n, seed, shape, progress)
     except OSError as error:

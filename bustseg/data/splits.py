@@ -316,7 +316,11 @@ def read_split(csv: Path, samples: Sequence[Sample], fold: int | None = None) ->
 
 
 def write_split(split: pd.DataFrame, csv: Path) -> str:
-    """Write a split as CSV in canonical order, whole or not at all; returns its digest."""
+    """Write a split as CSV in canonical order, whole or not at all; returns its digest.
+
+    Raises:
+        DataError: a device or pipe of that name, whose place a file would take
+    """
     csv.parent.mkdir(parents=True, exist_ok=True)
     with whole(csv) as temporary:
         _ordered(split).to_csv(temporary, index=False, lineterminator="\n")

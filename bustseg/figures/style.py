@@ -34,6 +34,9 @@ HEAT = "inferno"
 
 DPI = 200
 
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+"""Stands for what cannot be drawn."""
+
 _BASE: Any = {
     "font.size": 10,
     "svg.hashsalt": "bustseg",  # the same figure is the same file
@@ -124,7 +127,16 @@ def save(figure: Figure, path: Path, vector: bool = True) -> list[Path]:
 
 
 def fitted(text: str, width: float, size: float = 8) -> str:
-    """A line of text, cut to ``width`` inches at a font of ``size`` points; an ellipsis says that it goes on."""
+    """A line of text, cut to ``width`` inches at a font of ``size`` points; an ellipsis says that it goes on.
+
+    Names of files may hold what cannot be drawn, such as bytes that are no text, and dollars, between which matplotlib
+    would read a formula.
+    """
+    text = "".join(letter if letter.isprintable() else _UNKNOWN for letter in text)
+    return _cut(text, width, size).replace("$", r"\$")
+
+
+def _cut(text: str, width: float, size: float) -> str:
     if _text_width(text, size) <= width:
         return text
     low, high = 0, len(text)

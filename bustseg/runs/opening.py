@@ -78,8 +78,10 @@ def _open_database(store: Store, path: Path, write: bool) -> None:
             mend_moved(path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    lock.touch()  # where no file can be made, the lock would be waited for without end
     # processes that start together would run the schema's migrations against each other
-    with FileLock(path.with_suffix(".lock")):
+    with FileLock(lock):
         store.client().search_experiments(max_results=1)
 
 

@@ -286,3 +286,13 @@ def test_source_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     samples = source.read(source.default_root())
     assert len(samples) == 3
     assert {sample.source for sample in samples} == {"phantom"}
+
+
+def test_a_place_where_no_file_can_be_made_is_told_at_once() -> None:
+    with pytest.raises(DataError, match="cannot write phantoms to /proc/bustseg"):
+        write_phantoms(Path("/proc/bustseg"), n=2)
+
+
+def test_more_phantoms_than_a_disk_holds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="n must lie from 1 to 100,000"):
+        write_phantoms(tmp_path / "p", n=10**9)

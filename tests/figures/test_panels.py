@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from bustseg.data.sources import Sample
@@ -119,6 +120,21 @@ def test_titles_neither_meet_nor_leave_the_sheet() -> None:
     assert overlapping(figure) == []
     assert fitted("short", 2) == "short"
     assert title_lines(f"short\n{long}").split("\n")[1].endswith("…")
+
+
+@pytest.mark.parametrize(
+    "name", ["\udcff\udcfe.png", r"a$\frac{b$.png", "a$b", r"50\$ and 60\$", "a\tb\x00c", "x" * 300]
+)
+def test_any_name_can_be_drawn(name: str, tmp_path: Path) -> None:
+    figure = sheet([[(picture(), title_lines(name))]], name)
+    figure.savefig(tmp_path / "a.png")
+    figure.savefig(tmp_path / "a.svg")
+    texts = [text.get_text() for text in figure.axes[0].findobj(Text)] + [text.get_text() for text in figure.texts]
+    assert not any("\udcff" in text or "\x00" in text for text in texts)
+
+
+def test_a_dollar_is_drawn_as_a_dollar() -> None:
+    assert fitted("cost $5 or $6", 3) == r"cost \$5 or \$6"
 
 
 def test_every_sheet_says_that_it_is_research() -> None:
