@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,8 +17,11 @@ SPARE_BYTES, TIMES = 2**30, 8
 WITHOUT_FILE_BYTES = 2**32
 """The same where no file with weights is at hand: a thousand million parameters."""
 
-MAX_TENSORS = 200_000
+MAX_TENSORS = 100_000
 """Tensors that are made while a network is built; one of a thousand layers makes some ten thousand."""
+
+MAX_SECONDS = 120.0
+"""Computing time until a network is built; a thousand million weights take some ten seconds."""
 
 _MAKERS: frozenset[Callable[..., Any]] = frozenset(
     (
@@ -27,6 +31,15 @@ _MAKERS: frozenset[Callable[..., Any]] = frozenset(
     )
 )
 """Functions that make a tensor of the size that they are given; they can be asked for that size alone."""
+
+_COPIERS: frozenset[Callable[..., Any]] = frozenset(
+    (
+        *(torch.clone, torch.Tensor.clone, torch.Tensor.repeat, torch.Tensor.new_empty, torch.Tensor.new_zeros),
+        *(torch.Tensor.new_ones, torch.Tensor.new_full, torch.empty_like, torch.zeros_like, torch.ones_like),
+        *(torch.full_like, torch.rand_like, torch.randn_like, torch.cat, torch.stack, torch.tensor),
+    )
+)
+"""Functions that make a tensor of the size of others, as where a layer is copied."""
 
 
 class TooLarge(BaseException):
@@ -60,6 +73,7 @@ class _Bounded(TorchFunctionMode):
         super().__init__()
         self.origin, self.limit = origin, limit
         self.taken = self.made = 0
+        self.end = time.process_time() + MAX_SECONDS
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -67,20 +81,22 @@ class _Bounded(TorchFunctionMode):
             # asked of a device that has no memory first; what it cannot tell fails, or is counted, when it is made
             with suppress(Exception):
                 self._check(func(*args, **{**kwargs, "device": "meta"}))
-            result = func(*args, **kwargs)
-            self.taken += self._check(result)
-            self.made += 1
-            return result
+        elif args and isinstance(args[0], torch.Tensor):  # made in another way, and about to be filled or copied
+            self._check(args[0])
         result = func(*args, **kwargs)
         if isinstance(result, torch.Tensor):
-            self._check(result)
+            size = self._check(result)
+            if func in _MAKERS or func in _COPIERS:
+                self.taken += size
+                self.made += 1
         return result
 
-    def _check(self, result: torch.Tensor) -> int:
-        size = result.numel() * result.element_size()
-        if self.taken + size > self.limit or self.made > MAX_TENSORS:
+    def _check(self, tensor: torch.Tensor) -> int:
+        size = tensor.numel() * tensor.element_size()
+        if self.taken + size > self.limit or self.made > MAX_TENSORS or time.process_time() > self.end:
             raise TooLarge(
-                f"the network that {self.origin} names would take more than {self.limit / 2**30:.1f} GiB or "
-                f"{MAX_TENSORS:,} tensors, far more than its weights do: do not use this file"
+                f"the network that {self.origin} names would take more than {self.limit / 2**30:.1f} GiB, "
+                f"{MAX_TENSORS:,} tensors or {MAX_SECONDS:.0f} seconds of computing, far more than its weights do: "
+                "do not use this file"
             )
         return size

@@ -557,7 +557,11 @@ GIANTS = {
         encoder_weights=None,
         decoder_channels=[30_000, 30_000, 3000, 30, 30],
     ),
-    "many small ones": of("torch.nn.LSTM", input_size=1, hidden_size=1, num_layers=10**7),
+    "many copies": of(
+        "torch.nn.TransformerEncoder",
+        encoder_layer=of("torch.nn.TransformerEncoderLayer", d_model=1024, nhead=1, activation="gelu"),
+        num_layers=10**6,
+    ),
 }
 
 
@@ -568,6 +572,17 @@ def test_a_network_far_larger_than_its_weights_is_not_built(lure: Callable[..., 
     with pytest.raises(TrustError, match="far more than its weights do"):
         load_task(evil)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
+
+
+def test_tensors_and_time_are_bounded_too(lure: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    network = of("torchvision.models.DenseNet", growth_rate=1, block_config=[10**6], num_init_features=1)
+    monkeypatch.setattr("bustseg.network_bounds.MAX_TENSORS", 500)
+    with pytest.raises(TrustError, match="500 tensors"):
+        load_task(lure("model", {"network": network}))
+    monkeypatch.setattr("bustseg.network_bounds.MAX_TENSORS", 10**9)
+    monkeypatch.setattr("bustseg.network_bounds.MAX_SECONDS", 0.5)
+    with pytest.raises(TrustError, match="seconds of computing"):
+        load_task(lure("model", {"network": network}))
 
 
 def test_a_checkpoint_does_not_choose_the_store(lure: Callable[..., Path], bustseg: Bustseg, phantoms: Path) -> None:
