@@ -216,7 +216,29 @@ def read_yaml(path: Path) -> tuple[str, Any]:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
 
 
-def _check_nesting(text: str, path: Path) -> None:
+def check_text(text: str) -> None:
+    """Refuse an option or a text of a configuration that grows beyond all use when its aliases are written out.
+
+    The parser reads each of them as YAML.
+
+    Raises:
+        LimitError: so it does
+    """
+    if not ("&" in text and "*" in text):  # what has no aliases takes as much as it is long
+        return
+    option, equals, value = text.partition("=")
+    if equals and option.startswith("--"):
+        text = value
+    origin = f"the text {text[:40]!r}..."
+    try:
+        _check_nesting(text, origin)
+        if isinstance(node := yaml.compose(text, Loader=_Loader), yaml.CollectionNode):
+            check_values(node, origin)
+    except (yaml.YAMLError, ValueError):  # no YAML, such as a path, or for the parser to refuse
+        return
+
+
+def _check_nesting(text: str, path: str | Path) -> None:
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -241,6 +263,8 @@ def check_values(content: Any, origin: str | Path) -> None:
     while pending:
         for value in pending[-1]:
             count += 1
+            if isinstance(text := value.value if isinstance(value, yaml.ScalarNode) else value, str):
+                check_text(text)
             if (inner := _inner(value)) is not None:
                 pending.append(inner)
                 break

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
 
-from bustseg import __version__
+from bustseg import __version__, bounds
 from bustseg.command_line import Docstring, beginning, call
 from bustseg.errors import UserError, in_one_line
 from bustseg.notices import one_line_each
@@ -61,10 +61,12 @@ def _overview(group: list[str]) -> argparse.ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of the command line; ``args`` as in ``sys.argv[1:]``. Returns the exit code."""
-    arguments = list(sys.argv[1:] if args is None else args)
+    arguments = list(map(str, sys.argv[1:] if args is None else args))
     debug = "--debug" in arguments
     try:
         packages, arguments = taken_out([argument for argument in arguments if argument != "--debug"])
+        for argument in arguments:
+            bounds.check_text(argument)
         with nullcontext() if debug else one_line_each(), trusting(packages):
             return run(arguments)
     except SystemExit as error:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from bustseg.bounds import check_text
 from bustseg.errors import UserError
 from bustseg.redact import redact
 
@@ -346,6 +347,7 @@ class _Walk:
     def text(self, text: str, place: str, kind: Kind | None, inside: bool) -> None:
         if len(text) > MAX_TEXT:
             raise TrustError(f"{self._at(place)} has {len(text)} characters (at most {MAX_TEXT}): do not use this file")
+        check_text(text)
         if "class_path" in text:
             raise TrustError(f"{self._at(place)} holds a configuration in a text, which is refused")
         if kind is MODULE and _PLACE.search(text) and not _written_by_user(text):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from bustseg import bounds
@@ -34,6 +35,7 @@ from bustseg.data.images import count_pages, image_size, read_native
 from bustseg.data.inputs import Inputs
 from bustseg.data.sources.base import read_table
 from bustseg.errors import DataError, UserError, in_one_line
+from bustseg.trust import check_config
 from tests.data.dicoms import as_jpeg, dataset, write
 
 Bustseg = Callable[..., tuple[int, str, str]]
@@ -305,6 +307,33 @@ YAMLS = {
     "no mapping": "- 1",
     "empty": "",
 }
+
+
+BOMB = (
+    "{a: &a [x, x, x, x, x, x, x, x], "
+    + ", ".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]" for old, new in zip("abcdefg", "bcdefgh", strict=True))
+    + "}"
+)
+"""Two million values in five hundred letters."""
+
+
+def test_options_and_texts_in_configurations_that_never_end(phantoms: Path, bustseg: Bustseg) -> None:
+    start = time.process_time()
+    Path("x.yaml").write_text(yaml.safe_dump({"data": {"source": BOMB}}))
+    for command in (
+        ("data", "check", phantoms, "--source", BOMB),
+        ("fit", "--config", "quickstart", "--model.network", BOMB),
+        ("fit", "--config", "quickstart", f"--model.network={BOMB}"),
+        ("summary", "--config", "x.yaml"),
+    ):
+        code, _, err = bustseg(*command)
+        assert code == 2, err
+        assert "when its aliases are written out" in " ".join(err.split())
+    with pytest.raises(UserError, match="aliases are written out"):
+        check_config({"model": {"network": {"class_path": "torch.nn.Identity", "init_args": {"x": BOMB}}}}, "x.ckpt")
+    assert time.process_time() - start < 20
+    for harmless in ("a & b * c", "R&D/*.png", "{a: &x 1, b: *x}", "--data.root=/a&b/*"):
+        bounds.check_text(harmless)
 
 
 @pytest.mark.parametrize("text", YAMLS.values(), ids=YAMLS)
