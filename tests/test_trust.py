@@ -575,7 +575,7 @@ def test_a_network_far_larger_than_its_weights_is_not_built(lure: Callable[..., 
 
 
 def test_tensors_and_time_are_bounded_too(lure: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    network = of("torchvision.models.DenseNet", growth_rate=1, block_config=[10**6], num_init_features=1)
+    network = of("torchvision.models.DenseNet", growth_rate=1, block_config=[10**6, 1, 1, 1], num_init_features=1)
     monkeypatch.setattr("bustseg.network_bounds.MAX_TENSORS", 500)
     with pytest.raises(TrustError, match="500 tensors"):
         load_task(lure("model", {"network": network}))

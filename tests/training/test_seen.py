@@ -27,6 +27,12 @@ def ids(data: UltrasoundDataModule, subset: str) -> set[str]:
     return {data.samples[index].id for index in data.indices[subset]}
 
 
+def another_seed(phantoms: Path) -> int:
+    """Seed of a split whose test images have trained in the usual one; the phantoms are few."""
+    trained = ids(module(phantoms), "train")
+    return next(seed for seed in range(1, 50) if trained & ids(module(phantoms, "test", split_seed=seed), "test"))
+
+
 def test_a_continued_fit_keeps_its_split(bustseg: Bustseg, phantoms: Path, tmp_path: Path) -> None:
     own = shutil.copytree(phantoms, tmp_path / "own")
     tiny = ["--config", TINY, "--data.root", own, "--explain.enabled", "false", "--tracking.log_model", "false"]
@@ -34,13 +40,13 @@ def test_a_continued_fit_keeps_its_split(bustseg: Bustseg, phantoms: Path, tmp_p
     (last,) = Path.cwd().glob("mlruns/artifacts/*/artifacts/checkpoints/last.ckpt")
     before = last.read_bytes()
     go_on = ["fit", "--ckpt_path", last, "--trainer.max_epochs", 2]
-    code, _, err = bustseg(*go_on, "--data.split_seed", 1)
+    seed = another_seed(own)
+    code, _, err = bustseg(*go_on, "--data.split_seed", seed)
     assert code == 2
     assert "data.split_seed cannot be changed when a fit goes on" in " ".join(err.split())
-    code, _, err = bustseg("test", "--ckpt_path", last, "--data.split_seed", 1, *SHORT_TEST)
+    code, _, err = bustseg("test", "--ckpt_path", last, "--data.split_seed", seed, *SHORT_TEST)
     assert code == 0
-    seen = ids(module(own), "train") & ids(module(own, "test", split_seed=1), "test")
-    assert seen
+    seen = ids(module(own), "train") & ids(module(own, "test", split_seed=seed), "test")
     assert f"warning: {len(seen)} of these" in " ".join(err.split())
     # one image more, and all are divided anew
     (added,) = (path for path in own.glob("benign/benign (1).png"))
@@ -61,7 +67,7 @@ def test_only_the_same_images_on_the_same_side_go_on(phantoms: Path) -> None:
 
 
 def test_what_cannot_be_known_is_not_said(phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trained, other = module(phantoms), module(phantoms, "test", split_seed=1)
+    trained, other = module(phantoms), module(phantoms, "test", split_seed=another_seed(phantoms))
     record = {
         "split_digest": trained.split_digest,
         "data_digest": trained.data_digest,
