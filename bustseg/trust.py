@@ -228,6 +228,26 @@ def own_store(uri: str | None, origin: str | Path) -> str | None:
     )
 
 
+def check_place(place: str | Path, base: str | Path, origin: str | Path) -> None:
+    """Refuse a place to write to that a stored configuration chooses outside the working folder.
+
+    Args:
+        place: file or folder
+        base: folder that the configuration names; where the user has named it, ``place`` may lie in it
+        origin: file or run that the configuration came from, for messages
+
+    Raises:
+        TrustError: it is elsewhere, and the user has not named it
+    """
+    allowed = [Path(), Path(base)] if _written_by_user(str(base)) else [Path()]
+    target = Path(place).expanduser().resolve()
+    if not any(target.is_relative_to(folder.expanduser().resolve()) for folder in allowed):
+        raise TrustError(
+            f"{origin} writes to {place}, outside the folder that you work in: name logger or profiler again with a "
+            "place of yours (--trainer.logger, --trainer.profiler, --trainer.default_root_dir)"
+        )
+
+
 def _stays_here(uri: str) -> bool:
     """Whether a store, with the files of its runs, is on this machine and nowhere else."""
     place = urlsplit(uri)

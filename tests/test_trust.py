@@ -29,7 +29,7 @@ from bustseg.errors import UserError
 from bustseg.experiment import Experiment
 from bustseg.runs.checkpoint import build_task, load_data, load_task
 from bustseg.task import RECORD
-from bustseg.trust import TrustError, building, check_config, own_store
+from bustseg.trust import TrustError, building, check_config, check_place, own_store
 from tests.conftest import CONFIGS, SHORT_TEST, TINY, TrainedRun
 
 Bustseg = Callable[..., tuple[int, str, str]]
@@ -239,6 +239,43 @@ def test_a_resumed_fit_cannot_run_code(lure: Callable[..., Path], bustseg: Busts
     assert "evil.ckpt" in err
     assert err.strip().count("\n") <= 4  # one line, folded by the console
     assert "Traceback" not in err
+
+
+WRITERS = {
+    "logger": lambda place: {
+        "logger": [of("lightning.pytorch.loggers.CSVLogger", save_dir=place, name="", version="")]
+    },
+    "logger by its name": lambda place: {
+        "logger": of("lightning.pytorch.loggers.CSVLogger", save_dir="logs", name=place, version="")
+    },
+    "profiler": lambda place: {"profiler": of("lightning.pytorch.profilers.SimpleProfiler", dirpath=place)},
+    "folder of the trainer": lambda place: {"default_root_dir": place},
+}
+
+
+@pytest.mark.parametrize("change", WRITERS.values(), ids=WRITERS)
+def test_a_resumed_fit_writes_over_nothing_elsewhere(
+    lure: Callable[..., Path], bustseg: Bustseg, change: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    place = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    place.mkdir()
+    (place / "metrics.csv").write_text("ours")
+    code, _, err = bustseg("fit", "--ckpt_path", lure("trainer", change(str(place))))
+    assert code == 2
+    assert "outside the folder that you work in" in " ".join(err.split())
+    assert [path.read_text() for path in place.iterdir()] == ["ours"]
+
+
+def test_places_that_the_user_names_may_be_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten(monkeypatch)
+    check_place("logs/version_0", "logs", "x.ckpt")
+    for place, base in (("/srv/logs/a", "/srv/logs"), ("logs/../../a", "logs"), ("~/a", "~/a")):
+        with pytest.raises(TrustError, match=r"--trainer\.logger"):
+            check_place(place, base, "x.ckpt")
+    trust.allow_arguments(["--trainer.logger.init_args.save_dir", "/srv/logs"])
+    check_place("/srv/logs/a", "/srv/logs", "x.ckpt")
+    with pytest.raises(TrustError):
+        check_place("/srv/logs/../a", "/srv/logs", "x.ckpt")
 
 
 @pytest.mark.parametrize("change", (MODEL_GADGETS | DATA_GADGETS).values(), ids=MODEL_GADGETS | DATA_GADGETS)

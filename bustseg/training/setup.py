@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
 
 from bustseg.callbacks import (
     EpochLines,
@@ -44,7 +45,7 @@ from bustseg.runs.tracker import FolderLogger, RunLogger, Tracker
 from bustseg.task import RECORD
 from bustseg.training.preflight import chosen_in
 from bustseg.training.processes import OneProcessStops
-from bustseg.trust import own_store
+from bustseg.trust import check_place, own_store
 
 _CHATTY = (
     "lightning.pytorch.utilities.rank_zero",
@@ -119,6 +120,8 @@ def make_loggers(
         return False
     chosen = parts.trainer.logger
     loggers: list[Logger] = [] if chosen in (None, True, False) else chosen if isinstance(chosen, list) else [chosen]
+    if experiment.origin:
+        _check_places(parts.trainer, loggers, experiment.origin)
     if any(isinstance(logger, RunLogger) for logger in loggers):
         return loggers
     options = experiment["tracking"]
@@ -147,6 +150,27 @@ def make_loggers(
     if keep:
         keeper.final_status = keeper.status
     return [*loggers, keeper]
+
+
+def _check_places(options: Namespace, loggers: Sequence[Logger], origin: str | Path) -> None:
+    """Refuse loggers and profilers of a stored configuration that would write over files elsewhere.
+
+    Args:
+        options: of the trainer, made
+        loggers: of the user
+        origin: file or run that the configuration came from
+
+    Raises:
+        TrustError: one would
+    """
+    if options.default_root_dir is not None:
+        check_place(options.default_root_dir, options.default_root_dir, origin)
+    for logger in loggers:
+        if (base := logger.save_dir) is not None:
+            check_place(getattr(logger, "log_dir", None) or base, base, origin)
+    profiler = options.profiler
+    if isinstance(profiler, Profiler) and profiler.dirpath is not None:
+        check_place(Path(profiler.dirpath, profiler.filename or ""), profiler.dirpath, origin)
 
 
 def default_name(experiment: Experiment, network: str | None = None) -> str:
