@@ -1,8 +1,8 @@
 """bustseg: breast-tumour segmentation in ultrasound with PyTorch Lightning and MLflow.
 
 The Python API is :func:`fit`, :func:`resume`, :func:`validate`, :func:`test` and :class:`Predictor`, with
-:class:`Experiment` for what is trained. Each is imported when it is first used: they bring torch, `import bustseg`
-brings nothing.
+:class:`Experiment` for what is trained. Each is imported on first use, since they need torch: `import bustseg` alone
+stays fast.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# No library reports home from here: MLflow and NNCF send what is used, albumentations asks for newer versions when it
-# is imported, and the hub is told of each library that fetches weights. setdefault leaves a user's own choice.
+# Telemetry is off: MLflow and NNCF report usage, albumentations checks for newer versions on import, and the Hugging
+# Face hub is told which library fetches weights. setdefault keeps a user's own choice.
 for _name, _value in (
     ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ("NO_ALBUMENTATIONS_UPDATE", "1"),

@@ -1,4 +1,4 @@
-"""What a notebook or a program calls: train, score; :class:`bustseg.Predictor` outlines images.
+"""The Python API: train and score networks; :class:`bustseg.Predictor` outlines images.
 
 Example:
     >>> run = bustseg.fit("configs/quickstart.yaml", max_epochs=2)  # doctest: +SKIP
@@ -26,15 +26,15 @@ from bustseg.trust import allow_text
 def fit(
     config: str | Path | Mapping[str, Any] | Experiment, changes: Mapping[str, Any] | None = None, /, **short: Any
 ) -> Run:
-    """Train a network; what `bustseg fit` does.
+    """Train a network, as `bustseg fit` does.
 
     Args:
         config: a config file, a configuration as a mapping, or an experiment
-        changes: dotted key (``model.optimizer.init_args.lr``) to its value
-        short: the same by a key's ending (``lr=1e-3``), where only one key ends so
+        changes: new values by dotted key (``model.optimizer.init_args.lr``)
+        short: the same by the last part of a key (``lr=1e-3``), where only one key ends with it
 
     Returns:
-        its ``metrics``, ``run_id``, ``checkpoint`` (the best epoch), ``task`` (the network) and ``data``
+        a run with ``metrics``, ``run_id``, ``checkpoint`` (of the best epoch), ``task`` (the network) and ``data``
 
     Raises:
         UserError: an experiment or data that cannot be used
@@ -48,7 +48,7 @@ def fit(
 
 @one_line_each()
 def resume(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Run:
-    """Go on with an interrupted training, in its run; what `bustseg fit --ckpt_path MODEL` does.
+    """Continue an interrupted training in the same run, as `bustseg fit --ckpt_path MODEL` does.
 
     Args:
         model: a ``last.ckpt``, an MLflow run id, ``latest``, or what :func:`fit` has returned
@@ -60,14 +60,14 @@ def resume(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /,
 
 @one_line_each()
 def test(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Run:  # noqa: PT028
-    """Score a trained network on the test images; what `bustseg test` does.
+    """Score a trained network on the test images, as `bustseg test` does.
 
     Args:
         model: a checkpoint, an MLflow run id, ``latest``, or what :func:`fit` has returned
-        changes, short: as in :func:`fit`, to what the network was trained with
+        changes, short: as in :func:`fit`, applied to the configuration that the network was trained with
 
     Returns:
-        its ``metrics``, and what it was scored with
+        a run with its ``metrics``, and with what was scored
 
     Raises:
         UserError: a checkpoint, change or data that cannot be used
@@ -75,12 +75,12 @@ def test(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, *
     return run_test(*_scored("test", model, changes, short))
 
 
-test.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest reads into the name
+test.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
 
 
 @one_line_each()
 def validate(model: str | Path | Run, changes: Mapping[str, Any] | None = None, /, **short: Any) -> Run:
-    """Score a trained network on the validation images, and recommend a threshold; as :func:`test`."""
+    """Score a trained network on the validation images, and recommend a threshold. Arguments as in :func:`test`."""
     return run_validate(*_scored("validate", model, changes, short))
 
 
@@ -95,13 +95,15 @@ def _scored(
 def _changed(experiment: Experiment, changes: Mapping[str, Any] | None, short: Mapping[str, Any]) -> Experiment:
     if not changes and not short:
         return experiment
-    allow_text(yaml.safe_dump({**(changes or {}), **short}))  # the caller's own words, see bustseg.trust
+    allow_text(yaml.safe_dump({**(changes or {}), **short}))  # written by the caller, see bustseg.trust
     return experiment.but(changes, **short)
 
 
 def _name(model: str | Path | Run, attribute: str) -> str:
-    """What a checkpoint is found by."""
+    """The name by which a checkpoint is found."""
     name = getattr(model, attribute) if isinstance(model, Run) else model
     if name is None:
-        raise UserError("this training has left no checkpoint: it was stopped in its first epoch, or kept none")
+        raise UserError(
+            "this training left no checkpoint: it was stopped in its first epoch, or it was set to keep none"
+        )
     return str(name)

@@ -1,7 +1,7 @@
-"""How much of a machine one input may take. What asks for more is refused in one line that names the limit.
+"""Limits on the memory and time that one input may take. What exceeds them is refused in one line that names the limit.
 
-A file of a few kilobytes may unfold to gigabytes: an image of one colour, a compressed archive, a YAML whose anchors
-name each other. The limits lie far above what ultrasound needs, and each says how it is raised.
+A file of a few kilobytes may expand to gigabytes: an image of one colour, a compressed archive, a YAML file whose
+anchors refer to each other. The limits are far above what ultrasound needs.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ import yaml
 from bustseg.errors import DataError, UserError
 
 MEGAPIXELS = "BUSTSEG_MAX_MEGAPIXELS"
-"""Environment variable with the largest image that is decoded, in millions of pixels."""
+"""Environment variable that sets the largest image that is decoded, in millions of pixels."""
 
 DEFAULT_MEGAPIXELS = 24.0
 """Three times a 4K screen; an ultrasound image has one or two."""
 
 MAX_SIDE = 65_500
-"""Pixels of an image's side; JPEG ends there, and OpenCV's writer of PNG at a million."""
+"""Largest side of an image in pixels; JPEG's own limit (OpenCV's PNG writer stops at a million)."""
 
 MAX_FRAMES = 20_000
-"""Images in one file: more than ten minutes of a scan."""
+"""Most images in one file: more than ten minutes of a scan."""
 
 MAX_SCANS = 200
-"""Passes of a progressive JPEG; ten are usual, and each costs as much time as the whole image."""
+"""Most passes of a progressive JPEG; ten are usual, and each takes as long as decoding the whole image."""
 
 MAX_DEFLATED_BYTES = 2**29
-"""Bytes of a deflated DICOM file, unfolded."""
+"""Most bytes of a deflated DICOM file once it is decompressed."""
 
 MAX_DEPTH, MAX_VALUES = 100, 20_000
-"""Nesting and number of values of a configuration; the largest preset has 300 values, 7 deep."""
+"""Deepest nesting and most values of a configuration; the largest preset has 300 values, 7 levels deep."""
 
 MAX_CONFIG_BYTES = 2**18
-"""Bytes of a configuration file; the largest preset has three thousand."""
+"""Most bytes of a configuration file; the largest preset has three thousand."""
 
 MAX_TABLE_BYTES = 64 * 2**20
-"""Bytes of a table, unpacked: half a million images. In memory it takes twenty times as much."""
+"""Most bytes of a table, decompressed: half a million images. In memory it takes twenty times as much."""
 
 MAX_COLUMNS = 2_000
-"""Columns of a table; the widest that bustseg writes has forty. Readers take minutes for a million."""
+"""Most columns of a table; the widest that bustseg writes has forty. Reading a million takes minutes."""
 
 LARGE = 8_000_000
-"""Pixels from which images are decoded one at a time, whatever the number of threads."""
+"""Images with at least this many pixels are decoded one at a time, whatever the number of threads."""
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -66,7 +66,7 @@ def max_pixels() -> int:
     """Pixels of the largest image that is decoded: :data:`DEFAULT_MEGAPIXELS`, or what the user allows.
 
     Raises:
-        UserError: :data:`MEGAPIXELS` is no positive number
+        UserError: :data:`MEGAPIXELS` is not a positive number
     """
     text = os.environ.get(MEGAPIXELS)
     try:
@@ -79,17 +79,17 @@ def max_pixels() -> int:
 
 
 def check_port(port: int) -> None:
-    """Refuse what is no port of a computer; 0 lets the system choose one.
+    """Refuse a number that is not a valid port; 0 lets the system choose one.
 
     Raises:
-        UserError: so it is
+        UserError: it is below 0 or above 65535
     """
     if not 0 <= port <= 65535:
         raise UserError(f"--port is {port}: give a number from 0 to 65535")
 
 
 def check_pixels(what: str, height: int, width: int, frames: int = 1) -> None:
-    """Refuse an image that is too large to be decoded, by what its header says.
+    """Refuse an image whose header says that it is too large to be decoded.
 
     Args:
         what: name of the file, for the message
@@ -102,11 +102,11 @@ def check_pixels(what: str, height: int, width: int, frames: int = 1) -> None:
     limit = max_pixels()
     if height * width > limit:
         raise LimitError(
-            f"{what} has {width}x{height} pixels and at most {limit / 1e6:g} million are decoded: make it smaller, or "
+            f"{what} has {width}x{height} pixels, and at most {limit / 1e6:g} million are decoded: make it smaller, or "
             f"allow more with {MEGAPIXELS}"
         )
     if max(height, width) > MAX_SIDE:
-        raise LimitError(f"{what} has {width}x{height} pixels and at most {MAX_SIDE} on a side are decoded: cut it")
+        raise LimitError(f"{what} has {width}x{height} pixels, and at most {MAX_SIDE} on a side are decoded: crop it")
     check_frames(what, frames)
 
 
@@ -114,15 +114,17 @@ def check_frames(what: str, frames: int) -> None:
     """Refuse a file of more images than any scan has.
 
     Raises:
-        LimitError: so it is
+        LimitError: it has more than :data:`MAX_FRAMES`
     """
     if frames > MAX_FRAMES:
-        raise LimitError(f"{what} claims {frames} images and at most {MAX_FRAMES} are read of one file: split it")
+        raise LimitError(
+            f"{what} claims to hold {frames} images, and at most {MAX_FRAMES} are read from one file: split it"
+        )
 
 
 @contextmanager
 def room_for(pixels: int) -> Iterator[None]:
-    """Work on an image, after another thread's where both are large: eight at once need eight times the memory."""
+    """Let threads work on large images one at a time: eight at once need eight times the memory."""
     if pixels < LARGE:
         yield
         return
@@ -131,14 +133,14 @@ def room_for(pixels: int) -> Iterator[None]:
 
 
 def check_regular(path: Path, what: str = "") -> None:
-    """Refuse pipes, devices and sockets, which may never end. What is missing is left to whoever opens it.
+    """Refuse pipes, devices and sockets, which may never end. A missing file is reported by whatever opens it.
 
     Args:
         path: the file; links are followed
-        what: name in the message; the path itself when not given
+        what: name for the message; the path itself when not given
 
     Raises:
-        DataError: it is there, and neither a file nor a folder
+        DataError: it exists and is neither a file nor a folder
     """
     try:
         mode = path.stat().st_mode
@@ -146,14 +148,14 @@ def check_regular(path: Path, what: str = "") -> None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-        raise DataError(f"{what or path} is {kind} and no file: store what it gives in a file first")
+        raise DataError(f"{what or path} is {kind}, not a file: save its content to a file first")
 
 
 def check_size(path: Path, limit: int, what: str) -> None:
-    """Refuse a file of more than ``limit`` bytes, and what is no file.
+    """Refuse a file of more than ``limit`` bytes, and anything that is not a file.
 
     Raises:
-        LimitError, DataError: so it is
+        LimitError, DataError: it is too large, or not a file
     """
     check_regular(path)
     try:
@@ -165,10 +167,10 @@ def check_size(path: Path, limit: int, what: str) -> None:
 
 
 def check_table(path: Path) -> None:
-    """Refuse a CSV file, or an .xlsx file, that takes much more memory or time than any table of images.
+    """Refuse a CSV or .xlsx file that would take far more memory or time than any table of images.
 
     Raises:
-        LimitError, DataError: it has too many bytes or columns, or is no file
+        LimitError, DataError: it has too many bytes or columns, or is not a file
     """
     check_size(path, MAX_TABLE_BYTES, "a table")
     if path.suffix.lower() == ".xlsx":
@@ -184,10 +186,10 @@ def check_table(path: Path) -> None:
 
 
 def check_archive(path: Path, limit: int, what: str) -> None:
-    """Refuse a ZIP archive, such as an .xlsx table, that unfolds to more than ``limit`` bytes.
+    """Refuse a ZIP archive, such as an .xlsx table, that expands to more than ``limit`` bytes.
 
     Raises:
-        LimitError: so it is
+        LimitError: it expands to more
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -195,11 +197,11 @@ def check_archive(path: Path, limit: int, what: str) -> None:
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return  # whoever reads it says what is wrong
     if size > limit:
-        raise LimitError(f"{path} unfolds to {size:,} bytes, and {what} to at most {limit:,}: is it the right file?")
+        raise LimitError(f"{path} expands to {size:,} bytes, and {what} to at most {limit:,}: is it the right file?")
 
 
 def read_yaml(path: Path) -> tuple[str, Any]:
-    """Text of a YAML file and what it holds, unless it grows beyond all use.
+    """Text and content of a YAML file, unless it is far too large to be a configuration.
 
     Raises:
         LimitError: too large, nested too deeply, or growing when its aliases are written out (``&a [*b, *b, ...]``)
@@ -208,10 +210,10 @@ def read_yaml(path: Path) -> tuple[str, Any]:
     check_size(path, MAX_CONFIG_BYTES, "a configuration")
     try:
         text = path.read_text(encoding="utf-8")
-        # before anything is made of it: PyYAML works on nested brackets for ever longer, and writes merged keys out
+        # before it is loaded: deeply nested brackets and merged keys can keep PyYAML busy for hours
         _check_nesting(text, path)
         check_values(yaml.compose(text, Loader=_Loader), path)
-        return text, yaml.load(text, Loader=_Loader)  # the safe one
+        return text, yaml.load(text, Loader=_Loader)  # a safe loader
     except (OSError, yaml.YAMLError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
 
@@ -249,10 +251,10 @@ def _check_nesting(text: str, path: str | Path) -> None:
 
 
 def check_values(content: Any, origin: str | Path) -> None:
-    """Refuse a configuration that grows beyond all use when what is shared in it is written out each time.
+    """Refuse a configuration that becomes far too large when every alias in it is written out.
 
     Args:
-        content: mappings, lists and plain values, or PyYAML's nodes of them, which may be shared or hold themselves
+        content: mappings, lists and plain values, or PyYAML's nodes of them, which may be shared or contain themselves
         origin: file that it came from, for the message
 
     Raises:

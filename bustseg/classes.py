@@ -1,4 +1,4 @@
-"""What there is of a kind: the classes that are imported, and what installed packages offer."""
+"""Find the classes of a kind that are imported, and what installed packages offer through entry points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bustseg.errors import UserError
 
 
 def subclasses(base: type) -> list[type]:
-    """The classes that are a ``base``, made or imported so far; itself and abstract ones left out."""
+    """The concrete subclasses of ``base`` that have been defined or imported so far."""
     found: dict[type, None] = {}
     waiting: list[type] = [base]
     while waiting:
@@ -24,11 +24,11 @@ def subclasses(base: type) -> list[type]:
 
 
 def offered(group: str, what: str) -> list[Any]:
-    """What installed packages offer under a group of entry points, each of which names a thing or a sequence of them.
+    """What installed packages offer in a group of entry points, each of which names one object or a sequence of them.
 
     Args:
         group: name of the group
-        what: what the things are, for messages
+        what: what the objects are, for messages
 
     Raises:
         UserError: an entry point cannot be loaded

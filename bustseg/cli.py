@@ -1,4 +1,4 @@
-"""The one door: `bustseg VERB ...`. It knows the verbs' names; bad input ends in one line and exit code 2."""
+"""The command line, `bustseg VERB ...`: it dispatches to the verbs; bad input gives one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VERBS = (
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one verb and return its exit code; errors come out as exceptions."""
+    """Run one verb and return its exit code; errors are raised as exceptions."""
     for verb in VERBS:
         words = verb.split()
         if list(args[: len(words)]) == words:
@@ -45,7 +45,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _overview(group: list[str]) -> argparse.ArgumentParser:
-    """The verbs with a line on each."""
+    """The parser of the overview: every verb with one line about it."""
     text = "Breast-tumour segmentation in ultrasound: train, test, compare, explain, deploy."
     example = "example: bustseg fit --config configs/quickstart.yaml"
     parser = argparse.ArgumentParser(prog=" ".join(["bustseg", *group]), description=text, epilog=example)
@@ -81,7 +81,7 @@ def _fail(error: BaseException, debug: bool) -> int:
     from bustseg.progress import error_console
 
     if debug:
-        # as a text, out of which credentials are taken, and not as rich would draw it
+        # as plain text, so that credentials can be removed from it, and not as a rich traceback
         error_console.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
     message, code = in_one_line(error)
     error_console.print(f"[bold red]error:[/] {escape(message)}", highlight=False)

@@ -1,9 +1,10 @@
 """A typed function as a command: its signature and docstring are the options and the help.
 
 Parameters before ``*`` are positional arguments, those after it are options. A ``bool`` is a flag, a ``list`` takes
-several values, a ``Literal`` is a choice, and a default makes an option optional. What a signature cannot say stands
-in ``Annotated[..., Option(...)]``. jsonargparse reads signatures too, but neither takes ``--size 64 128``, ``--resume``
-without a value nor options of which only one may be given, and its import costs more than most of these commands.
+several values, a ``Literal`` is a choice, and a default makes an option optional. What a signature cannot express is
+given in ``Annotated[..., Option(...)]``. jsonargparse reads signatures too, but it supports neither ``--size 64 128``,
+nor ``--resume`` without a value, nor mutually exclusive options, and importing it takes longer than most of these
+commands.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bustseg.errors import UserError
 Command = Callable[..., int]
 
 SLOW = ("fit", "validate", "test", "summary", "cv", "sweep", "reproduce", "compare", "explain", "predict", "export")
-"""Verbs that import for seconds before they have anything to say."""
+"""Verbs whose imports take seconds."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Option:
 
     Attributes:
         names: its spellings, when they are not ``--`` and the parameter's name
-        metavar: what its value is called in the help
+        metavar: name of its value in the help
         convert: from text to value, when the type is not enough
-        repeated: may be given several times, with one value each
-        group: of the options of one group only one may be given
-        hidden: does not appear in the help
+        repeated: whether it may be given several times, with one value each
+        group: name of a group of mutually exclusive options
+        hidden: whether the help leaves it out
     """
 
     names: tuple[str, ...] = ()
@@ -51,7 +52,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Rest:
-    """Marks the parameter that takes every other option, for the parser of experiments.
+    """Marks the parameter that takes all remaining options, which are passed on to the parser of experiments.
 
     Attributes:
         shown: whether the help lists those options too
@@ -61,7 +62,7 @@ class Rest:
 
 
 ExperimentOptions = Annotated[list[str], Rest()]
-"""Type of a parameter that takes the options of an experiment, beside the command's own."""
+"""Type of a parameter that takes the options of an experiment, in addition to the command's own."""
 
 ShownExperimentOptions = Annotated[list[str], Rest(shown=True)]
 """The same, for commands of which these are the main options."""
@@ -71,7 +72,7 @@ class _Parser(argparse.ArgumentParser):
     """Parser whose errors are one line for the user.
 
     Attributes:
-        spellings: every way to write one of its options, and whether the help shows that one
+        spellings: every spelling of its options, and whether the help shows it
     """
 
     spellings: Mapping[str, bool] = MappingProxyType({"-h": True, "--help": True})
@@ -82,7 +83,7 @@ class _Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Docstring:
-    """What a function's docstring (in Google's style) says.
+    """The parts of a function's docstring (Google style).
 
     Attributes:
         summary: the first paragraph
@@ -122,7 +123,7 @@ def call(function: Command, args: Sequence[str], prog: str) -> int:
     Args:
         function: the command
         args: its arguments
-        prog: what is called, such as ``bustseg predict``
+        prog: the command as typed, such as ``bustseg predict``
 
     Raises:
         UserError: arguments that it does not take
@@ -141,18 +142,18 @@ def call(function: Command, args: Sequence[str], prog: str) -> int:
 
 
 def rest_of(function: Command) -> tuple[str, Rest] | None:
-    """The parameter that takes the options of an experiment, by name, and its marker; None when there is none."""
+    """Name and marker of the parameter that takes the options of an experiment; None when there is none."""
     return next(((name, marker) for name, _, marker in _parameters(function) if isinstance(marker, Rest)), None)
 
 
 def beginning(verb: str, args: Sequence[str]) -> AbstractContextManager[None]:
-    """Say at once, on a terminal, that a verb begins which imports for seconds; nothing where its help is asked for."""
+    """On a terminal, say at once that a verb with slow imports has started; not when its help is requested."""
     asked = any("help" in arg or arg in ("-h", "--print_config") for arg in args)
     if verb not in SLOW or asked or not sys.stderr.isatty():
         return nullcontext()
     from bustseg.progress import waiting
 
-    return waiting(f"bustseg {verb}: loading PyTorch and what else it needs")
+    return waiting(f"bustseg {verb}: loading PyTorch and other libraries")
 
 
 def make_parser(function: Command, prog: str) -> _Parser:
@@ -162,7 +163,7 @@ def make_parser(function: Command, prog: str) -> _Parser:
         prog=prog,
         description=docstring.summary,
         epilog=f"example: {docstring.example}",
-        # or an option of an experiment would be taken for one of these
+        # otherwise an option of an experiment could be taken for an abbreviation of one of these
         allow_abbrev=False,
     )
     parser.spellings = {**parser.spellings, **add_arguments(parser, function)}
@@ -170,13 +171,13 @@ def make_parser(function: Command, prog: str) -> _Parser:
 
 
 def _check_spelling(parser: _Parser, args: Sequence[str], only_these: bool) -> None:
-    """Refuse an option that is cut short or misspelt, with the one that may have been meant.
+    """Refuse an abbreviated or misspelt option, and suggest the one that may have been meant.
 
     Args:
-        parser: of the command's own options
-        args: of the command
-        only_these: whether the command takes no options but its own; else one is refused only when it begins like
-            an own option, since the experiment's parser judges the others
+        parser: parser of the command's own options
+        args: the command's arguments
+        only_these: whether the command takes no options but its own; if it takes others, an option is refused only when
+            it is the beginning of one of the command's own, since the experiment's parser checks the rest
     """
     shown = [spelling for spelling, visible in parser.spellings.items() if visible]
     for arg in args:
@@ -195,7 +196,7 @@ def _check_spelling(parser: _Parser, args: Sequence[str], only_these: bool) -> N
 
 
 def add_arguments(parser: argparse.ArgumentParser, function: Command, skip: Sequence[str] = ()) -> dict[str, bool]:
-    """Give a parser (argparse's or jsonargparse's) the arguments of a command, but for those to ``skip``.
+    """Add a command's arguments, except those in ``skip``, to a parser (argparse's or jsonargparse's).
 
     Returns:
         the spellings of those options, and whether the help shows each
@@ -221,10 +222,10 @@ def add_arguments(parser: argparse.ArgumentParser, function: Command, skip: Sequ
         else:
             action = target.add_argument(*(option.names or (f"--{name}",)), dest=name, **keywords)
             spellings |= dict.fromkeys(action.option_strings, not option.hidden)
-    # these two are taken out of the arguments before they get here; here only for the help
+    # these two are removed from the arguments before parsing; they are here only for the help
     common: dict[str, Any] = {"default": argparse.SUPPRESS}
     parser.add_argument("--debug", action="store_true", help="show an error's traceback", **common)
-    trust = "a package whose classes a stored model may name (or BUSTSEG_TRUST)"
+    trust = "package whose classes a stored model may use (or set BUSTSEG_TRUST)"
     parser.add_argument("--trust", metavar="PACKAGE", help=trust, **common)
     return spellings
 
@@ -274,7 +275,7 @@ def _path(text: str) -> Path:
 
 
 def _help(text: str, default: Any) -> str:
-    """The help of an option: its text, and its default where the text does not say it."""
+    """The help of an option: its text, and its default where the text does not state it."""
     text = text.replace("%", "%%")
     unsaid = (inspect.Parameter.empty, None, False, True)
     if any(default is value for value in unsaid) or default in ("", []) or "(default" in text:
@@ -289,12 +290,12 @@ def _experiment_help(function: Command, prog: str) -> str:
     docstring = Docstring.of(function)
     parser = experiment_parser(prog, docstring.summary)
     parser.epilog = f"example: {docstring.example}"
-    add_arguments(parser, function, skip=("ckpt_path",))  # which an experiment's parser has already
+    add_arguments(parser, function, skip=("ckpt_path",))  # an experiment's parser has that one already
     return parser.format_help()
 
 
 def _short_help(function: Command, prog: str) -> str:
-    """A command's own options and the keys of an experiment that people change."""
+    """A command's own options, and the most used keys of an experiment."""
     from bustseg.usual_keys import help_text
 
     docstring = Docstring.of(function)
@@ -304,7 +305,9 @@ def _short_help(function: Command, prog: str) -> str:
     parser.description = f"{docstring.summary}\n\nexample: {docstring.example}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = None
-    parser.add_argument("-c", "--config", metavar="FILE", help="a config file, or one that ships; later ones win")
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", help="config file, or the name of a preset; repeatable, later ones win"
+    )
     parser.add_argument("--help-all", action="store_true", help="every key of an experiment")
-    parser.add_argument("--print_config", action="store_true", help="print the configuration that results, and stop")
+    parser.add_argument("--print_config", action="store_true", help="print the resulting configuration and stop")
     return f"{parser.format_help()}{help_text()}\n"

@@ -1,7 +1,7 @@
-"""A JSON schema of the configs, for editors: made from the parser, so that it says what `bustseg fit` takes.
+"""A JSON schema of the configs, for editors: made from the parser, so that it describes what `bustseg fit` accepts.
 
-Editors complete keys and classes with it, show what each means, and mark a key that is misspelt or a value of the
-wrong type. The parser stays the judge: a class of somebody's own is valid here whatever its arguments.
+Editors use it to complete keys and classes, to describe them, and to mark a misspelt key or a value of the wrong type.
+The parser has the last word: here a user's own class is valid with any arguments.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bustseg.usual_keys import LOSSES, NETWORKS
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 OF_THE_MACHINE = ("trainer.precision",)
-"""Keys whose default depends on the machine, so that the schema names none."""
+"""Keys whose default depends on the machine, so that the schema states none."""
 
 _PLAIN: dict[Any, str] = {
     bool: "boolean",
@@ -42,7 +42,7 @@ _PLAIN: dict[Any, str] = {
 }
 
 _MADE = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, ReduceLROnPlateau)
-"""What keys make of parameters or an optimiser: a callable's own type says too little of what else it may be."""
+"""What the callables of some keys make (optimisers and schedules); other result types are too vague to list classes."""
 
 _ROOTS = (
     *("bustseg.models", "bustseg.losses", "bustseg.callbacks", "bustseg.data.sources", "bustseg.data.phantom"),
@@ -55,11 +55,11 @@ _ROOTS = (
     *("torch.optim", "torch.optim.lr_scheduler"),
     *("segmentation_models_pytorch", "segmentation_models_pytorch.losses", "albumentations"),
 )
-"""Where the classes that a schema names are imported from, as documentation and configs write them."""
+"""Modules that the classes in the schema are imported from, spelt as in documentation and configs."""
 
 
 def schema() -> dict[str, Any]:
-    """The schema of a config of a fit, JSON's own types only."""
+    """The schema of a config for `bustseg fit`, made of plain JSON types."""
     return _Schema().whole()
 
 
@@ -77,7 +77,7 @@ class _Schema:
         self.definitions: dict[str, Any] = {}
 
     def whole(self) -> dict[str, Any]:
-        for root in _ROOTS:  # a class is found among the subclasses of its base once it is imported
+        for root in _ROOTS:  # only imported classes are found among the subclasses of a base
             import_module(root)
         properties: dict[str, Any] = {}
         for action in _keys(make_parser()):
@@ -86,7 +86,7 @@ class _Schema:
             if not key:
                 properties[section] = described
                 continue
-            # a section may be a file of its own
+            # a section may also be the path of a separate file
             group = properties.setdefault(
                 section, {"type": ["object", "string"], "properties": {}, "additionalProperties": False}
             )
@@ -101,7 +101,7 @@ class _Schema:
         }
 
     def _key(self, action: Any, name: str) -> dict[str, Any]:
-        """What one key takes: its type, default and description."""
+        """The schema of one key: its type, default and description."""
         described = self._network_or_loss(name) or self._type(action._typehint)  # noqa: SLF001 (listed in tests/test_private_parts.py)
         text = " ".join((action.help or "").replace("%%", "%").split())
         found = {"description": text} if text and text != "==SUPPRESS==" else {}
@@ -110,7 +110,7 @@ class _Schema:
         return {**described, **found}
 
     def _network_or_loss(self, name: str) -> dict[str, Any] | None:
-        """Both are any ``torch.nn.Module``, so that their type says nothing of which there are."""
+        """The schema of these two keys: their type, any ``torch.nn.Module``, would list no classes."""
         import segmentation_models_pytorch as smp
 
         others: list[type]
@@ -125,7 +125,7 @@ class _Schema:
         return None
 
     def _type(self, hint: Any) -> dict[str, Any]:
-        """The schema of a type; one that JSON cannot say takes anything."""
+        """The schema of a type; a type that JSON cannot express accepts anything."""
         origin, args = typing.get_origin(hint), typing.get_args(hint)
         if hint in _PLAIN:
             return {"type": _PLAIN[hint]}
@@ -155,8 +155,8 @@ class _Schema:
         return {}
 
     def _any_of(self, hints: Iterable[Any]) -> dict[str, Any]:
-        """Any of several types, those that have names alone in one list."""
-        hints = [hint for hint in hints if hint is not torch.Tensor]  # which no file can hold
+        """The schema of a union; plain types are merged into one list."""
+        hints = [hint for hint in hints if hint is not torch.Tensor]  # no file can hold one
         described = [self._type(hint) for hint in hints]
         if {} in described:
             return {}
@@ -168,17 +168,17 @@ class _Schema:
         return others[0] if len(others) == 1 else {"anyOf": others}
 
     def _fields(self, cls: type) -> dict[str, Any]:
-        """A class of settings (a dataclass), whose fields stand there directly or as ``init_args``."""
+        """The schema of a dataclass of settings, whose fields are given directly or as ``init_args``."""
         name = cls.__name__
         if name not in self.definitions:
-            self.definitions[name] = {}  # it may name itself
+            self.definitions[name] = {}  # it may refer to itself
             own = self._arguments(cls)
             own["properties"] |= {"class_path": {"type": "string"}, "init_args": self._arguments(cls)}
             self.definitions[name] = own
         return {"$ref": f"#/$defs/{name}"}
 
     def _class(self, base: type, name: str, known: list[type] | None = None, skip: int = 0) -> dict[str, Any]:
-        """A class: its path, or a mapping with ``class_path`` and the ``init_args`` that this class takes."""
+        """The schema of a class: its path, or a mapping with ``class_path`` and the ``init_args`` of that class."""
         if name not in self.definitions:
             self.definitions[name] = {}  # a class may take others of its kind
             choices: dict[str, type] = {}
@@ -204,7 +204,7 @@ class _Schema:
         return {"$ref": f"#/$defs/{name}"}
 
     def _arguments(self, cls: type, skip: int = 0) -> dict[str, Any]:
-        """What a class is made with, but for the first ``skip`` arguments, which the training gives it."""
+        """The arguments of a class, except the first ``skip``, which the training passes itself."""
         parser = ArgumentParser(exit_on_error=False)
         try:
             parser.add_class_arguments(cls, fail_untyped=False, skip={skip} if skip else None)
@@ -216,19 +216,19 @@ class _Schema:
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """What a callable makes: the class, and how many of its first arguments the training gives."""
+    """What a callable makes: the class, and how many of its first arguments the training passes itself."""
 
     cls: Any
     skip: int
 
 
 def _keys(parser: ArgumentParser) -> list[Any]:
-    """The options of a parser that have a type, which are the keys of its files."""
+    """The options of a parser that have a type: the keys of its config files."""
     return [action for action in parser._actions if type(action).__name__ == "ActionTypeHint"]  # noqa: SLF001 (listed in tests/test_private_parts.py)
 
 
 def _plain(value: Any) -> Any:
-    """A default as JSON can hold it; None where it is none or cannot be held."""
+    """A default in JSON's types; None where there is none or JSON cannot express it."""
     if value == "==SUPPRESS==":
         return None
     if isinstance(value, tuple):

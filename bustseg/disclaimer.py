@@ -1,4 +1,4 @@
-"""What this software is and is not, in the words that every page, answer, file and command repeats."""
+"""The disclaimers that every page, answer, file and command shows."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ PATIENTS = f"{RESEARCH}: no finding in a patient may rest on it."
 """Beside models."""
 
 WORDS = "research only, not a medical device"
-"""Drawn into pictures, where there is room for one line."""
+"""Drawn into pictures, which have room for one line only."""

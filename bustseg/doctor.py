@@ -25,11 +25,11 @@ LOW_DISK_GB = 2.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: its name
-        state: ``missing`` is what some commands do without, ``wrong`` what must be mended
+        what: what was checked
+        state: ``missing`` for what only some commands need, ``wrong`` for what must be fixed
         text: what was found, and what to do about it
     """
 
@@ -39,7 +39,7 @@ class Finding:
 
 
 def doctor() -> int:
-    """Print what was found; returns 1 when something is wrong."""
+    """Print the results of all checks; returns 1 when something is wrong."""
     wrong = False
     for finding in findings():
         wrong |= finding.state == "wrong"
@@ -49,7 +49,7 @@ def doctor() -> int:
 
 
 def findings() -> Iterator[Finding]:
-    """Everything that is looked at, one after the other."""
+    """The results of all checks, one after the other."""
     yield Finding(
         "bustseg", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}"
     )
@@ -88,10 +88,12 @@ def _data() -> Iterator[Finding]:
     root = os.environ.get("BUSI_ROOT")
     if not root:
         yield Finding(
-            "data", "missing", "BUSI_ROOT is not set: `bustseg data fetch DEST` gets BUSI; phantoms need none"
+            "data",
+            "missing",
+            "BUSI_ROOT is not set: `bustseg data fetch DEST` downloads BUSI; phantoms need no download",
         )
     elif not Path(root).is_dir():
-        yield Finding("data", "wrong", f"BUSI_ROOT is {root}, where no folder is")
+        yield Finding("data", "wrong", f"BUSI_ROOT is {root}, which is not a folder")
     else:
         from bustseg.data.sources import BUSI
 
@@ -104,7 +106,7 @@ def _data() -> Iterator[Finding]:
 
 
 def _cache() -> Path:
-    """Where decoded images are kept; with data that are nowhere yet, and no setting, the user's own folder."""
+    """Where decoded images are cached; the user's cache folder when neither data nor a setting says where."""
     from platformdirs import user_cache_dir
 
     from bustseg.data.cache import cache_root
@@ -123,7 +125,7 @@ def _store() -> Finding:
     shown = Store(uri).shown
     database = Store(uri).database
     if database is not None and not database.exists():
-        return Finding("store", "ok", f"{shown}, which the first run makes")
+        return Finding("store", "ok", f"{shown}, which the first run creates")
     try:
         open_store(uri)
     except UserError as error:
@@ -132,7 +134,7 @@ def _store() -> Finding:
 
 
 def _disk(what: str, folder: Path) -> Finding:
-    """Whether a folder, which need not exist, can be written, and how much room it has."""
+    """Whether a folder, which need not exist yet, can be written to, and its free space."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not os.access(there, os.W_OK):
         return Finding(what, "wrong", f"{folder} cannot be written")
@@ -142,13 +144,13 @@ def _disk(what: str, folder: Path) -> Finding:
 
 
 def _extras() -> Iterator[Finding]:
-    """Which of the package's optional parts are installed, by its own metadata."""
+    """Which of the package's extras are installed, according to its metadata."""
     from packaging.requirements import Requirement
 
     try:
         needed = [Requirement(text) for text in requires("bustseg") or []]
     except PackageNotFoundError:
-        yield Finding("extras", "missing", "bustseg runs from a folder and is not installed: its extras are not known")
+        yield Finding("extras", "missing", "bustseg runs from a folder and is not installed, so its extras are unknown")
         return
     by_extra: dict[str, list[Requirement]] = {}
     for extra in ("deploy", "dicom", "server", "serve"):

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: the command line prints their message as one line and exits with code 2."""
+"""Errors that a user can fix: the command line prints their message as one line and exits with code 2."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class UserError(Exception):
 
 
 class UnknownKeyError(UserError):
-    """A config key that nothing takes.
+    """A config key that does not exist.
 
     Args:
         message: one line for the user
-        key: the key, dotted; an argument of a class with the ``init_args`` before it
+        key: the dotted key; for an argument of a class, with ``init_args`` in it
     """
 
     def __init__(self, message: str, key: str) -> None:
@@ -23,20 +23,20 @@ class UnknownKeyError(UserError):
         self.key = key
 
     def __reduce__(self) -> tuple[type[UnknownKeyError], tuple[str, str]]:
-        # an exception is pickled by its message alone, and comes so from another process
+        # an exception that comes from another process is pickled, by default with its message alone
         return type(self), (str(self), self.key)
 
 
 class DataError(UserError):
-    """A data folder, image, mask or split that training on it would be wrong."""
+    """A data folder, image, mask or split that must not be trained on."""
 
 
 class WeightsError(UserError):
-    """Pretrained weights that cannot be had."""
+    """Pretrained weights that cannot be obtained."""
 
 
 class TrainingError(UserError):
-    """A training that cannot go on, such as one whose loss is no number."""
+    """A training that cannot continue, such as one whose loss is NaN."""
 
 
 class TrackingError(UserError):
@@ -52,11 +52,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 LONGEST_LINE = 1200
-"""Letters of an error's message that are shown."""
+"""Most characters of an error's message that are shown."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it came from, and so on; each once, since libraries chain errors in circles, too."""
+    """An error, its cause, the cause's cause, and so on; each once, since some libraries chain errors in circles."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -65,26 +65,27 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, says that there is no room left."""
+    """Whether an error or one of its causes says that the disk is full."""
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno in FULL:
             return True
-        if "disk is full" in str(cause) or "No space left on device" in str(cause):  # sqlite, and what wraps an OSError
+        # SQLite, and errors that wrap an OSError
+        if "disk is full" in str(cause) or "No space left on device" in str(cause):
             return True
     return False
 
 
 def brief(error: BaseException) -> str:
-    """The beginning of an error's message, in one line of at most 300 letters."""
+    """The beginning of an error's message, in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
 def in_one_line(error: BaseException) -> tuple[str, int]:
-    """What the command line says of an error, in one line whatever names it quotes, and its exit code."""
+    """The command line's message for an error, always one line, and the exit code."""
     words, code = _words(error)
-    # a file's name may hold line breaks, and bytes that are no text
+    # a file's name may contain line breaks, and bytes that are not valid text
     line = " ".join(words.encode(errors="replace").decode().split())
-    if len(line) > LONGEST_LINE:  # of a file that has a name or a field without end; the remedy stands last
+    if len(line) > LONGEST_LINE:  # such as an endless file name or field; the remedy comes last
         line = f"{line[: LONGEST_LINE // 2]} [...] {line[-LONGEST_LINE // 3 :]}"
     return line, code
 
@@ -95,7 +96,7 @@ def _words(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "stopped by the user", 130
     if isinstance(error, MemoryError):
-        return f"not enough memory ({error}): take smaller images or batches, or fewer at once", 2
+        return f"not enough memory ({error}): use smaller images or batches, or fewer at once", 2
     if disk_is_full(error):
         return "the disk is full: free some space; finished epochs are kept in the run's last.ckpt", 2
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -1,4 +1,4 @@
-"""One experiment: config files and changes to them, resolved once into the whole configuration of a training."""
+"""One experiment: config files and changes to them, resolved once into the complete configuration of a training."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ CALLBACKS: dict[type[pl.Callback], str] = {
 """Callbacks with a section of their own in a configuration."""
 
 OF_A_RUN = ("config", "ckpt_path", "weights_only", "verbose")
-"""Keys that a config file may have, and that say how one run of the experiment goes, not what it is."""
+"""Keys that a config file may have but that concern one run of the experiment, not the experiment itself."""
 
 OF_A_SCORE = ("seed_everything", "model", "data", "report", "explain", "tracking")
-"""Sections of a checkpoint's configuration that a test takes over: it may run on another machine than the fit did."""
+"""Sections of a checkpoint's configuration that a test uses: it may run on a different machine than the fit did."""
 
 _DOWNLOAD_ERRORS = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "HfHubHTTPError", "URLError", "HTTPError")
 """What the hub, timm and torchvision raise, by name: importing their modules only for this would cost a second."""
@@ -57,17 +57,17 @@ _UNKNOWN_KEY = re.compile(
     r"|unrecognized arguments?: -*(?P<option>[\w.-]+)",
     re.IGNORECASE,
 )
-"""jsonargparse's ways to say that a file or the command line has a key that nothing takes."""
+"""jsonargparse's messages for an unknown key in a file or on the command line."""
 
 _PARSED_KEY = re.compile(r'key "([^"]+)":')
-"""How it names the key whose value it could not use."""
+"""How its messages name the key whose value could not be used."""
 
 _UNKNOWN_ARGUMENT = re.compile(r"Option '(?P<argument>[\w.]+)' is not accepted")
-"""How it says so of an argument of a class that a key names."""
+"""Its message for an unknown argument of a class."""
 
 
 def fast_precision() -> str:
-    """``bf16-mixed`` where the hardware computes in it, else ``32-true``."""
+    """``bf16-mixed`` where the hardware supports it natively, else ``32-true``."""
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     try:
@@ -79,19 +79,19 @@ def fast_precision() -> str:
 
 
 class _QuotedText(yaml.SafeDumper):
-    """Writes texts in quotes: jsonargparse takes ``1e-3`` without them for a number, which PyYAML does not."""
+    """Writes strings in quotes: without them jsonargparse reads ``1e-3`` as a number, which PyYAML does not."""
 
 
 _QuotedText.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
 class _Parser(LightningArgumentParser):
-    """Parser whose errors are exceptions, so that the command line can say them in one line."""
+    """Parser whose errors are exceptions, so that the command line can print them in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["exit_on_error"] = False
         self.changes: dict[str, Any] = {}
-        """Dotted keys that the next config file gets in the place of its own."""
+        """Values by dotted key that replace those of the next config file."""
         super().__init__(*args, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
@@ -119,7 +119,7 @@ def make_parser(prog: str = "bustseg", description: str = "The configuration of 
         prog=prog,
         description=description,
         dump_header=[f"lightning.pytorch=={pl.__version__}"],
-        allow_abbrev=False,  # an option that is cut short is as wrong as a key of a file that is
+        allow_abbrev=False,  # an abbreviated option is refused, as an abbreviated key in a file is
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="configuration file (YAML); may be repeated")
     parser.add_argument(
@@ -144,7 +144,7 @@ def make_parser(prog: str = "bustseg", description: str = "The configuration of 
             "trainer.max_epochs": 50,
             "trainer.precision": fast_precision(),
             "trainer.num_sanity_val_steps": 0,
-            # the sampler shards by itself, without counting an evaluation image twice
+            # bustseg's sampler shards by itself, and counts no evaluation image twice
             "trainer.use_distributed_sampler": False,
             "trainer.enable_model_summary": False,
             "trainer.log_every_n_steps": 50,
@@ -157,19 +157,19 @@ def make_parser(prog: str = "bustseg", description: str = "The configuration of 
 
 @cache
 def _parser() -> _Parser:
-    """The parser of this process: making it takes a tenth of a second."""
+    """The parser of this process, made once: it takes a tenth of a second."""
     return make_parser()
 
 
 def defaults() -> dict[str, Any]:
-    """The configuration of an experiment that says nothing, nested; the trainer's precision is this machine's."""
+    """The default configuration of an experiment, nested; the trainer's precision is this machine's."""
     return _parser().get_defaults().as_dict()
 
 
 class Experiment:
-    """The whole configuration of a training, parsed and checked, with nothing made of it yet.
+    """The complete configuration of a training, parsed and checked, but not instantiated.
 
-    An experiment does not change; :meth:`but` and :meth:`with_options` derive others.
+    Experiments are immutable; :meth:`but` and :meth:`with_options` derive others.
 
     Example:
         >>> experiment = Experiment.read("configs/quickstart.yaml")  # doctest: +SKIP
@@ -177,10 +177,10 @@ class Experiment:
         5
 
     Args:
-        namespace: what the parser made of the configuration
-        name: name of the last config file, without its ending; None when there was none
-        origin: file or run whose stored configuration it began with; empty when the user has written all of it
-        overrides: options beside the config files that it was made with, key to value, as they were typed
+        namespace: the parsed configuration
+        name: name of the last config file, without its extension; None when there was none
+        origin: file or run whose stored configuration it is based on; empty when the user has written all of it
+        overrides: options given in addition to the config files, key to value, as typed
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Experiment:
 
         Args:
             options: later ones win
-            base: what they change; the defaults when not given
+            base: the experiment that they change; the defaults when not given
 
         Raises:
             UserError: a config file, key or value that cannot be used
@@ -225,15 +225,15 @@ class Experiment:
 
     @classmethod
     def read_changed(cls, file: str | Path, changes: Mapping[str, Any], options: Sequence[str] = ()) -> Experiment:
-        """What ``read(file).but(changes).with_options(options)`` gives, parsed once where the file lets it.
+        """The result of ``read(file).but(changes).with_options(options)``, parsed only once where the file allows it.
 
         Args:
             file: a config file
-            changes: dotted key to its value, as :meth:`but` takes them
+            changes: new values by dotted key, as in :meth:`but`
             options: later ones win
 
         Raises:
-            UserError: something of them cannot be used; the steps one by one tell what
+            UserError: one of them cannot be used
         """
         read_file = ["--config", str(Path(file).expanduser())]
         _, content = read_yaml(find_config(read_file[1]))
@@ -248,7 +248,7 @@ class Experiment:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], name: str | None = None, origin: str = "") -> Experiment:
-        """An experiment from a configuration as :attr:`config` gives it; what it leaves out has its default.
+        """An experiment from a configuration such as :attr:`config`; missing keys get their defaults.
 
         Raises:
             UserError: a key or value that cannot be used
@@ -262,17 +262,18 @@ class Experiment:
 
     @classmethod
     def of_checkpoint(cls, path: Path, verb: str = "fit", options: Sequence[str] = ()) -> Experiment:
-        """The experiment that a checkpoint was trained by.
+        """The experiment that a checkpoint was trained with.
 
         Args:
             path: the checkpoint
-            verb: ``fit`` takes all of it; for ``validate`` and ``test`` the trainer is this machine's own, but for its
-                precision
-            options: what the user changes, as on the command line; what they name, the checkpoint may name too
+            verb: ``fit`` uses all of it; ``validate`` and ``test`` use this machine's trainer settings, except for the
+                stored precision
+            options: the user's changes, as on the command line; classes that they name are also allowed in the
+                checkpoint
 
         Raises:
             TrustError: its configuration names what only the user may allow, see :mod:`bustseg.trust`
-            UserError: the file is no checkpoint of bustseg, or its configuration cannot be used
+            UserError: the file is not a bustseg checkpoint, or its configuration cannot be used
         """
         check_files(options)
         stored = read_checkpoint(path)[RECORD]["config"]
@@ -285,7 +286,7 @@ class Experiment:
 
     @classmethod
     def of_run(cls, run_id: str) -> Experiment:
-        """The experiment that a run has stored as ``config.yaml``.
+        """The experiment that a run stored as ``config.yaml``.
 
         Raises:
             TrustError: its configuration names what only the user may allow, see :mod:`bustseg.trust`
@@ -297,8 +298,8 @@ class Experiment:
         """The same experiment with changes.
 
         Args:
-            changes: dotted key (``model.optimizer.init_args.lr``) to its value, which replaces what was there
-            short: the same by a key's ending (``lr=1e-3``), where only one key ends so
+            changes: new values by dotted key (``model.optimizer.init_args.lr``)
+            short: the same by the last part of a key (``lr=1e-3``), where only one key ends with it
 
         Raises:
             UserError: a key that is unknown or ambiguous, or a value that cannot be used
@@ -321,10 +322,10 @@ class Experiment:
         return Experiment.parse(options, self) if options else self
 
     def key(self, ending: str) -> str:
-        """The dotted key that ends so: ``data.batch_size`` for ``batch_size``.
+        """The dotted key with this ending: ``data.batch_size`` for ``batch_size``.
 
         Raises:
-            UserError: no key ends so, or several do
+            UserError: no key has this ending, or several have
         """
         known = self.all_keys()
         if ending in known:
@@ -337,7 +338,7 @@ class Experiment:
         return found[0]
 
     def all_keys(self) -> list[str]:
-        """All dotted keys, those of sections among them."""
+        """All dotted keys, including those of sections."""
         parts = [key.split(".") for key, _ in flatten(self._config)]
         return list(dict.fromkeys(".".join(key[: end + 1]) for key in parts for end in range(len(key))))
 
@@ -362,35 +363,35 @@ class Experiment:
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        # made once: the parser takes a third of a second to write it
+        # cached: the parser takes a third of a second to dump it
         text = _parser().dump_whole(self._namespace, skip_link_targets=False, skip_unset=False, format="yaml")
         return {key: without_own_readers(value) for key, value in yaml.safe_load(text).items() if key not in OF_A_RUN}
 
     @property
     def ckpt_path(self) -> str | None:
-        """The checkpoint that a config file names, which is no part of the experiment itself."""
+        """The checkpoint that a config file names; it is not part of the experiment itself."""
         return self._namespace.get("ckpt_path")
 
     @property
     def weights_only(self) -> bool | None:
-        """Lightning's choice of how checkpoints are read, when the user has made it."""
+        """Lightning's option for loading checkpoints; None when the user has not set it."""
         return self._namespace.get("weights_only")
 
     def save(self, path: Path) -> None:
-        """Write the configuration as a file that :meth:`read` takes, for this user alone: it may hold credentials."""
+        """Write the configuration to a file for :meth:`read`, readable only by this user: it may hold credentials."""
         path.touch(mode=0o600)
         path.write_text(yaml.safe_dump(self.config, sort_keys=False))
 
     def untrained(self) -> Experiment:
-        """The same experiment whose networks ask for no pretrained weights: a checkpoint brings its own."""
+        """The same experiment without pretrained weights, which a checkpoint replaces anyway."""
         return self.but({"model.network": without_pretrained(self["model.network"])})
 
     def instantiate(self) -> Namespace:
-        """Make what the configuration names: ``model``, ``data``, the trainer's options and the callbacks.
+        """Instantiate what the configuration names: ``model``, ``data``, the trainer's options and the callbacks.
 
         Raises:
             TrustError: a stored configuration names what only the user may allow, see :mod:`bustseg.trust`
-            UserError: something cannot be made
+            UserError: something cannot be instantiated
         """
         if self.origin:
             check_config(self._config, self.origin)
@@ -400,14 +401,14 @@ class Experiment:
 
 
 def scored_experiment(verb: str, ckpt_path: str | None, options: Sequence[str]) -> tuple[Experiment, Path]:
-    """What `validate` and `test` score: the experiment of a checkpoint, changed by options, and the checkpoint's file.
+    """What `validate` and `test` score: a checkpoint's experiment with the options applied, and the checkpoint's file.
 
     Raises:
         UserError: no checkpoint is named, or it or an option cannot be used
     """
     if ckpt_path is None:
         with suppress(UserError):
-            Experiment.parse(options)  # which answers --print_config and --model.network.help
+            Experiment.parse(options)  # this handles --print_config and --model.network.help
         raise UserError(
             f"`bustseg {verb}` needs trained weights: give --ckpt_path FILE, a run id, runs:/ID, models:/NAME@ALIAS "
             "or latest"
@@ -417,7 +418,7 @@ def scored_experiment(verb: str, ckpt_path: str | None, options: Sequence[str]) 
 
 
 def _overrides(options: Sequence[str]) -> dict[str, str]:
-    """The options of a command line that are no config files: ``["--data.fold=1", "--model.flip", "true"]``."""
+    """The options of a command line other than config files: ``["--data.fold=1", "--model.flip", "true"]``."""
     found: dict[str, str] = {}
     for option, after in zip(options, [*options[1:], "--"], strict=True):
         name, equals, value = option.partition("=")
@@ -427,9 +428,9 @@ def _overrides(options: Sequence[str]) -> dict[str, str]:
 
 
 def _needs_resolving(content: Any, key: str) -> bool:
-    """Whether a dotted key can be put only into what a config file means, and not into its own words.
+    """Whether a dotted key can be set only in the parsed configuration, and not in the content of the file.
 
-    The file may name a class or another file by a text alone, or write keys with dots.
+    This is so where the file gives a class or another file as a plain string, or has dotted keys.
     """
     for part in key.split("."):
         if isinstance(content, str) or (isinstance(content, dict) and any("." in str(name) for name in content)):
@@ -439,7 +440,7 @@ def _needs_resolving(content: Any, key: str) -> bool:
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a nested configuration, making the mappings on the way."""
+    """Set a dotted key of a nested configuration, creating the mappings it needs."""
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(config.get(parent), dict):
@@ -449,7 +450,7 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
 
 
 def with_shipped_configs(options: Sequence[str]) -> list[str]:
-    """Options in which a config that ships is its file, wherever this is run: ``--config baselines/unet_lite0``.
+    """The options with each preset's name (``--config baselines/unet_lite0``) replaced by the path of its file.
 
     Raises:
         UserError: no such file or config
@@ -467,43 +468,43 @@ def with_shipped_configs(options: Sequence[str]) -> list[str]:
 
 
 def check_files(options: Sequence[str]) -> None:
-    """Look at config files before the parser does, whose message does not name the file.
+    """Check config files before the parser reads them, since its messages do not name the file.
 
-    What they and the other options name is the user's own word, see :mod:`bustseg.trust`.
+    What they and the other options name is trusted, see :mod:`bustseg.trust`.
 
     Raises:
-        UserError: a file that is not there, or holds no configuration
+        UserError: a file that does not exist, or does not hold a configuration
     """
     allow_arguments(options)
     for path in (options[i + 1] for i, option in enumerate(options[:-1]) if option in ("--config", "-c")):
         text, content = read_yaml(Path(path))
         if not isinstance(content, dict):
-            raise UserError(f"{path} holds no configuration: see configs/quickstart.yaml for one")
+            raise UserError(f"{path} does not hold a configuration: see configs/quickstart.yaml for an example")
         allow_text(text)
 
 
 @contextmanager
 def _guarded(origin: str) -> Iterator[None]:
-    """While it lasts, a stored configuration gets its own kinds of class only, and errors are one line."""
+    """Context in which a stored configuration may use only allowed kinds of class, and errors become one line."""
     with stored_config(origin) if origin else nullcontext(), explained():
         yield
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what parsing and building raise into one line for the user.
+    """Turn exceptions of parsing and building into one line for the user.
 
     Raises:
-        UserError: something raised
+        UserError: instead of any other exception
     """
     try:
         yield
-    except Exception as error:  # classes of anyone's are built here, and may raise anything
+    except Exception as error:  # users' own classes are built here, and may raise anything
         raise explain(error) from error
 
 
 def explain(error: Exception) -> UserError:
-    """One line for what jsonargparse, or what it has built, says in several."""
+    """One line for an error of jsonargparse, or of what it has built, that may take several."""
     for cause in causes(error):
         if isinstance(cause, UserError):
             return cause
@@ -528,13 +529,13 @@ def explain(error: Exception) -> UserError:
 
 
 def wrong_value(text: str) -> str:
-    """One line for a value of the wrong type, from jsonargparse's list of all types that it tried.
+    """One line for a value of the wrong type, from jsonargparse's list of the types that it tried.
 
     Args:
         text: the parser's message
 
     Returns:
-        The key, its value and what it takes; empty when the message says something else.
+        The key, its value and what it accepts; empty when the message is about something else.
     """
     key, value = _PARSED_KEY.search(text), re.search(r"(?:Given value|Got value): (.*)", text)
     if key is None:
@@ -556,15 +557,15 @@ _KINDS = {
     "<class 'bool'>": "true or false",
     "<class 'str'>": "a text",
     "<class 'list'>": "a list",
-    "<class 'tuple'>": "a list of as many values as it has",
+    "<class 'tuple'>": "a list with the right number of values",
     "<class 'dict'>": "a mapping",
     "<class 'NoneType'>": "null",
     "dot import path": "a class (class_path and init_args)",
 }
-"""What a message calls the types of values."""
+"""How messages describe the types of values."""
 
 
 def did_you_mean(key: str, known: Iterator[str] | Sequence[str]) -> str:
-    """The ending of a message on an unknown key: the keys that may have been meant."""
+    """The end of a message about an unknown key: the keys that may have been meant."""
     close = difflib.get_close_matches(key, list(known), n=3, cutoff=0.6)
     return f": did you mean {' or '.join(f'`{name}`' for name in close)}?" if close else ": see `bustseg fit --help`"

@@ -1,6 +1,6 @@
 """Losses on logits: shapes (B, 1, H, W) in, one scalar out.
 
-Any module with ``forward(logits, mask)`` can stand in their place by its ``class_path``, among them
+Any module with ``forward(logits, mask)`` can be used instead by its ``class_path``, for example
 ``monai.losses.DiceLoss`` (with ``sigmoid: true``) and ``segmentation_models_pytorch.losses.DiceLoss`` (with
 ``mode: binary``).
 """
@@ -23,7 +23,9 @@ def _as_float32(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
             mask)
     """
     if logits.shape != mask.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} and mask {tuple(mask.shape)} must have one shape (B, 1, H, W)")
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and mask {tuple(mask.shape)} must have the same shape (B, 1, H, W)"
+        )
     return logits.float(), mask.float()
 
 
@@ -42,7 +44,7 @@ class BCELoss(nn.Module):
         super().__init__()
         if pos_weight is not None and pos_weight <= 0:
             raise UserError(f"pos_weight must be positive, not {pos_weight}")
-        # not persistent: a setting, which must not make a checkpoint's keys depend on the loss
+        # not persistent: it is a setting, and a checkpoint's keys must not depend on the loss
         weight = None if pos_weight is None else torch.tensor(float(pos_weight))
         self.register_buffer("pos_weight", weight, persistent=False)
 
@@ -62,12 +64,12 @@ class DiceLoss(nn.Module):
     A lesion image needs no smoothing: its denominator is at least 1 pixel. An image without a lesion gives
     :math:`\sum p / (\sum p + \varepsilon H W)`, which is 0 for an empty prediction and falls steadily with the
     predicted area. With the usual s = 1 *pixel* that loss would stay at 1 until almost nothing is predicted, with a
-    gradient near 0 (and a Dice pooled over the batch is constant for a batch of normals): such images would teach
-    nothing.
+    gradient near 0 (and a Dice pooled over the batch is constant for a batch of normals): the network would learn
+    nothing from such images.
 
     Args:
-        empty_smooth: :math:`\varepsilon`, the share of the image area that, predicted on an image without a lesion,
-            costs a loss of one half
+        empty_smooth: :math:`\varepsilon`, the share of an image without a lesion that, when predicted as lesion, gives
+            a loss of one half
 
     Shapes: ``logits`` (B, 1, H, W) of any float type, ``mask`` (B, 1, H, W) of 0 and 1 in any type -> scalar float32.
     """
@@ -75,7 +77,9 @@ class DiceLoss(nn.Module):
     def __init__(self, empty_smooth: float = 0.05) -> None:
         super().__init__()
         if empty_smooth <= 0:
-            raise UserError(f"empty_smooth must be positive, not {empty_smooth}: at 0 normal images teach nothing")
+            raise UserError(
+                f"empty_smooth must be positive, not {empty_smooth}: at 0 nothing is learned from normal images"
+            )
         self.empty_smooth = empty_smooth
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
@@ -90,7 +94,7 @@ class DiceLoss(nn.Module):
 
 
 class HybridLoss(nn.Module):
-    """Weighted sum of :class:`BCELoss` and :class:`DiceLoss`, named by the paper as future work.
+    """Weighted sum of :class:`BCELoss` and :class:`DiceLoss`, which the paper names as future work.
 
     Args:
         bce_weight: factor of the cross-entropy
@@ -121,14 +125,14 @@ class HybridLoss(nn.Module):
 
 
 class PresenceLoss(nn.Module):
-    r"""A pixel loss, and the cross-entropy of whether the image shows a lesion at all, read from the pixels themselves.
+    r"""A pixel loss plus the cross-entropy of whether the image shows a lesion at all, derived from the pixels' logits.
 
     The image's evidence is the mean of its most probable pixels' logits: of the ``share`` of all pixels with the
-    highest logits. It is trained to be the logit of "there is a lesion", so that every false component costs something
-    however small it is, and the height of the peak has a meaning that carries over from one image to the next.
+    highest logits. It is trained to be the logit of "there is a lesion", so that every false component is penalised
+    however small it is, and the height of the peak is comparable between images.
 
     Args:
-        pixels: loss of logits and mask, such as :class:`HybridLoss`, which is what is used when not given
+        pixels: loss of logits and mask; :class:`HybridLoss` when not given
         weight: factor of the presence term
         share: of the image's pixels that count as its peak
 
@@ -149,7 +153,7 @@ class PresenceLoss(nn.Module):
 
 
 def peak_logit(logits: Tensor, share: float = PRESENCE_SHARE) -> Tensor:
-    """Mean of the highest logits of each image, float32 (B,): of ``share`` of its pixels, of at least one.
+    """Mean of each image's highest logits, float32 (B,): over a ``share`` of its pixels, at least one.
 
     Args:
         logits: (B, 1, H, W), any float type

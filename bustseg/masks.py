@@ -1,17 +1,17 @@
-"""From logits to masks: the one place that test, prediction, export check, explanations and pictures ask.
+"""From logits to masks: the one implementation that test, prediction, export check, explanations and pictures use.
 
 A network gives logits (a presence gate, where it has one, is part of them). They become a mask in four steps:
 
 1. :func:`with_mirror`, where the model asks for it: the mean over the image and its mirror image
-2. :func:`resampled`, where the mask is wanted at another size than the network's: before anything bends the logits
+2. :func:`resampled`, where the mask is needed at another size than the network's: before any nonlinear step
 3. :meth:`MaskRule.above`: the pixels above the threshold
 4. :class:`PostProcess`: small or doubtful components removed, holes filled
 
-Threshold and post-processing belong to a model: they were chosen on its validation images (``bustseg validate``
-recommends some), and travel with it, as ``model.threshold`` and ``model.postprocess`` of its configuration or as
+Threshold and post-processing belong to a model: they are chosen on its validation images (``bustseg validate``
+recommends values), and are stored with it, as ``model.threshold`` and ``model.postprocess`` of its configuration or as
 ``threshold`` and ``postprocess`` of an exported model's metadata.
 
-Needs NumPy and OpenCV alone, since an exported model predicts without torch; tensors bring their own operations.
+Needs only NumPy and OpenCV, since an exported model predicts without torch; tensors are handled by their own methods.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 Logits = TypeVar("Logits", np.ndarray, "Tensor")
 
 POSTPROCESS = "postprocess"
-"""Where an exported model's metadata keep its settings."""
+"""Key of the settings in an exported model's metadata."""
 
 KEEP = ("all", "largest")
 
 PRESENCE_SHARE = 0.002
-"""Share of an image's pixels whose logits are its evidence of a lesion, see :func:`evidence_of`."""
+"""Share of an image's pixels whose mean logit is its evidence of a lesion, see :func:`evidence_of`."""
 
 _LARGEST_LOGIT = 16.0  # beyond it float32 probabilities can no longer be told from 0 and 1
 
@@ -52,13 +52,13 @@ class PostProcess:
 
     Args:
         min_area_px_relative: components smaller than this share of the image's pixels are removed
-        keep: ``all`` components, or only the ``largest`` (of several largest the uppermost)
+        keep: ``all`` components, or only the ``largest`` (the uppermost of several that are equally large)
         fill_holes: pixels that a component encloses become part of it
         max_confidence_gap: components whose mean logit lies further than this below that of the image's most confident
-            component are removed (2: its odds are more than 7.4 times worse); None removes none. An image that shows
-            one lesion clearly seldom shows another one that is doubtful.
+            component are removed (2: its odds are more than 7.4 times worse); None removes none. An image with one
+            clear lesion seldom has another, doubtful one.
         min_peak_probability: components none of whose pixels is at least this probable are removed (thresholding with
-            hysteresis, Canny 1986: the threshold says how far a lesion reaches, its peak whether it is one)
+            hysteresis, Canny 1986: the threshold sets a lesion's extent, its peak decides whether it counts)
 
     Raises:
         UserError: settings that cannot be used
@@ -89,12 +89,12 @@ class PostProcess:
         """Settings as :meth:`to_dict` wrote them; None is the default.
 
         Raises:
-            UserError: a setting that this version does not know would be ignored silently
+            UserError: there is a setting that this version does not know, and would have to ignore
         """
         settings = as_mapping(settings, POSTPROCESS)
         if unknown := settings.keys() - {field.name for field in fields(cls)}:
             raise UserError(
-                f"the model asks for {POSTPROCESS} {', '.join(sorted(unknown))}, which this version does not know"
+                f"the model needs {POSTPROCESS} {', '.join(sorted(unknown))}, which this version does not know"
             )
         return cls(**settings)
 
@@ -104,18 +104,18 @@ class PostProcess:
 
     @property
     def needs_probability(self) -> bool:
-        """Whether a step compares probabilities."""
+        """Whether a step needs the probabilities."""
         return self.max_confidence_gap is not None or self.min_peak_probability > 0
 
     def __call__(self, mask: np.ndarray, probability: np.ndarray | None = None) -> np.ndarray:
         """The mask, ``uint8`` of 0 and 1 (H, W), after the steps.
 
-        These are, in this order: doubtful components removed, holes filled, small components removed, largest kept.
+        The steps, in this order: remove doubtful components, fill holes, remove small components, keep the largest.
 
         Args:
             mask: ``uint8`` of 0 and 1 (H, W)
-            probability: that the mask was cut from, (H, W); only ``max_confidence_gap`` and ``min_peak_probability``
-                ask for it
+            probability: the map that the mask was made from, (H, W); needed only for ``max_confidence_gap`` and
+                ``min_peak_probability``
 
         Raises:
             ValueError: one of these is set and there is no probability
@@ -124,9 +124,7 @@ class PostProcess:
             return mask
         if self.needs_probability:
             if probability is None:
-                raise ValueError(
-                    "max_confidence_gap and min_peak_probability compare probabilities, and none were given"
-                )
+                raise ValueError("max_confidence_gap and min_peak_probability need probabilities, and none were given")
             areas, labels = labelled(mask)
             mask = selected(self.trusted(areas, labels, probability), labels)
         if self.fill_holes:
@@ -138,7 +136,7 @@ class PostProcess:
         return selected(kept, labels)
 
     def trusted(self, areas: np.ndarray, labels: np.ndarray, probability: np.ndarray) -> np.ndarray:
-        """Which components of :func:`labelled` have a peak and are not far behind the surest of those, bool (n,).
+        """Which components of :func:`labelled` have a peak and are not far below the most confident one, bool (n,).
 
         Args:
             areas, labels: the components
@@ -150,20 +148,20 @@ class PostProcess:
             return kept
         inside = labels > 0
         means = np.bincount(labels[inside], logit_of(probability[inside]), minlength=len(areas) + 1)[1:] / areas
-        # means of equal pixels differ in their last bits
+        # the means of equal pixels may differ in their last bits
         return kept & (means >= means[kept].max() - self.max_confidence_gap - 1e-9)
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """What makes a mask of logits: a threshold, then post-processing.
+    """The rule that turns logits into a mask: a threshold, then post-processing.
 
     Args:
         threshold: probability above which a pixel belongs to a lesion
         postprocess: what is done to the mask afterwards
 
     Raises:
-        UserError: the threshold is no probability
+        UserError: the threshold is not a probability
     """
 
     threshold: float = 0.5
@@ -240,7 +238,7 @@ def logit_threshold(threshold: float) -> float:
     """Logit above which a pixel is predicted as lesion, for a threshold on the probability.
 
     Raises:
-        UserError: the threshold is no probability
+        UserError: the threshold is not a probability
     """
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold must be a probability between 0 and 1, not {threshold}")

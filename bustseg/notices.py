@@ -1,4 +1,4 @@
-"""What other libraries warn of and a user of bustseg need not read, each with the reason; everything else is shown."""
+"""Warnings of other libraries that are hidden from users of bustseg, each with the reason; all others are shown."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple, TextIO
 
 
 class Expected(NamedTuple):
-    """A warning that is not shown.
+    """A warning that is hidden.
 
     Attributes:
-        message: regular expression that its text begins with
+        message: regular expression that the beginning of its text matches
         module: regular expression of the module that warns
-        reason: why it asks for nothing
+        reason: why the user need not act on it
     """
 
     message: str
@@ -26,12 +26,12 @@ EXPECTED = (
     Expected(
         r"For 'tu-' \(timm universal\) encoders, `encoder_weights`",
         r"segmentation_models_pytorch\b",
-        "`imagenet` is what the configs say of every encoder; smp takes it for timm's own weights, which it is",
+        "the configs say `imagenet` for every encoder, and smp rightly takes it for timm's weights",
     ),
     Expected(
         r"The number of training batches \(\d+\) is smaller than the logging interval",
         r"lightning\b",
-        "the loss within an epoch is not logged from small data sets; its mean over the epoch is",
+        "small data sets have too few batches to log the loss within an epoch; its mean over the epoch is logged",
     ),
     Expected(
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -46,12 +46,12 @@ EXPECTED = (
     Expected(
         r"Checkpoint directory .* exists and is not empty",
         r"lightning\b",
-        "so it is whenever a fit is continued",
+        "this is so whenever a fit is continued",
     ),
     Expected(
         r"The '\w+' does not have many workers",
         r"lightning\b",
-        "images come from memory, where more loader processes are slower; docs/results/training-speed.md has figures",
+        "images are in memory, and more loader processes would be slower; see docs/results/training-speed.md",
     ),
     Expected(
         r"The ``compute`` method of metric PixelCurves was called before",
@@ -61,14 +61,14 @@ EXPECTED = (
     Expected(
         r"IProgress not found",
         r"tqdm\b",
-        "libraries that bring tqdm ask for its bars in a notebook; bustseg shows none of them",
+        "libraries that use tqdm request its notebook bars; bustseg shows none of them",
     ),
 )
 
 
 @contextmanager
 def one_line_each() -> Iterator[None]:
-    """While it lasts, a warning is one line, without its place in the code, and expected ones are not shown."""
+    """Context in which a warning is one line, without its place in the code, and expected ones are hidden."""
 
     def show(
         message: Warning | str,

@@ -1,4 +1,4 @@
-"""The name under which older checkpoints and configurations know :class:`bustseg.masks.PostProcess`."""
+"""Alias for older checkpoints and configurations: :class:`bustseg.masks.PostProcess`."""
 
 from bustseg.masks import PostProcess
 

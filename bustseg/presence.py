@@ -1,10 +1,10 @@
-"""Whether an image shows a lesion at all: one calibrated number per image, and how good such numbers are.
+"""Whether an image shows a lesion at all: one calibrated probability per image, and measures of its quality.
 
-The evidence is read from the segmentation's own pixels (:func:`bustseg.masks.evidence_of`). Two numbers, fitted on
-images that were not trained on, turn it into the probability that there is a lesion; they travel with a model beside
-its temperature. Without them there is no presence. It never changes a mask.
+The evidence comes from the segmentation's logits (:func:`bustseg.masks.evidence_of`). Two numbers, fitted on
+images that were not trained on, turn it into the probability that there is a lesion; they are stored with a model
+beside its temperature. Without them no presence is reported. It never changes a mask.
 
-Needs NumPy and SciPy alone, since an exported model predicts without torch.
+Needs only NumPy and SciPy, since an exported model predicts without torch.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from bustseg.errors import UserError
 
 _PREFIX = "presence_"
 BINS = 10
-"""Of equal width, in which the calibration error compares probabilities with shares."""
+"""Number of bins of equal width in which the calibration error compares probabilities with shares."""
 
 
 @dataclass(frozen=True)
 class Presence:
     """The probability of a lesion, ``sigmoid(scale * evidence + offset)``.
 
-    It is about images among which lesions are as frequent as among those that it was fitted on.
+    It holds for images among which lesions are as frequent as among those that it was fitted on.
 
     Args:
-        scale, offset: of the evidence, which is a logit
-        lesions, normals: images with and without a lesion that they were fitted on
+        scale, offset: factor of the evidence (a logit), and what is added to it
+        lesions, normals: numbers of images with and without a lesion that it was fitted on
 
     Raises:
-        UserError: not finite numbers, or a scale below 0
+        UserError: a number is not finite, or the scale is below 0
     """
 
     scale: float
@@ -52,36 +52,36 @@ class Presence:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Presence | None:
-        """What :meth:`to_dict` wrote among other settings; None where there is nothing of it.
+        """The presence that :meth:`to_dict` wrote among other settings; None where there is none.
 
         Raises:
-            UserError: a part of it, or one that this version does not know
+            UserError: a setting is missing, or unknown to this version
         """
         own = {name.removeprefix(_PREFIX): value for name, value in settings.items() if name.startswith(_PREFIX)}
         if not own:
             return None
         if not {"scale", "offset"} <= own.keys() <= {"scale", "offset", "lesions", "normals"}:
-            raise UserError(f"the calibration of presence has {', '.join(sorted(own))}: scale and offset are needed")
+            raise UserError(f"the calibration of presence has {', '.join(sorted(own))}: it needs scale and offset")
         return cls(**own)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain types, under names that begin with ``presence_``."""
+        """The settings as plain types, under names that begin with ``presence_``."""
         return {f"{_PREFIX}{name}": value for name, value in asdict(self).items()}
 
     def __call__(self, evidence: np.ndarray | float) -> np.ndarray:
-        """Probabilities float64 of the evidence's shape."""
+        """Probabilities, float64, of the same shape as the evidence."""
         return special.expit(self.scale * np.asarray(evidence, np.float64) + self.offset)
 
 
 def fit_presence(evidence: np.ndarray, lesion: np.ndarray) -> Presence | None:
-    """The presence that makes held-out images most likely; None unless some show a lesion and some do not.
+    """Fit the presence by maximum likelihood on held-out images; None unless some show a lesion and some do not.
 
     Logistic regression on one number. The targets are those of Platt (1999, Probabilistic outputs for support vector
-    machines, section 2.2), (n + 1) / (n + 2) of n lesion images and 1 / (m + 2) of m others, so that few images that a
-    threshold happens to divide do not make it certain.
+    machines, section 2.2), (n + 1) / (n + 2) of n lesion images and 1 / (m + 2) of m others, so that a few perfectly
+    separable images do not give certainty.
 
     Args:
-        evidence: (n,) of images that were not trained on; what is no number is left out
+        evidence: (n,) of images that were not trained on; values that are not finite are left out
         lesion: (n,) whether the image shows a lesion
     """
     evidence, lesion = np.asarray(evidence, np.float64), np.asarray(lesion, bool)
@@ -98,14 +98,14 @@ def fit_presence(evidence: np.ndarray, lesion: np.ndarray) -> Presence | None:
         error = special.expit(z) - target
         return float((np.logaddexp(0, z) - target * z).mean()), np.array([(error * x).mean(), error.mean()])
 
-    # more evidence never speaks against a lesion
+    # more evidence must never make a lesion less probable
     found = optimize.minimize(cross_entropy, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)])
     slope, level = found.x
     return Presence(float(slope / spread), float(level - slope * centre / spread), positives, negatives)
 
 
 def detection_auc(score: np.ndarray, lesion: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """How often an image with a lesion scores above one without (area under the ROC curve), ties counting one half.
+    """How often an image with a lesion scores above one without (area under the ROC curve); ties count one half.
 
     Args:
         score: (n,)
@@ -113,7 +113,7 @@ def detection_auc(score: np.ndarray, lesion: np.ndarray, weights: np.ndarray | N
         weights: (r, n) how often each image was drawn in each of r resamples; once each when not given
 
     Returns:
-        (r,); nan where one of the two kinds is missing
+        (r,); nan where either kind of image is missing
     """
     weights = np.ones((1, len(score))) if weights is None else weights
     if not len(score):
@@ -128,7 +128,7 @@ def detection_auc(score: np.ndarray, lesion: np.ndarray, weights: np.ndarray | N
 
 
 def calibration_error(probability: np.ndarray, lesion: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Expected calibration error: mean over images of how far their bin's mean probability is from its share.
+    """Expected calibration error: mean over images of the gap between their bin's probability and share of lesions.
 
     Args:
         probability: (n,) from 0 to 1, in :data:`BINS` bins of equal width

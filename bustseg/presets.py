@@ -1,4 +1,4 @@
-"""The configs that ship: found by name, from any folder, in a checkout and in an installed package."""
+"""The presets (configs that ship): found by name from any folder, in a checkout and in an installed package."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from bustseg.errors import UserError
 FOLDER = "configs"
 
 NOT_A_FIT = ("sweeps", "tables")
-"""Folders whose files configure something else than one training."""
+"""Folders whose files configure something other than one training."""
 
 
 def folders() -> list[Path]:
-    """Where configs lie: ``configs`` of the working folder, of the checkout and of the package; those that exist."""
+    """The existing ``configs`` folders: of the working folder, of the checkout and of the package."""
     package = Path(__file__).resolve().parent
     found = (base / FOLDER for base in (Path(), package.parent, package))
     return list({folder.resolve(): folder for folder in found if folder.is_dir()}.values())
 
 
 def presets() -> dict[str, Path]:
-    """The configs that ship by name (``baselines/unet_lite0``), in order; the first folder that has one wins."""
+    """The presets' files by name (``baselines/unet_lite0``), in order; the first folder that has a name wins."""
     found: dict[str, Path] = {}
     for folder in folders():
         for path in sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path)):
@@ -30,17 +30,17 @@ def presets() -> dict[str, Path]:
 
 
 def about(path: Path) -> str:
-    """What a config says of itself: the comment that it begins with, up to its first line's end."""
+    """What a config says about itself: the comment in its first line."""
     with path.open(encoding="utf-8") as file:
         line = file.readline()
     return line.removeprefix("#").strip() if line.startswith("#") else ""
 
 
 def find_config(name: str | Path) -> Path:
-    """The file of a config: itself where there is one, else the shipped one of that name.
+    """The file of a config: the given file where it exists, else the preset of that name.
 
     Args:
-        name: a file, or a name such as ``baselines/unet_lite0``, also with ``configs/`` before and ``.yaml`` behind it
+        name: a file, or a name such as ``baselines/unet_lite0``, also with ``configs/`` before and ``.yaml`` after it
 
     Raises:
         UserError: neither a file nor a shipped config

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar where someone watches, silence where nobody does."""
+"""Progress on the terminal: a bar when the output is a terminal, silence when it is not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Item = TypeVar("Item")
 
 
 class _Console(Console):
-    """Prints no credentials, wherever a text is from."""
+    """Removes credentials from every text that it prints."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(redact(one) if isinstance(one, str) else one for one in objects), **options)
@@ -37,7 +37,7 @@ error_console = _Console(stderr=True, soft_wrap=True)
 """Warnings, errors and progress go here, so that a piped result stays clean."""
 
 _shown: list[Progress] = []
-"""The bars that are begun, the innermost last; it alone is on the screen."""
+"""The bars that have started, the innermost last; only that one is on the screen."""
 
 _waiting: list[Progress] = []
 """The line of :func:`waiting`, until something else is shown."""
@@ -46,13 +46,13 @@ _labels: list[str] = []
 
 
 class _Results(_Console):
-    """Standard output; where a bar is shown on the same terminal, the lines above it."""
+    """Standard output; lines are printed above a bar that is on the same terminal."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         if self.quiet:
             return
         if _shown and self.is_terminal and error_console.is_terminal:
-            # a bar moves out of the way of what its own console prints, and of nothing else
+            # a bar makes room only for what its own console prints
             error_console.print(*objects, **options)
         else:
             super().print(*objects, **options)
@@ -63,7 +63,7 @@ console = _Results(soft_wrap=True)
 
 
 def make_bar(*columns: str | ProgressColumn, expand: bool = False) -> Progress:
-    """A bar on standard error, which vanishes at its end; it shows nothing where nobody watches.
+    """A bar on standard error, which disappears at its end; it shows nothing where there is no terminal.
 
     Args:
         columns: what it shows, see :class:`rich.progress.Progress`
@@ -75,7 +75,7 @@ def make_bar(*columns: str | ProgressColumn, expand: bool = False) -> Progress:
         transient=True,
         expand=expand,
         disable=not error_console.is_terminal,
-        # else what is printed for a pipe would come out on standard error while a bar is shown there
+        # otherwise piped output would be printed on standard error while a bar is shown there
         redirect_stdout=sys.stdout.isatty(),
     )
 
@@ -94,20 +94,20 @@ def waiting(text: str) -> Iterator[None]:
 
 
 def wait_for(text: str) -> None:
-    """Say what :func:`waiting` waits for now; of no effect where nothing is waited for."""
+    """Change the text of :func:`waiting`; no effect outside of it."""
     for bar in _waiting:
         bar.update(bar.task_ids[0], description=text)
 
 
 def done_waiting() -> None:
-    """Take the line of :func:`waiting` away."""
+    """Remove the line of :func:`waiting`."""
     while _waiting:
         hide(_waiting.pop())
 
 
 @contextmanager
 def on_screen(bar: Progress) -> Iterator[Progress]:
-    """Show a bar below all lines while the context lasts; a bar around it gives way to it for as long."""
+    """Show a bar below all lines while the context lasts; an outer bar is hidden meanwhile."""
     show(bar)
     try:
         yield bar
@@ -116,7 +116,7 @@ def on_screen(bar: Progress) -> Iterator[Progress]:
 
 
 def show(bar: Progress) -> None:
-    """Begin what :func:`on_screen` does."""
+    """Show a bar, as :func:`on_screen` does."""
     if bar not in _waiting:
         done_waiting()
     if _shown:
@@ -126,7 +126,7 @@ def show(bar: Progress) -> None:
 
 
 def hide(bar: Progress) -> None:
-    """End what :func:`on_screen` does; of no effect on a bar that is not shown."""
+    """Hide a bar again; no effect on a bar that is not shown."""
     if bar not in _shown:
         return
     bar.stop()
@@ -138,7 +138,7 @@ def hide(bar: Progress) -> None:
 
 @contextmanager
 def labelled(label: str) -> Iterator[None]:
-    """Let the bars of a training say, while the context lasts, of what it is a part: ``fold 2/5``."""
+    """While the context lasts, add to a training's bars what it is part of: ``fold 2/5``."""
     _labels.append(label)
     try:
         yield
@@ -147,7 +147,7 @@ def labelled(label: str) -> Iterator[None]:
 
 
 def label() -> str:
-    """What the innermost :func:`labelled` says; empty outside of all."""
+    """The label of the innermost :func:`labelled`; empty outside."""
     return _labels[-1] if _labels else ""
 
 
@@ -160,7 +160,7 @@ def clock(seconds: float) -> str:
 
 @cache
 def tell_once(message: str) -> None:
-    """Print a note on standard error, the first time that it comes up in this process."""
+    """Print a note on standard error, only once in this process."""
     error_console.print(f"[yellow]note:[/] {escape(message)}", highlight=False)
 
 
@@ -170,22 +170,22 @@ def warn(line: str) -> None:
 
 
 def print_wide(table: RenderableType) -> None:
-    """Print a table on standard output; where nobody watches, as wide as it needs to be."""
+    """Print a table on standard output; where that is not a terminal, as wide as it needs to be."""
     natural = console.measure(table, options=console.options.update(width=10_000)).maximum
     (console if console.is_terminal else Console(width=natural)).print(table)
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yield ``items`` while a bar on standard error counts them; the bar vanishes at the end."""
+    """Yield ``items`` while a bar on standard error counts them; the bar disappears at the end."""
     bar = make_bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with on_screen(bar):
         yield from bar.track(items, description=description, total=total)
 
 
 class StreamProgress:
-    """Progress over items whose number becomes known only while they are worked on.
+    """Progress over items whose total becomes known only during the work.
 
-    On a terminal a bar with items per second and the time left; elsewhere a line now and then.
+    On a terminal a bar with items per second and the time left; elsewhere an occasional line.
 
     Args:
         what: the items, as in "12 of 100 images"
@@ -211,24 +211,24 @@ class StreamProgress:
 
     @property
     def total(self) -> int | None:
-        """All items, once it is known how many there are."""
+        """Number of all items, once it is known."""
         return None if self._expected is None else self._expected + self._more
 
     def expect(self, items: int) -> None:
-        """Tell how many items there are; may come from another thread."""
+        """Set how many items there are; may be called from another thread."""
         self._expected = items
 
     def expect_more(self, items: int = 1) -> None:
-        """There are so many items more (or fewer, below 0) than :meth:`expect` was or will be told."""
+        """Add to the number of items that :meth:`expect` was or will be given; negative to subtract."""
         self._more += items
 
     @property
     def rate(self) -> float:
-        """Items per second since the start, without those that were done before."""
+        """Items per second since the start, not counting those that were already done."""
         return self._worked / max(time.monotonic() - self._start, 1e-9)
 
     def advance(self, worked: bool = True) -> None:
-        """Count one item, ``worked`` on now or done before."""
+        """Count one item, ``worked`` on now or already done."""
         self.completed += 1
         self._worked += worked
         now = time.monotonic()

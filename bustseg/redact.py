@@ -1,4 +1,4 @@
-"""Credentials never leave the process: the only place that takes them out of what is printed or stored."""
+"""Remove credentials from everything that is printed or stored; this is the only place that does so."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-"""Stands where a credential stood."""
+"""Replaces a credential."""
 
-# bounded, or a text of megabytes without blanks would be looked through once for each of its letters
+# bounded, or a long text without spaces would take quadratic time
 _SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,40}://)"
 _AUTHORITY = re.compile(_SCHEME + r"(?P<userinfo>[^/?#\s'\"<>]{0,300})@")
-"""A URI with user information, greedy to the last ``@`` of its authority: passwords are found that hold one."""
+"""A URI with user information, greedy up to the last ``@`` of its authority, since a password may contain one."""
 
 _UNQUOTED = re.compile(_SCHEME + r"(?P<userinfo>[^:/?#@\s'\"<>]{1,300}:(?!\d+[/?#])[^@\s'\"<>]{0,300})@")
-"""The same with a ``/``, ``?`` or ``#`` in the password, which SQLAlchemy's parser admits."""
+"""The same with a ``/``, ``?`` or ``#`` in the password, which SQLAlchemy's parser allows."""
 
 _NO_PORT = r"(?!\d{1,5}(?:/[^@\s'\"]*)?(?:[\s'\"<>,;)\]}]|$))"
 _ODD = re.compile(
@@ -28,7 +28,7 @@ _ODD = re.compile(
 port, and no password, ends at one of these or with a path."""
 
 _WORD = re.compile(r"[^\s'\"<>]+")
-"""What may be a URI: neither pattern above goes on behind one of these marks."""
+"""What may be a URI: neither pattern above matches beyond one of these characters."""
 
 _PARAMETER = re.compile(
     r"(?P<name>(?:^|(?<=[?&;\s]))"
@@ -42,10 +42,10 @@ _PARAMETER = re.compile(
 
 
 def redact(text: str) -> str:
-    """Any text, such as a URI or an error message, with the credentials of every URI in it replaced by ``***``.
+    """A text, such as a URI or an error message, with the credentials of every URI in it replaced by ``***``.
 
-    The user's name before a password stays, as SQLAlchemy shows it; one that stands alone before the host of a web
-    address may be a token, so that it goes.
+    A user name before a password is kept, as in SQLAlchemy; a name alone before the host of a web address may be a
+    token and is replaced.
 
     >>> redact("postgresql://me:secret@db/runs and https://token@host/mlflow?sig=abc")
     'postgresql://me:***@db/runs and https://***@host/mlflow?sig=***'
@@ -57,10 +57,10 @@ def redact(text: str) -> str:
 
 
 def redact_nested(value: Any) -> Any:
-    """A configuration or other nested value with every text in it redacted; the value itself is left as it is.
+    """A redacted copy of a configuration or other nested value.
 
     Args:
-        value: mappings, lists and tuples of any depth, with plain values at their ends
+        value: mappings, lists and tuples of plain values, nested to any depth
     """
     if isinstance(value, str):
         return redact(value)

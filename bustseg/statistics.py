@@ -3,7 +3,7 @@
 Every score of this project is a ratio of two sums over images: a mean is sum(score) / sum(1) over the images that
 count, a pooled Dice is sum(2 tp) / sum(2 tp + fp + fn). So a bootstrap resample is a vector of weights (how often each
 image was drawn), and all resamples of all scores of all runs are two matrix products. Images that belong together
-(copies, frames of one patient) are drawn together, and strata (classes) keep their sizes.
+(copies, images of one patient) are drawn together, and strata (classes) keep their sizes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Distribution:
                 eq. 2.3), the acceleration over strata as in Davison and Hinkley (1997), eq. 5.25
         """
         alpha = np.array([(1 - level) / 2, (1 + level) / 2])
-        ordered = np.sort(self.replicates, axis=0)  # nan, a resample without a defined score, goes last
+        ordered = np.sort(self.replicates, axis=0)  # nan (a resample without a defined score) sorts last
         defined = np.isfinite(ordered).sum(0)
         share = np.broadcast_to(alpha[:, None], (2, ordered.shape[1]))
         if method == "bca":
@@ -77,7 +77,7 @@ class Distribution:
         return Interval(self.estimate, *(np.where(undefined, np.nan, limit) for limit in (low, high)))
 
     def _corrected(self, ordered: np.ndarray, defined: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-        """Quantiles (2, k) of the replicates that BCa takes instead of ``alpha``."""
+        """Quantiles (2, k) of the replicates that BCa uses instead of ``alpha``."""
         with np.errstate(invalid="ignore", divide="ignore"):
             # replicates equal to the estimate count half; rounding makes them differ in the last bits
             slack = 1e-12 * np.maximum(1, np.abs(self.estimate))
@@ -86,7 +86,7 @@ class Distribution:
             bias = special.ndtri((below + upto) / (2 * defined))
             shifted = bias + special.ndtri(alpha)[:, None]
             corrected = special.ndtr(bias + shifted / (1 - self._acceleration() * shifted))
-        # all replicates on one side of the estimate: nothing to correct with
+        # all replicates lie on one side of the estimate: no correction is possible
         return np.where(np.isfinite(corrected), corrected, alpha[:, None])
 
     def _acceleration(self) -> np.ndarray:
@@ -114,10 +114,10 @@ class Bootstrap:
     """Resamples of a set of images, drawn once and used for all scores, so that differences are paired.
 
     Args:
-        groups: (n,) names of what is drawn together, such as patients or groups of copies; or the number of images,
+        groups: (n,) names of the groups that are drawn together, such as patients or copies; or the number of images,
             each drawn by itself
-        strata: (n,) names of what keeps its number of units in every resample, such as classes; a group whose images
-            lie in several belongs to the most frequent
+        strata: (n,) names of the strata, such as classes, which keep their number of units in every resample; a group
+            whose images lie in several belongs to the most frequent
         resamples: number of resamples
         seed: the same seed gives the same resamples
     """
@@ -150,7 +150,7 @@ class Bootstrap:
             self.weights[:, members] = counts.reshape(resamples, -1)
 
     def ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> Distribution:
-        """Distribution of sum(numerator) / sum(denominator), the sums over images.
+        """Distribution of sum(numerator) / sum(denominator), both summed over images.
 
         A resample whose denominator is 0 has no score (nan) and is left out of the intervals.
 
@@ -169,7 +169,7 @@ class Bootstrap:
         return Distribution(_quotient(total), _quotient(np.concatenate(drawn)), _quotient(total - sums), self.strata)
 
     def mean(self, values: np.ndarray) -> Distribution:
-        """Distribution of the mean over images of ``values`` (n, k); an image that is nan does not count."""
+        """Distribution of the mean over images of ``values`` (n, k); an image whose value is nan does not count."""
         counted = ~np.isnan(values)
         return self.ratio(np.where(counted, values, 0), counted)
 
@@ -186,13 +186,13 @@ def _quotient(sums: np.ndarray) -> np.ndarray:
 
 
 def wilcoxon(differences: np.ndarray, groups: Sequence[object] | np.ndarray | None = None) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test that paired differences are symmetric about 0.
+    """Two-sided p of Wilcoxon's signed-rank test of paired differences; its null hypothesis is symmetry about 0.
 
-    Differences of 0 drop out (Wilcoxon's own way); if all do, p is 1. Images of one group are not independent, so a
-    group counts once, with the mean of its differences.
+    Differences of 0 are dropped, as in Wilcoxon's original test; if all are, p is 1. Images of one group are not
+    independent, so a group counts once, with the mean of its differences.
 
     Args:
-        differences: (n,); nan drops out
+        differences: (n,); nan is dropped
         groups: (n,) names of the images' groups
     """
     differences = np.asarray(differences, dtype=np.float64)
@@ -202,7 +202,7 @@ def wilcoxon(differences: np.ndarray, groups: Sequence[object] | np.ndarray | No
         differences = np.bincount(unit, differences[counted]) / np.bincount(unit)
     else:
         differences = differences[counted]
-    # what differs by rounding only is equal, and ties are ties
+    # values that differ only by rounding must count as equal, so that ties are ties
     differences = np.round(differences, 12)
     differences = differences[differences != 0]
     return float(stats.wilcoxon(differences).pvalue) if len(differences) else 1.0
@@ -212,7 +212,7 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """P values of one family of tests, adjusted so that the chance of any false positive stays below the level.
 
     Source: Holm (1979), Scand. J. Stat. 6:65, in the form of adjusted p values: in rising order the i-th of m is
-    multiplied by m - i + 1, never falls below the one before, and ends at 1.
+    multiplied by m - i + 1, never less than the one before, and at most 1.
     """
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")

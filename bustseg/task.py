@@ -44,7 +44,7 @@ def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
 
 @runtime_checkable
 class Supervised(Protocol):
-    """A network that learns something beside the mask."""
+    """A network that is trained on something in addition to the mask."""
 
     def auxiliary_loss(self, mask: Tensor, label: Tensor) -> Tensor | None:
         """Scalar to add to the loss of the last training step, from masks (B, 1, H, W) and labels (B,); or None."""
@@ -60,20 +60,21 @@ class SegmentationTask(LightningModule):
         lr_scheduler: from optimiser to schedule, stepped after each epoch (or step, see ``lr_scheduler_interval``)
         lr_scheduler_interval: ``epoch`` or ``step``
         threshold: probability above which a pixel belongs to a lesion (paper: 0.5)
-        mean: mean per network channel of the input in [0, 1]; its length is the number of channels that the grey image
-            is repeated to. ImageNet's by default, as the encoders expect.
+        mean: mean of each input channel in [0, 1]; its length is the number of channels that the grey image is repeated
+            to. ImageNet's by default, as the encoders expect.
         std: standard deviation per channel
         channels_last: keep network and activations in NHWC, the fast format on tensor cores and in oneDNN
-        train_scale: share of the image's side that training sees, by the first epoch (from 0) that it holds for, such
-            as ``{0: 0.5, 20: 0.75, 30: 1.0}``: most of a training on small images costs a fraction of the time
-            (progressive resizing; Tan and Le 2021, EfficientNetV2). Evaluation always sees the whole image.
+        train_scale: image side during training as a fraction of the full side, by the first epoch (from 0) that it
+            applies to, such as ``{0: 0.5, 20: 0.75, 30: 1.0}``: training mostly on small images takes a fraction of the
+            time (progressive resizing; Tan and Le 2021, EfficientNetV2). Evaluation always uses the full size.
         postprocess: what is done to the masks in ``test``, ``validate`` and prediction (not in the validation during a
             fit, as with ``flip``): small components removed, holes filled; nothing by default
         flip: average the logits of each image and its mirror image in ``test``, ``validate`` and prediction (not in the
             validation during a fit, where it would only cost time)
-        teacher: checkpoint whose probabilities are learnt beside the masks, such as an ensemble's (distillation; Hinton
-            et al. 2015). It sees each training image as the network does, augmented; it is needed for training alone
-        teacher_weight: share of the teacher in the loss, from 0 to 1; the rest is the masks'
+        teacher: checkpoint whose probabilities are learned in addition to the masks, such as an ensemble's
+            (distillation; Hinton et al. 2015). It gets the same augmented images as the network; it is needed only for
+            training
+        teacher_weight: weight of the teacher in the loss, from 0 to 1; the masks have the rest
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class SegmentationTask(LightningModule):
             raise UserError(f"model.teacher_weight is {teacher_weight}: it must lie from 0 to 1")
         _check_normalisation(mean, std)
         self.teacher, self.teacher_weight = teacher, teacher_weight
-        self._teacher: list[SegmentationTask] = []  # in a list, so that it is no part of this network's state
+        self._teacher: list[SegmentationTask] = []  # in a list, so that it is not part of this network's state
         if train_scale is not None and not (0 in train_scale and all(0 < s <= 1 for s in train_scale.values())):
             raise UserError(f"train_scale is {train_scale}: give scales above 0 and up to 1, the first for epoch 0")
         self.train_scale = train_scale or {0: 1.0}
@@ -119,10 +120,10 @@ class SegmentationTask(LightningModule):
         self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
         self._fitting = False
         self.record: dict[str, Any] | None = None
-        """What a checkpoint says of its origin (configuration, run, digests); plain types, set by the recorder."""
+        """A checkpoint's record of its origin (configuration, run, digests); plain types, set by the recorder."""
         self.metrics = nn.ModuleDict({f"{stage}_overlap": SegmentationMetrics(threshold) for stage in ("val", "test")})
         self.metrics.update({f"{stage}_curves": PixelCurves() for stage in ("val", "test")})
-        # a loss that is no number must show
+        # a NaN loss must be visible
         self.metrics.update({f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in ("val", "test")})
 
     scale: Tensor
@@ -143,11 +144,11 @@ class SegmentationTask(LightningModule):
 
     @property
     def mask_rule(self) -> MaskRule:
-        """What makes masks of the logits."""
+        """The rule that turns logits into masks."""
         return MaskRule(self.threshold, self.postprocess)
 
     def training_sizes(self, size: tuple[int, int]) -> dict[float, tuple[int, int]]:
-        """Scales of ``train_scale`` and the (H, W) that each makes of images of ``size``; of 32 pixels at least."""
+        """Scales of ``train_scale``, and the (H, W) to which each resizes images of ``size``; at least 32 pixels."""
         height, width = size
         return {
             scale: size if scale == 1 else (max(32, round(height * scale)), max(32, round(width * scale)))
@@ -164,7 +165,7 @@ class SegmentationTask(LightningModule):
         return image, F.interpolate(mask.float(), size, mode="area") >= 0.5
 
     def logits(self, batch: Batch) -> Tensor:
-        """Logits (B, 1, H, W) of a batch; from its features where it has them."""
+        """Logits (B, 1, H, W) of a batch; computed from its features where it has them."""
         if "features" in batch:
             return self.network.decode(batch["features"], batch["image"].shape[-2:])  # type: ignore[operator]
         return self(batch["image"])
@@ -181,7 +182,8 @@ class SegmentationTask(LightningModule):
                 taught = self._teacher[0](image).float().sigmoid()
             distance = F.binary_cross_entropy_with_logits(logits.float(), taught)
             loss = torch.lerp(loss, distance, self.teacher_weight)
-        # looking at the value waits for the GPU, so there only now and then; the epoch's mean is checked anyway
+        # reading the value waits for the GPU, so it is checked only every 20th step there; the epoch's mean is checked
+        # anyway
         if self.device.type == "cpu" or batch_idx % 20 == 0:
             self._check_finite(loss)
         size = len(batch["index"])
@@ -197,23 +199,23 @@ class SegmentationTask(LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        """Note whether this is a fit, whose validation uses neither mirror images nor post-processing."""
+        """Record whether this is a fit, whose validation uses neither mirror images nor post-processing."""
         self._fitting = stage == "fit"
 
     def teardown(self, stage: str) -> None:
-        """The fit, if it was one, is over."""
+        """Record that no fit is running."""
         self._fitting = False
 
     def learn_from(self, teacher: SegmentationTask) -> None:
-        """Let a fit learn a network's probabilities beside the masks; it stays as it is, in evaluation mode."""
+        """Let a fit learn a teacher's probabilities in addition to the masks; the teacher is frozen for it."""
         teacher.flip = False
         self._teacher = [teacher.eval().requires_grad_(False)]
 
     def on_fit_start(self) -> None:
-        """Move the teacher to where this network is.
+        """Move the teacher to this network's device.
 
         Raises:
-            RuntimeError: ``teacher`` names one that nobody has loaded
+            RuntimeError: ``teacher`` is set but has not been loaded
         """
         if self.teacher is not None and not self._teacher:
             raise RuntimeError("call task.learn_from(load_task(path of the teacher)) before the fit")
@@ -224,7 +226,8 @@ class SegmentationTask(LightningModule):
         self._teacher = []
 
     def on_train_epoch_start(self) -> None:
-        # Dropout's draws depend on (seed, epoch, rank) alone, so a resumed run continues the interrupted one
+        # dropout's random numbers depend only on (seed, epoch, rank), so a resumed run continues the interrupted one
+        # exactly
         datamodule = getattr(self.trainer, "datamodule", None)
         seed = getattr(datamodule, "seed", 0)
         torch.manual_seed(hash((seed, self.current_epoch, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
@@ -238,7 +241,7 @@ class SegmentationTask(LightningModule):
         return self._evaluate(batch, "val")[0]
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """``logits`` (B, 1, H, W), and the ``masks`` bool (B, 1, H, W) that are made of them and scored."""
+        """``logits`` (B, 1, H, W), and the ``masks``, bool (B, 1, H, W), that are made from them and scored."""
         logits, masks = self._evaluate(batch, "test")
         return {"logits": logits, "masks": masks}
 
@@ -253,12 +256,12 @@ class SegmentationTask(LightningModule):
         return self.mask_rule.masks(self(batch))[0, 0].cpu().numpy().astype(np.uint8)
 
     def _evaluate(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
-        """Logits, and the masks that are counted: during a fit those of the threshold alone."""
+        """Logits, and the masks that are scored: during a fit without post-processing."""
         mask, size = batch["mask"], len(batch["index"])
         if size:
             logits = self.logits(batch).float()
             self._loss(stage).update(self.loss(logits, mask), size)
-        else:  # other processes have images left
+        else:  # other processes still have images
             logits = torch.zeros(mask.shape, device=mask.device)
         self.curves(stage).update(logits, mask)
         rule = MaskRule(self.threshold) if self._fitting else self.mask_rule
@@ -278,7 +281,7 @@ class SegmentationTask(LightningModule):
         return self.metrics[f"{stage}_loss"]  # type: ignore[return-value]
 
     def _log_metrics(self, stage: str) -> None:
-        # not step by step with `self.log`: a process without any image would not take part in the mean over processes
+        # not in each step with `self.log`: a process without images would be missing from the mean over processes
         self.log(f"{stage}/loss", self._loss(stage).compute(), prog_bar=stage == "val")
         scores = {**self.overlap(stage).compute(), **self.curves(stage).compute()}
         # the metric has reduced over ranks already
@@ -291,7 +294,7 @@ class SegmentationTask(LightningModule):
         self._reset("test")
 
     def _reset(self, stage: str) -> None:
-        # at the start, not at the end, so that callbacks can read the finished epoch's counts
+        # at the start and not at the end, so that callbacks can read the finished epoch's counts
         self.overlap(stage).reset()
         self.curves(stage).reset()
         self._loss(stage).reset()
@@ -308,7 +311,7 @@ class SegmentationTask(LightningModule):
             checkpoint[RECORD] = self.record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let a loss of other settings keep them: those that are buffers, such as class weights, would be restored."""
+        """Keep a changed loss's settings: buffers among them, such as class weights, would otherwise be restored."""
         stored, own = (
             ((record or {}).get("config", {}).get("model") or {}).get("loss")
             for record in (checkpoint.get(RECORD), self.record)
@@ -320,7 +323,7 @@ class SegmentationTask(LightningModule):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer over what is trained."""
-        # frozen parameters stay out: they have no gradient and would only cost optimiser memory
+        # frozen parameters are left out: they have no gradient and would only take optimiser memory
         return self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -1,17 +1,17 @@
-"""What a configuration that came with a file may name: classes of the kind that its key asks for, and nothing else.
+"""What a configuration that came with a file may name: classes of the kind that each key expects, and nothing else.
 
 Checkpoints, runs, ensembles, exported folders and MLflow models carry the configuration that they were made with, and
-whoever rebuilds a network from it imports and calls what it names. jsonargparse takes any function for a class path
-and imports strings in many places, so that a stranger's file could run any command. Three barriers stand before that:
+whoever rebuilds a network from it imports and calls what it names. jsonargparse accepts any function as a class path
+and imports strings in many places, so a stranger's file could run any command. Three barriers prevent that:
 
-1. :func:`check_config` reads the configuration before anything is imported: sizes, places, and the class of each key.
+1. :func:`check_config` checks the configuration before anything is imported: sizes, places, and the class of each key.
 2. :func:`stored_config` guards every import that jsonargparse makes while it reads or builds such a configuration,
-   however deep or well hidden the name is: what is no class of an allowed kind and package ends the command.
+   however deep or well hidden the name is: anything but a class of an allowed kind and package ends the command.
 3. :func:`building` stops constructors that start a process, open a connection, read a pickle or change files.
 
-A configuration that the user names on the command line is the user's own word: what it names, exactly so, is allowed
-for the rest of the process (:func:`allow_text`). ``--trust NAME`` and ``BUSTSEG_TRUST`` in the environment add
-packages, modules or classes for stored configurations; functions stay refused.
+A configuration that the user names on the command line is trusted: exactly the names in it are allowed for the rest of
+the process (:func:`allow_text`). ``--trust NAME`` and ``BUSTSEG_TRUST`` in the environment add packages, modules or
+classes for stored configurations; functions stay refused.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ _DTYPE = re.compile(r"torch\.[a-z]+\d*$")
 
 
 class TrustError(UserError):
-    """A file asks for what only the user may allow."""
+    """A file names something that only the user may allow."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a key of a configuration asks for.
+    """The kind of class that a key of a configuration expects.
 
     Attributes:
         what: its name in messages
         bases: classes, one of which the named class must be or derive from
-        homes: modules (with all below them) that the class must be named in and defined in
-        closed: modules and classes of these homes that are refused all the same, since they read files, ask the
+        homes: modules (including their submodules) that the class must be both named in and defined in
+        closed: modules and classes in these homes that are refused nevertheless, since they read files, use the
             network, call what they are given or delete what their state names
     """
 
@@ -159,21 +159,21 @@ KEYS: dict[str, Kind] = {
 """The keys of a configuration under which a class may be named, at any depth, and what it must be."""
 
 _FILES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_url", "cache_dir")
-"""Arguments by which timm and MONAI read weights from elsewhere, some of them by unpickling; a checkpoint brings its
-own weights, so that none of these has a meaning in its configuration."""
+"""Arguments with which timm and MONAI read weights from elsewhere, some by unpickling; a checkpoint has its own
+weights, so its configuration needs none of these."""
 
 _PLACE = re.compile(r"://|^(?:tu-)?(?:hf[-_]hub|local[-_]dir):", re.IGNORECASE)
-"""A text by which a network's library would fetch something."""
+"""A string that would make a network's library download something."""
 
 _words: list[str] = []
 _named: set[str] = set()
 
 
 def allow_text(text: str) -> None:
-    """Allow, for this process, what the user has written, such as the text of a config file.
+    """Allow, in this process, what the user has written, such as the text of a config file.
 
     Args:
-        text: every dotted name in it may be imported, whatever it is
+        text: every dotted name in it may be imported
     """
     if text not in _words:
         _words.append(text)
@@ -181,12 +181,12 @@ def allow_text(text: str) -> None:
 
 
 def allow_arguments(args: Sequence[str]) -> None:
-    """Allow, for this process, the store and the classes (:data:`KEYS`) that the user's options name.
+    """Allow, in this process, the store and the classes (:data:`KEYS`) that the user's options name.
 
-    File names are left out: whoever sends a file chooses its name.
+    File names are not trusted: whoever sends a file chooses its name.
 
     Args:
-        args: of the command line, ``--key=value`` or ``--key value``
+        args: the command line's arguments, ``--key=value`` or ``--key value``
     """
     for item, after in zip(args, [*args[1:], ""], strict=False):
         key, equals, value = item.removeprefix("--").partition("=")
@@ -204,17 +204,17 @@ def trusted() -> tuple[str, ...]:
 
 
 def own_store(uri: str | None, origin: str | Path) -> str | None:
-    """The MLflow store that a stored configuration names, if it is on this machine or the user's own.
+    """The MLflow store that a stored configuration names, if it is on this machine or is the user's own.
 
-    A run's pictures and tables go there, and they may show patients: no file decides that they leave this machine. A
-    URI is stored without its credentials, so that those of ``MLFLOW_TRACKING_URI`` are taken for the same store.
+    A run's pictures and tables go there, and they may show patients, so a file must not be able to send them elsewhere.
+    A URI is stored without its credentials; ``MLFLOW_TRACKING_URI`` provides them for the same store.
 
     Args:
-        uri: stored; None stands for the user's own
+        uri: the stored URI; None stands for the user's own
         origin: file or run that it came from, for messages
 
     Raises:
-        TrustError: it is elsewhere, and the user has named it neither now nor in ``MLFLOW_TRACKING_URI``
+        TrustError: it is elsewhere, and the user has named it neither in an option nor in ``MLFLOW_TRACKING_URI``
     """
     if uri is None or _written_by_user(uri):
         return uri
@@ -276,7 +276,7 @@ def taken_out(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """The names after ``--trust`` (``--trust A``, ``--trust=A,B``, several times), and the arguments without it.
 
     Raises:
-        UserError: no name, or one that is none
+        UserError: no name, or an invalid one
     """
     names, rest = [], []
     items = iter(args)
@@ -294,7 +294,7 @@ def taken_out(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def trusting(names: Sequence[str]) -> Iterator[None]:
-    """Trust further packages for a while, in this process and in those that it starts."""
+    """Trust further packages within the context, in this process and in those that it starts."""
     before = os.environ.get(VARIABLE)
     if names:
         os.environ[VARIABLE] = ",".join([*trusted(), *names])
@@ -308,9 +308,9 @@ def trusting(names: Sequence[str]) -> Iterator[None]:
 
 
 def check_config(config: Any, origin: str | Path) -> None:
-    """Refuse a stored configuration that is too large, or names what its keys do not ask for.
+    """Refuse a stored configuration that is too large, or names something that its keys do not expect.
 
-    Only modules of allowed packages are imported by looking.
+    The check itself imports only modules of allowed packages.
 
     Args:
         config: as it was stored, or as the parser has resolved it; mappings, lists and plain values
@@ -318,10 +318,10 @@ def check_config(config: Any, origin: str | Path) -> None:
 
     Raises:
         TrustError: it may not be used
-        UserError: it is no configuration
+        UserError: it is not a configuration
     """
     if not isinstance(config, Mapping):
-        raise UserError(f"the configuration in {origin} is no mapping: write the file again")
+        raise UserError(f"the configuration in {origin} is not a mapping: create the file again")
     _Walk(str(origin)).section(config)
 
 
@@ -340,7 +340,7 @@ class _Walk:
                 self.value(value, place, KEYS.get(place), inside=False, depth=2)
 
     def value(self, value: Any, place: str, kind: Kind | None, inside: bool, depth: int) -> None:
-        """Check a value; ``inside`` the arguments of a class, where a text need not be a class's name."""
+        """Check a value; ``inside`` the arguments of a class a string need not be a class's name."""
         self.values += 1
         if self.values > MAX_VALUES or depth > MAX_DEPTH:
             raise TrustError(
@@ -355,7 +355,8 @@ class _Walk:
             for key, item in value.items():
                 if key in _FILES and item is not None and kind is MODULE and not _written_by_user(item):
                     raise TrustError(
-                        f"{self._at(place)} sets {key}, by which a network reads files: a checkpoint brings its weights"
+                        f"{self._at(place)} sets {key}, with which a network reads files: a checkpoint has its own "
+                        "weights"
                     )
                 if key != "class_path":
                     below = inside or key in ("init_args", "dict_kwargs")
@@ -369,10 +370,10 @@ class _Walk:
             raise TrustError(f"{self._at(place)} has {len(text)} characters (at most {MAX_TEXT}): do not use this file")
         check_text(text)
         if "class_path" in text:
-            raise TrustError(f"{self._at(place)} holds a configuration in a text, which is refused")
+            raise TrustError(f"{self._at(place)} holds a configuration inside a string, which is refused")
         if kind is MODULE and _PLACE.search(text) and not _written_by_user(text):
             raise TrustError(
-                f"{self._at(place)} names {text!r:.100}, a place elsewhere: a checkpoint brings its weights"
+                f"{self._at(place)} names {text!r:.100}, a place elsewhere: a checkpoint has its own weights"
             )
         if kind is not None and not inside and not _WORD.fullmatch(text):
             self.reference({"class_path": text}, place, kind)
@@ -382,10 +383,10 @@ class _Walk:
             return
         path = value["class_path"]
         if not isinstance(path, str):
-            raise TrustError(f"{self._at(place)} has a class_path that is no text")
+            raise TrustError(f"{self._at(place)} has a class_path that is not a string")
         if kind is None:
             raise TrustError(f"{self._at(place)} names {path!r:.100}, and this key takes no class")
-        if _WORD.fullmatch(path):  # a class that is known already, which the import guard sees under its full name
+        if _WORD.fullmatch(path):  # the name of a known class, which the import guard checks under its full name
             return
         try:
             approve(path, (kind,), self._at(place))
@@ -399,18 +400,18 @@ class _Walk:
 def approve(path: str, kinds: Iterable[Kind], where: str) -> Any:
     """The class of a dotted name, if it is of one of ``kinds`` and in an allowed package; also a ``torch.dtype``.
 
-    Nothing outside of these packages is imported. What the user has named is given as it is.
+    Nothing outside of these packages is imported. What the user has named is allowed without a check.
 
     Raises:
         TrustError: it may not be imported; the message begins with ``where``
-        ImportError, AttributeError, ValueError: there is nothing of that name in an allowed package
+        ImportError, AttributeError, ValueError: there is nothing with that name in an allowed package
     """
     if path in _named:
         return _import(path)
     kinds = tuple(kinds)
     wanted = " or ".join(dict.fromkeys(kind.what for kind in kinds[:3]))
     if not _DOTTED.fullmatch(path):
-        raise TrustError(f"{where} names {path!r:.100}, which is no class")
+        raise TrustError(f"{where} names {path!r:.100}, which is not a class")
     own = trusted()
     by_user = _within(path, own)
     if not by_user and not _within(path, (home for kind in kinds for home in kind.homes)) and not _DTYPE.match(path):
@@ -429,7 +430,7 @@ def approve(path: str, kinds: Iterable[Kind], where: str) -> Any:
         if type(found).__module__ == "torch" and type(found).__name__ == "dtype":
             return found
         raise TrustError(
-            f"{where} names {path:.100}, which is no class: stored configurations may name classes only (name it "
+            f"{where} names {path:.100}, which is not a class: stored configurations may name only classes (name it "
             "yourself, with --config, if you want it)"
         )
     for kind in kinds:
@@ -458,7 +459,7 @@ def _import(path: str) -> Any:
 
 
 class _Refused(BaseException):
-    """Ends a parse at once: jsonargparse takes any ``Exception`` for a reason to try the next type."""
+    """Ends parsing at once: after any ``Exception`` jsonargparse tries the next type."""
 
 
 _guard: ContextVar[str | None] = ContextVar("stored configuration", default=None)
@@ -467,7 +468,7 @@ _building: ContextVar[str | None] = ContextVar("building from a stored configura
 
 @contextmanager
 def stored_config(origin: str | Path) -> Iterator[None]:
-    """While it lasts, jsonargparse imports only what a stored configuration may name, or the user has named.
+    """Context in which jsonargparse imports only what a stored configuration may name, or what the user has named.
 
     Args:
         origin: file or run that the configuration came from, for messages
@@ -487,10 +488,10 @@ def stored_config(origin: str | Path) -> Iterator[None]:
 
 @cache
 def _install() -> None:
-    """Put the check before jsonargparse's only way to import what a value names.
+    """Install the check in jsonargparse's only function that imports what a value names.
 
     Raises:
-        RuntimeError: this jsonargparse imports in another way, so that nothing would be guarded
+        RuntimeError: this version of jsonargparse imports in another way, so nothing would be guarded
     """
     import jsonargparse._typehints as hints
     import jsonargparse._util as util
@@ -503,9 +504,9 @@ def _install() -> None:
         # names that come from the code's own signatures are not checked
         if origin is None or (args[0] if args else kwargs.get("check_path", True)) is False:
             return plain(name, *args, **kwargs)
-        if not isinstance(name, str) or "." not in name:  # which is refused there
+        if not isinstance(name, str) or "." not in name:  # plain() refuses it
             return plain(name, *args, **kwargs)
-        token = _building.set(None)  # what a known package does while it is imported is its own affair
+        token = _building.set(None)  # what a known package does on import is allowed
         try:
             return approve(name, dict.fromkeys(KEYS.values()), origin)
         except TrustError as error:
@@ -513,9 +514,9 @@ def _install() -> None:
         finally:
             _building.reset(token)
 
-    # every module of the package that has taken the function by name
+    # every module of the package that has imported the function by name
     for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "jsonargparse"]:
-        names = vars(module)  # getattr would ask modules that are kept for old code, which warn
+        names = vars(module)  # getattr would trigger the warnings of deprecated modules
         if names.get("import_object") is plain:
             module.import_object = import_object  # type: ignore[attr-defined]
         if callable(by_name := names.get("is_importable_module_path")):
@@ -564,22 +565,22 @@ _ACTIONS = frozenset(
         "open",
     )
 )
-"""Events of Python's audit (PEP 578) that no constructor of a network, loss, source or callback causes."""
+"""Python's audit events (PEP 578) that no legitimate constructor of a network, loss, source or callback causes."""
 
 
 @contextmanager
 def building(origin: str | Path) -> Iterator[None]:
     """Stop what is built from a stored configuration from acting on this machine or the network, or filling its memory.
 
-    Not a sandbox for code of an attacker's own, which does not get this far: a net under the constructors of known
-    packages, some of which fetch or unpickle what their arguments name. Code that the user has named or trusts may do
-    as it likes.
+    This is not a sandbox for an attacker's code, which does not get this far, but a safety net for the constructors of
+    known packages, some of which download or unpickle what their arguments name. Code that the user has named or trusts
+    is not restricted.
 
     Args:
         origin: file or run that the configuration came from, for messages; a file's size tells how large its network is
 
     Raises:
-        TrustError: a constructor did such a thing
+        TrustError: a constructor tried to
     """
     from bustseg.network_bounds import TooLarge, bounded_tensors  # torch is not needed by whoever only parses
 
@@ -608,14 +609,14 @@ def _on_event(event: str, args: tuple[Any, ...]) -> None:
     if origin is None or _harmless(event, args) or _by_known_code():
         return
     what = f"{event} {args[0]!r:.80}" if args else event
-    raise _Refused(f"building what {origin} names would do more than build it ({what}): this file is not to be trusted")
+    raise _Refused(f"building what {origin} names would have side effects ({what}): do not trust this file")
 
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def _harmless(event: str, args: tuple[Any, ...]) -> bool:
-    """Whether an event is a file that is only read, or the import system's cache of a module that is used late."""
+    """Whether an event only reads a file, or concerns the import system's cache of a module that is imported late."""
     if not args:
         return False
     if event == "open":
@@ -627,8 +628,8 @@ def _harmless(event: str, args: tuple[Any, ...]) -> bool:
 
 
 def _by_known_code() -> bool:
-    """Whether a module is at work that the user has named or trusts, or that the parser needs."""
-    # jsonargparse looks for type stubs with typeshed_client, which asks a Python for its path
+    """Whether the event was caused by a module that the user has named or trusts, or that the parser needs."""
+    # jsonargparse looks for type stubs with typeshed_client, which starts a Python process to find its path
     names = {"typeshed_client", *trusted(), *(name.rpartition(".")[0] for name in _named)}
     frame = inspect.currentframe()
     while frame is not None:

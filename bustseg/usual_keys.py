@@ -1,7 +1,6 @@
-"""The keys of an experiment that people change: the short help of a training, and what a misnamed option may mean.
+"""The keys of an experiment that people change most: the short help of `fit`, and what a misnamed option may mean.
 
-Defaults stand here as text, so that help is there at once; a test holds them against the parser, whose import takes
-seconds.
+Defaults are repeated here as text, since importing the parser takes seconds; a test compares them with it.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from bustseg.presets import NOT_A_FIT, presets
 
 KEYS: dict[str, list[tuple[str, str, str]]] = {
     "model": [
-        ("model.network", "", "class of the network, see below; its arguments as --model.network.NAME"),
+        ("model.network", "", "class of the network, see below; set its arguments with --model.network.NAME"),
         ("model.loss", "bustseg.losses.BCELoss", "class of the loss, see below"),
         ("model.optimizer", "torch.optim.Adam", "class of the optimiser"),
         ("model.optimizer.lr", "1e-4", "its learning rate"),
         ("model.lr_scheduler", "", "class of a learning rate schedule"),
         ("model.threshold", "0.5", "probability above which a pixel is lesion"),
-        ("model.postprocess", "", "what is done to masks: small components removed, holes filled"),
+        ("model.postprocess", "", "changes to masks, such as small components removed or holes filled"),
     ],
     "data": [
         ("data.root", "$BUSI_ROOT", "folder of the data set"),
@@ -45,7 +44,7 @@ KEYS: dict[str, list[tuple[str, str, str]]] = {
         ("tracking.uri", "mlruns/mlflow.db", "MLflow store, or set MLFLOW_TRACKING_URI"),
     ],
 }
-"""By group: key, its default in words, what it is."""
+"""By group: key, its default as text, its description."""
 
 MEANT = {
     "epochs": "trainer.max_epochs",
@@ -70,7 +69,7 @@ MEANT = {
     "resume": "ckpt_path",
     "patience": "early_stopping.patience",
 }
-"""What an option of other tools is called here; an option that is the ending of a usual key needs no entry."""
+"""The key for an option's name in other tools; a name that is the last part of a usual key needs no entry."""
 
 NETWORKS = ("FusionUNet", "ADUNet", "DDRANet", "DPNet", "MRFECNN", "SwinUNet")
 """Classes of :mod:`bustseg.models` that are networks."""
@@ -80,10 +79,10 @@ LOSSES = ("BCELoss", "DiceLoss", "HybridLoss", "PresenceLoss")
 
 
 def meant(option: str) -> str | None:
-    """The key that a misnamed option means; None when that is not clear.
+    """The key that a misnamed option probably means; None when that is not clear.
 
     Args:
-        option: without dashes before it: ``epochs``, ``batch-size``
+        option: its name without leading dashes: ``epochs``, ``batch-size``
     """
     name = option.replace("-", "_").lower()
     endings = [key for rows in KEYS.values() for key, _, _ in rows if key.rpartition(".")[2] == name]
@@ -102,12 +101,12 @@ def help_text() -> str:
     lines += ["", "what ships:"]
     lines += _entry("networks", f"bustseg.models: {', '.join(NETWORKS)}; segmentation_models_pytorch: Unet, ...", width)
     lines += _entry("losses", f"bustseg.losses: {', '.join(LOSSES)}; any class that takes logits and mask", width)
-    lines += _entry("configs", f"{_shipped()} (`bustseg configs` says what they are)", width)
+    lines += _entry("configs", f"{_shipped()} (`bustseg configs` describes them)", width)
     return "\n".join(lines)
 
 
 def _shipped() -> str:
-    """The configs of a training in a line: a folder's names in braces, a series by its ends."""
+    """The training presets in one line: a folder's names in braces, a long series by its first and last."""
     by_folder: dict[str, list[str]] = {}
     for name in presets():
         folder, _, own = name.rpartition("/")
