@@ -1,4 +1,4 @@
-"""What a run leaves behind."""
+"""Lightning callbacks: progress, checkpoints, records, tables and pictures of a run."""
 
 from bustseg.callbacks.averaging import MovingAverage
 from bustseg.callbacks.checkpoints import BestCheckpoint, LastCheckpoint

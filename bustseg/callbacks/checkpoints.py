@@ -1,4 +1,4 @@
-"""Where a run's checkpoints lie: in its artifact folder, once."""
+"""A run's checkpoints, stored once, in its artifact folder."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def run_dir(trainer: Trainer) -> Path:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is whole and on the disk.
+    """Writes a checkpoint to a temporary file next to its destination, and renames it when it is complete and on disk.
 
-    Lightning's own goes through the folder for temporary files. Where that is another file system the move is a copy,
-    and a process that is killed in it, or a disk that is full, leaves half a file in place of the last good one.
+    Lightning's own class uses the system's temporary folder. If that is on another file system, the move is a copy, and
+    a killed process or a full disk leaves half a file in place of the last good one.
     """
 
     def save_checkpoint(
@@ -43,22 +43,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class _RunCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint in ``checkpoints/`` of the run's files, so that a local store holds one copy of it."""
+    """A ModelCheckpoint that writes to ``checkpoints/`` in the run's files, so that a local store has only one copy."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.dirpath = str(run_dir(trainer) / "checkpoints")
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin of the user's own stays
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a user's own plugin is kept
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.is_global_zero:
             remove_unfinished(Path(self.dirpath))
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the run's own files.
+        """Continue with the run's own files.
 
-        The state names files by whole paths. It may come from a stranger's checkpoint, and Lightning deletes what it
-        names once a better epoch comes; or from a project that has moved, whose best score would be forgotten. So only
-        names are taken from it, of files that lie in this run's folder; without its best file nothing is.
+        The state names files by full paths. It may come from a stranger's checkpoint, and Lightning deletes the named
+        files once there is a better epoch; or from a project that has moved, whose best score would be forgotten. So
+        only the names of files in this run's folder are used; if the best file is not there, nothing is.
         """
         folder = Path(str(self.dirpath))
 
@@ -81,7 +81,7 @@ class _RunCheckpoint(ModelCheckpoint):
         )
 
     def _warn_if_dir_not_empty(self, dirpath: str) -> None:
-        """A continued run finds its own checkpoints there; that is no reason to warn."""
+        """Do not warn: a continued run finds its own checkpoints there."""
 
 
 class BestCheckpoint(_RunCheckpoint):
@@ -105,7 +105,7 @@ class BestCheckpoint(_RunCheckpoint):
 
 
 def best_checkpoint(trainer: Trainer) -> BestCheckpoint | None:
-    """The callback that keeps the best epoch, if there is one and it has written its file."""
+    """The callback that saves the best epoch, if there is one and it has written its file."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, BestCheckpoint) and Path(callback.best_model_path).is_file():
             return callback
@@ -113,15 +113,16 @@ def best_checkpoint(trainer: Trainer) -> BestCheckpoint | None:
 
 
 class LastCheckpoint(_RunCheckpoint):
-    """Everything that is needed to go on after the last finished epoch, as ``last.ckpt``.
+    """Everything that is needed to continue after the last finished epoch, as ``last.ckpt``.
 
-    An epoch counts once its checkpoint is there, so that no kill leaves metrics out or twice. In this order:
+    An epoch counts once its checkpoint is written, so that a killed process neither loses nor repeats metrics. In this
+    order:
 
     1. the epoch's metrics go into the run's journal, where they wait;
     2. the checkpoint is written, with the journal's position in it;
-    3. the journal notes that it was, and the metrics are sent.
+    3. the journal records that it was, and the metrics are sent.
 
-    Whoever goes on from the checkpoint passes on what waits up to its position, and drops what came after.
+    A fit that continues from the checkpoint sends what waits up to its position, and drops what came after.
     """
 
     def __init__(self) -> None:
@@ -131,7 +132,7 @@ class LastCheckpoint(_RunCheckpoint):
             filename="last",
             monitor=None,
             save_top_k=1,
-            # after the epoch, so that a resumed run begins the next one instead of repeating this one's end
+            # after the epoch, so that a resumed run starts with the next one instead of repeating the end of this one
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
@@ -142,16 +143,16 @@ class LastCheckpoint(_RunCheckpoint):
             run.hold(resumable=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this callback."""
+        """This callback's state in a checkpoint."""
         return {**super().state_dict(), POSITION: self._position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore the state from :meth:`state_dict`."""
         self._position = state_dict.get(POSITION)
         super().load_state_dict({name: value for name, value in state_dict.items() if name != POSITION})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # not in setup: only now is the checkpoint's state here
+        # not in setup: the checkpoint's state is available only now
         if trainer.ckpt_path is not None and (run := run_of(trainer)) is not None:
             run.go_on_from(self._position)
 
@@ -159,11 +160,11 @@ class LastCheckpoint(_RunCheckpoint):
         self._before = dict(trainer.logged_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning logs what the epoch has measured only after this hook. On every process, since metrics are reduced.
+        # Lightning logs the epoch's metrics only after this hook. On every process, since metrics are reduced.
         metrics = trainer.logged_metrics
         run = run_of(trainer)
         if run is not None:
-            # an epoch without a validation still shows the last one's metrics, as the same objects
+            # after an epoch without a validation the metrics of the last one are still there, as the same objects
             fresh = {name: value for name, value in metrics.items() if value is not self._before.get(name)}
             new = {name: float(value) for name, value in fresh.items() if charted(name)}
             run.log_metrics(new, trainer.current_epoch)

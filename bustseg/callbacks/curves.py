@@ -1,4 +1,4 @@
-"""Curves of a test: pixel ROC, precision-recall, Dice by threshold and reliability, as pictures and as data."""
+"""Curves of a test: pixel ROC, precision-recall, Dice by threshold and reliability, as pictures and tables."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ _SWEPT = ("val", "test")
 
 
 class TestCurves(SubsetCallback):
-    """After a test, leaves ``curves/``: ``roc``, ``precision_recall``, ``dice_by_threshold`` and ``reliability``.
+    """After a test, writes ``curves/``: ``roc``, ``precision_recall``, ``dice_by_threshold`` and ``reliability``.
 
     Each is a PNG, an SVG and a CSV of at most 500 points per subset, and for validation and test a CSV with the limits
     of its 95 % band over images (``roc_band.csv``); ``curves.json`` has the numbers. Memory is bounded: histograms of
     at most 24 MB per subset, and 3.2 kB per validation and test image.
     """
 
-    __test__ = False  # no test class, whatever pytest reads into the name
+    __test__ = False  # pytest would collect it by its name
 
     def __init__(self) -> None:
         self._curves: dict[str, PixelCurves] = {}
         self._sweeps: dict[str, ThresholdSweep] = {}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # all of them on every process, or one would wait for another that has seen no batch of a subset
+        # every process needs all of them, even if it gets no batch of a subset; otherwise the others would wait for it
         self._curves = {subset: PixelCurves().to(pl_module.device) for subset in SUBSETS if subset != "test"}
         self._sweeps = {subset: ThresholdSweep().to(pl_module.device) for subset in _SWEPT}
 
     def on_subset_batch(self, task: SegmentationTask, subset: str, logits: Tensor, masks: Tensor, batch: Batch) -> None:
-        if subset in self._curves:  # the task has counted the test itself
+        if subset in self._curves:  # the task has already counted the test images
             self._curves[subset].update(logits, batch["mask"])
         if subset in self._sweeps:
             self._sweeps[subset].update(logits, batch["mask"], batch["index"])
@@ -58,7 +58,7 @@ class TestCurves(SubsetCallback):
         if not isinstance(pl_module, SegmentationTask):
             return
         curves = {**self._curves, "test": pl_module.curves("test")}
-        # without lesion or background pixels there is no curve
+        # a subset without lesion or without background pixels has no curve
         scores = {subset: found for subset in SUBSETS if (found := _scores(curves[subset]))}
         images = {subset: metric.per_image() for subset, metric in self._sweeps.items()}
         sweeps = {subset: means for subset, found in images.items() if "dice_lesion" in (means := sweep_means(found))}
@@ -151,7 +151,7 @@ def _add_best_thresholds(scores: dict[str, dict[str, float]], sweeps: dict[str, 
         threshold, dice = best_threshold(means["dice_lesion"])
         scores[subset] |= {"best_threshold": threshold, "dice_lesion_best_threshold": dice}
     if {"val", "test"} <= set(sweeps):
-        # chosen where one may choose, scored where one may not
+        # the threshold chosen on the validation images, scored on the test images
         place = int((SWEEP - scores["val"]["best_threshold"]).abs().argmin())
         scores["test"]["dice_lesion_val_threshold"] = float(sweeps["test"]["dice_lesion"][place])
 
@@ -177,7 +177,7 @@ def precision_recall_data(curves: dict[str, PixelCurves]) -> pd.DataFrame:
     frames = []
     for subset, metric in curves.items():
         precision, recall, thresholds = (values.flip(0) for values in metric.precision_recall())
-        # the point at recall 0 has no threshold and is drawn by none of the pixels
+        # the point at recall 0 has no threshold and belongs to no pixel
         frames.append(_thinned(subset, recall[1:], precision[1:], ("recall", "precision"), thresholds))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 

@@ -1,4 +1,4 @@
-"""Where a tested network looks: Grad-CAM panels of telling cases, and how much of the heat lies in the lesions."""
+"""Where a tested network looks: Grad-CAM panels of informative cases, and how much of the heat lies in the lesions."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ BATCH = 8
 
 
 class ExplainCallback(Callback):
-    """After a test, draws what the network looked at into ``explain/`` and logs how much of it lies in the lesions.
+    """After a test, draws heat maps into ``explain/`` and logs how much of the heat lies in the lesions.
 
     ``explain/cases.png`` has the best, median and worst cases, missed lesions and false positives on normals, with the
-    maps of the chosen layer and of the first encoder's last stage, and beside both what a constant map would score;
+    maps of the chosen layer and of the first encoder's last stage, each with the score of a constant map;
     ``explain/layers.png`` the maps of each encoder's last stage and of the attention modules for some of them (both
     also as SVG);
     ``explain/cam.csv`` the numbers of each image. Logged, as means over the images with a lesion:
 
     * ``test/cam_energy``: share of the heat that lies in the lesion
     * ``test/cam_pointing_hit``: whether the hottest pixel lies in it
-    * ``test/cam_energy_baseline``: the lesion's share of the image, which heat that is the same everywhere would get
+    * ``test/cam_energy_baseline``: the lesion's share of the image, which is what uniform heat would score
     * ``test/cam_energy_encoder0``, ``test/cam_pointing_hit_encoder0``, ...: the same of each encoder's last stage
 
     Args:
@@ -80,7 +80,7 @@ class ExplainCallback(Callback):
         self.tolerance = tolerance
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find bad names before the test, not after it."""
+        """Refuse wrong names before the test, not after it."""
         if self.enabled and stage == "test":
             find_method(self.method)
             if self.layer is not None:
@@ -104,7 +104,7 @@ class ExplainCallback(Callback):
         stages = encoder_stages(pl_module, probe) if self.encoders else []
         shown = torch.cat(list(rows.values()))
         lesion = torch.nonzero(counts["tp"] + counts["fn"]).flatten()
-        with trainer.precision_plugin.forward_context():  # as in the test itself
+        with trainer.precision_plugin.forward_context():  # as in the test
             table, cases = self._explain(
                 pl_module, datamodule, counts, torch.cat([lesion, shown]).unique(), set(shown.tolist()), layers + stages
             )
@@ -139,7 +139,7 @@ class ExplainCallback(Callback):
         shown: set[int],
         layers: Sequence[str],
     ) -> tuple[list[dict[str, Any]], dict[int, Case]]:
-        """Table rows of ``positions``, and what is drawn of those ``shown``; a batch of maps at a time in memory."""
+        """Table rows of ``positions``, and the drawn cases of those ``shown``; holds one batch of maps in memory."""
         dice = overlap_scores(counts["tp"], counts["fp"], counts["fn"], counts["tn"])["dice_paper"]
         table: list[dict[str, Any]] = []
         cases: dict[int, Case] = {}
@@ -177,13 +177,13 @@ class ExplainCallback(Callback):
 
 
 def make_case(picture: Picture, title: str, heat: Mapping[str, np.ndarray], scores: Mapping[str, Any]) -> Case:
-    """A case with what :func:`heat_scores` found of it."""
+    """A case with its scores from :func:`heat_scores`."""
     energy = {layer: scores[f"energy {layer}"] for layer in heat}
     return Case(picture, title, heat, energy, scores["energy_baseline"])
 
 
 def _title(method: str, means: Mapping[str, float], layers: Sequence[str], stages: Sequence[str]) -> str:
-    """What stands above the cases: the method and the means over all lesion images, beside a constant map's."""
+    """The title above the cases: the method and the means over all lesion images, with that of a constant map."""
     if not means:
         return method
     suffix = {layer: f"_encoder{stages.index(layer)}" if layer in stages else "" for layer in layers}
@@ -194,7 +194,7 @@ def _title(method: str, means: Mapping[str, float], layers: Sequence[str], stage
 
 
 def heat_scores(heat: Mapping[str, np.ndarray], truth: np.ndarray, tolerance: float) -> dict[str, float]:
-    """Columns of a table: the lesion's share of the image, then energy and hit of each layer; nan without a lesion."""
+    """Columns of the table: the lesion's share of the image, then each layer's energy and hit; nan without a lesion."""
     scores = {"energy_baseline": float(truth.astype(bool).mean())}
     for layer, own in heat.items():
         scores |= {f"energy {layer}": cam_energy(own, truth), f"hit {layer}": pointing_hit(own, truth, tolerance)}

@@ -1,4 +1,4 @@
-"""Frozen encoders on images that nothing augments: their features are computed once per run, not once per epoch."""
+"""Frozen encoders without augmentation: their features are computed once per run instead of once per epoch."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from bustseg.task import SegmentationTask
 
 @runtime_checkable
 class SplitNetwork(Protocol):
-    """A network in two parts, of which the first may be frozen."""
+    """A network in two parts, the first of which may be frozen."""
 
     @property
     def frozen(self) -> bool:
-        """Whether :meth:`encode` learns nothing and gives the same features for the same image."""
+        """Whether :meth:`encode` is not trained and gives the same features for the same image."""
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Features, each (B, ...), of images (B, C, H, W)."""
 
     def decode(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Logits (B, 1, H, W) of the features of images of ``size`` (H, W)."""
+        """Logits (B, 1, H, W) from the features of images of ``size`` (H, W)."""
 
 
 def usable(task: Any, data: Any) -> bool:
-    """Whether the features of an image are the same in each epoch: a frozen part, and images as they are."""
+    """Whether an image's features are the same in each epoch: a frozen part, and no augmentation."""
     if not (isinstance(task, SegmentationTask) and isinstance(data, UltrasoundDataModule)):
         return False
     same_image = not Augmentation(data.augmentation) and set(task.train_scale.values()) == {1.0}
@@ -39,21 +39,21 @@ def usable(task: Any, data: Any) -> bool:
 
 
 def size_gib(features: Sequence[Tensor], images: int) -> float:
-    """GiB that features like these (B, ...) take for so many images."""
+    """GiB that features of these shapes (B, ...) take for a number of images."""
     return images * sum(own[0].numel() * own.element_size() for own in features) / 2**30
 
 
 class FrozenFeatures(Callback):
-    """Keeps what a frozen network part says of each training and validation image, and gives it to the task.
+    """Caches the features of a frozen network part for each training and validation image, and passes them to the task.
 
-    Active in a fit whose network is a :class:`SplitNetwork` that is frozen, while the data module augments nothing. The
-    features are computed when an image is first seen and kept in the precision and on the device that they come in, so
-    that a training is the same with and without them; what is random (dropout) comes after them. Networks whose
-    features exceed the limit, such as those with skips, are trained as ever.
+    Active in a fit whose network is a frozen :class:`SplitNetwork`, if there is no augmentation. The features are
+    computed when an image is first seen and kept in the same precision and on the same device, so a training gives the
+    same result with and without the cache; random layers (dropout) come after them. Networks whose features exceed the
+    limit, such as those with skip connections, are trained as usual.
 
     Args:
         max_gib: memory for the features in GiB (702 images at 224 px with the paper's three encoders take 0.36 in
-            float32); 0 for never
+            float32); 0 turns the cache off
     """
 
     def __init__(self, max_gib: float = 2.0) -> None:
@@ -88,7 +88,7 @@ class FrozenFeatures(Callback):
         self._add_features(trainer, pl_module, batch)
 
     def _add_features(self, trainer: Trainer, task: LightningModule, batch: Batch) -> None:
-        # asked at each batch, since another callback may let the encoders learn from some epoch on
+        # checked at each batch, since another callback may unfreeze the encoders at some epoch
         if not (self._active and isinstance(task, SegmentationTask) and task.network.frozen):
             return
         rows = self._rows[batch["index"].cpu()]
@@ -104,18 +104,18 @@ class FrozenFeatures(Callback):
         batch["features"] = [kept[rows.to(kept.device)] for kept in self._kept]
 
     def _make_room(self, features: Sequence[Tensor]) -> bool:
-        """Reserve memory for the features of all images, shaped like ``features``; False when it would be too much."""
+        """Reserve memory for the features of all images, shaped like ``features``; False when they exceed the limit."""
         images = len(self._known)
         gib = size_gib(features, images)
         if gib > self.max_gib:
             self._active = False
             console.print(
                 f"frozen encoders: the features of {images} images take {gib:.1f} GiB, more than "
-                f"frozen_features.max_gib ({self.max_gib:g}), and are computed anew in each epoch",
+                f"frozen_features.max_gib ({self.max_gib:g}), and are computed again in each epoch",
                 highlight=False,
             )
             return False
-        # not as tensors of inference mode, in which Lightning validates: training reads them too
+        # not as inference tensors, although Lightning validates in inference mode: training reads them too
         with torch.inference_mode(False):
             for own in features:
                 channels_last = own.ndim == 4 and own.is_contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Ctrl-C that is not lost."""
+"""Make sure that Ctrl-C is not lost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 class Interrupts(Callback):
-    """Raises a ``KeyboardInterrupt`` again that Python has dropped.
+    """Raises a ``KeyboardInterrupt`` again if Python has dropped it.
 
     An exception that a signal raises inside a destructor or a garbage collector's callback (SQLAlchemy has those) is
-    printed and ignored, and the training would go on. So, as a context manager around a training, it remembers that a
-    stop was asked for and keeps the print to itself, and as a callback it raises the stop with the next batch if
-    nothing has come of it.
+    printed and ignored, and the training would go on. So, as a context manager around a training, it remembers the
+    interrupt and suppresses the printout; as a callback it raises the interrupt again at the next batch if it had no
+    effect.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Interrupts(Callback):
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                # those that the shell has told to ignore, or that the system handles, are left alone
+                # signals that the shell ignores, or that the system handles, are left alone
                 if callable(handler := signal.getsignal(number)):
                     self._before[number] = handler
                     signal.signal(number, self._remember)

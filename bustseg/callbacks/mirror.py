@@ -1,4 +1,4 @@
-"""Shows what a run leaves in loggers of other kinds, in their own way where they have one."""
+"""Shows a run's files in other loggers, in the way that each of them supports."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bustseg.runs.store import one_line
 
 PICTURES, TABLES = (".png", ".jpg"), (".csv",)
 MOST_ROWS = 500
-"""Rows of a table at most that TensorBoard gets, which shows it as text."""
+"""Most rows of a table that TensorBoard gets, which shows it as text."""
 
 
 def show_in(logger: Logger) -> Shown | None:
-    """What shows a run's files in a logger: pictures and tables in TensorBoard and W&B, all of them in MLflow.
+    """A function that shows a run's files in a logger: pictures and tables in TensorBoard and W&B, all files in MLflow.
 
     Returns:
-        a function of a file and its name in the run; None for loggers that have no place for files
+        a function of a file and its name in the run; None for loggers that cannot hold files
     """
     kinds: dict[type, Callable[[Any, Path, str], None]]
     kinds = {TensorBoardLogger: _in_tensorboard, WandbLogger: _in_wandb, MLFlowLogger: _in_mlflow}
@@ -35,7 +35,8 @@ def show_in(logger: Logger) -> Shown | None:
             show(logger, path, name)
         except Exception as error:  # the file itself is in the run's folder
             error_console.print(
-                f"[yellow]warning:[/] {type(logger).__name__} does not take {name}: {one_line(error)}", highlight=False
+                f"[yellow]warning:[/] {type(logger).__name__} does not accept {name}: {one_line(error)}",
+                highlight=False,
             )
 
     return shown

@@ -20,8 +20,8 @@ from bustseg.runs.tracker import run_of, runs_logger
 class ModelRecorder(Callback):
     """After a fit, records the best checkpoint as ``runs:/RUN_ID/model`` and writes ``model_card.md``.
 
-    A test renews the card and shows its scores beside the model. What cannot be written becomes a warning: by then the
-    training is done, and the checkpoint is there.
+    A test updates the card and attaches its scores to the model. What cannot be written only gives a warning: by then
+    the training is done and the checkpoint exists.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,7 +46,7 @@ class ModelRecorder(Callback):
 
     def _describe(self, run: Run, tested: bool = False) -> None:
         record = run.record
-        if "checkpoint_of_run" in record.tags:  # a test on other data: the model belongs to the run that trained it
+        if "checkpoint_of_run" in record.tags:  # a test on other data; the model belongs to the run that trained it
             return
         described, validation = record.to_run(), best_validation(record)
         scores = all_scores(record.metrics, lambda: run.files / SCORES)
@@ -60,7 +60,7 @@ class ModelRecorder(Callback):
 
 
 def best_validation(record: Record) -> dict[str, float]:
-    """A run's validation metrics of the epoch that its best weights are from, else of the last one."""
+    """A run's validation metrics of the epoch of its best weights, else of the last one."""
     epoch = record.tags.get("best.epoch")
     found = {name: value for name, value in record.metrics.items() if name.startswith("val/")}
     if epoch is not None:
@@ -72,5 +72,5 @@ def best_validation(record: Record) -> dict[str, float]:
 def _try(what: str, record: Callable[[], None]) -> None:
     try:
         record()
-    except Exception as error:  # whatever it is, it must not end a finished training as failed
+    except Exception as error:  # no error here may mark a finished training as failed
         error_console.print(f"[yellow]warning:[/] {what} could not be written: {one_line(error)}", highlight=False)

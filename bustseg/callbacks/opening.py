@@ -1,4 +1,4 @@
-"""What begins: the run, its data, its network and its device, in a few lines before the first batch."""
+"""The opening lines of a run: its name, data, network and device, printed before the first batch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ UI = "BUSTSEG_UI"
 """Environment variable: address at which a browser reaches the tracking server, where it differs from the store's."""
 
 _DIGITS = 12
-"""Of a digest, enough to tell two data sets apart by eye; the run has all of it."""
+"""Digits of a digest that are shown, enough to distinguish data sets by eye; the run has all of them."""
 
 
 class Opening(Callback):
-    """Says what a fit, a validation or a test begins with."""
+    """Prints what a fit, a validation or a test starts with."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         say_opening(trainer, pl_module)
@@ -45,10 +45,10 @@ def say_opening(trainer: Trainer, task: LightningModule) -> None:
 
 
 def opening_lines(trainer: Trainer, task: LightningModule) -> Iterator[tuple[str, str]]:
-    """What each line is about, and its text."""
+    """The heading of each line, and its text."""
     logger, data = runs_logger(trainer), trainer.datamodule  # type: ignore[attr-defined]
     if logger is not None:
-        # from what is known here: a server is not asked for it, and may be away
+        # from the local record: no request to a server, which may be unreachable
         record = logger.run.record
         yield "run", record.run_id
         yield "name", f"{record.name}, experiment {record.experiment}"
@@ -71,5 +71,5 @@ def opening_lines(trainer: Trainer, task: LightningModule) -> Iterator[tuple[str
 
 
 def _short(split: str) -> str:
-    """A scheme's name, or that of a file without the folders before it."""
+    """A scheme's name, or a file's name without its folders."""
     return split.replace("\\", "/").rpartition("/")[2]

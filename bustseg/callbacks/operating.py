@@ -1,4 +1,4 @@
-"""What `bustseg validate` recommends: threshold and smallest component."""
+"""The settings that `bustseg validate` recommends: threshold and smallest component."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from bustseg.task import SegmentationTask
 
 
 class OperatingPointSearch(Callback):
-    """After a validation, says which threshold and smallest component serve its images best.
+    """After a validation, recommends the threshold and the smallest component that suit its images best.
 
-    They are chosen by mean Dice, convention ``empty_one``, which weighs false alarms on images without a lesion, too
-    (:meth:`bustseg.metrics.OperatingPoints.recommended`), from the logits as they are before any ``postprocess``
-    but for its ``max_confidence_gap`` and ``min_peak_probability``, which are no part of the choice.
-    With ``max_false_positives`` it is the threshold and the peak of a component that give most Dice, or find most
-    lesions, of those that mark at most that share of the images without one.
-    The choice is printed as options of ``bustseg test``, and left with its scores and the epoch of the weights as tags
-    ``chosen...``. Beside it stands how well the evidence of each image tells whether there is a lesion.
+    They are chosen by mean Dice, convention ``empty_one``, which also counts false alarms on images without a lesion
+    (:meth:`bustseg.metrics.OperatingPoints.recommended`), from the logits without ``postprocess`` except its
+    ``max_confidence_gap`` and ``min_peak_probability``, which are not chosen here. With ``max_false_positives``, the
+    threshold and the component's peak are chosen that give the highest Dice, or find the most lesions, among those that
+    mark at most that share of the images without a lesion. The choice is printed as options of ``bustseg test``, and
+    stored with its scores and the epoch of the weights in tags ``chosen...``. How well each image's evidence predicts
+    whether there is a lesion is printed with it.
 
     Args:
-        most: what is wanted most, ``dice`` or ``detection``
+        most: what to maximise, ``dice`` or ``detection``
         max_false_positives: share of the images without a lesion that may be marked
 
     Raises:
-        UserError: the share is none
+        UserError: the share is not between 0 and 1
     """
 
     def __init__(self, most: Wish = "dice", max_false_positives: float | None = None) -> None:
@@ -46,7 +46,7 @@ class OperatingPointSearch(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.max_false_positives is not None and trainer.world_size > 1:
             # the other processes are started without this option
-            raise UserError("--max_false_positives is for one device: add --trainer.devices 1")
+            raise UserError("--max_false_positives works on one device only: add --trainer.devices 1")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         postprocess = pl_module.postprocess if isinstance(pl_module, SegmentationTask) else None
@@ -107,7 +107,7 @@ def _text(best: OperatingPoint | None) -> str:
 def _quiet_text(best: QuietPoint | None, limit: float) -> str:
     if best is None:
         return (
-            f"nothing that was tried marks at most {limit:.1%} of the images without a lesion, or there are none: "
+            f"no setting tried marks at most {limit:.1%} of the images without a lesion, or there are no such images: "
             "give a higher --max_false_positives"
         )
     return (

@@ -1,4 +1,4 @@
-"""Pictures of predictions with truth and prediction outlined: a cross-section of the test, and what went wrong."""
+"""Pictures of test images with truth and prediction outlined: a cross-section of the test, and its failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bustseg.task import SegmentationTask
 def failures(counts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Positions of the missed lesion images, and of the normals with false positive pixels.
 
-    The largest come first: a missed speck says less.
+    The largest come first, since a missed speck is less informative.
 
     Args:
         counts: of :meth:`bustseg.metrics.SegmentationMetrics.per_image`
@@ -61,7 +61,7 @@ def select_cases(counts: Mapping[str, Tensor], n: int, missed_apart: bool = Fals
     rows = {"best": order.flip(0)[:n], "median": order[middle : middle + n], "worst": order[:n]}
     if missed_apart:
         rows["missed"] = lost[:n]
-        # empty ones teach nothing
+        # an empty prediction on a normal image is not worth showing
         rows["false positive"] = normals[counts["fp"][normals] > 0][:n]
     else:
         rows["normal"] = normals[:n]
@@ -69,15 +69,15 @@ def select_cases(counts: Mapping[str, Tensor], n: int, missed_apart: bool = Fals
 
 
 class PredictionPanels(Callback):
-    """After a test, draws ``panels/``, images at their own resolution, each picture as PNG and SVG.
+    """After a test, draws ``panels/``: images at their own resolution, each picture as PNG and SVG.
 
-    ``test.png`` has rows of best, median and worst lesion images, and normals; ``missed.png`` the lesion images of
+    ``test.png`` has rows of best, median and worst lesion images, and normals; ``missed.png`` the lesion images in
     which no lesion pixel was found, the largest lesions first; ``false_positives.png`` the normals on which something
-    was, the largest areas first. The latter two are only there if there is something to show.
+    was found, the largest areas first. The last two are written only if there is something to show.
 
     Args:
         columns: images per row
-        failures: at most that many images in each of the pictures of failures
+        failures: most images in each of the pictures of failures
     """
 
     def __init__(self, columns: int = 4, failures: int = 12) -> None:
@@ -115,7 +115,7 @@ class PredictionPanels(Callback):
 
 
 class _Painter:
-    """Draws test images, each predicted once however many pictures it is in."""
+    """Draws test images, and predicts each only once."""
 
     def __init__(
         self, trainer: Trainer, task: SegmentationTask, datamodule: UltrasoundDataModule, counts: dict[str, Tensor]
@@ -126,7 +126,7 @@ class _Painter:
 
     def _predict(self, index: int) -> np.ndarray:
         if index not in self.predictions:
-            with self.trainer.precision_plugin.forward_context():  # as in the test itself
+            with self.trainer.precision_plugin.forward_context():  # as in the test
                 self.predictions[index] = self.task.predict_mask(self.datamodule.arrays(index)[0])
         return self.predictions[index]
 
@@ -149,6 +149,6 @@ class _Painter:
         score = f"{int(prediction.sum())} px predicted"
         if with_dice and picture.truth.any():
             score = f"Dice {float(self.dice[position]):.2f}"
-        if label not in sample.id:  # BUSI's ids name the class
+        if label not in sample.id:  # BUSI's ids include the class
             score = f"{label}, {score}"
         return picture, f"{prefix}{sample.id}\n{score}"

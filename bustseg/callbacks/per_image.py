@@ -23,23 +23,23 @@ _SUBSETS = ("val", "test")
 
 
 class ImageTables(SubsetCallback):
-    """After a test, leaves ``tables/test.csv`` (and ``val.csv``), one row per image.
+    """After a test, writes ``tables/test.csv`` (and ``val.csv``), one row per image.
 
-    Beside each stands a JSON that says what it is a table of (digests, size, threshold), what the columns mean, and
-    the summaries. Keeps some hundred bytes per image; outlines are measured as predictions arrive.
+    A JSON file with each describes what was tested (digests, size, threshold), the columns, and the summaries. Memory
+    is a few hundred bytes per image; outlines are measured as predictions arrive.
     """
 
     def __init__(self) -> None:
         self._overlap: dict[str, SegmentationMetrics] = {}
         self._shapes: dict[str, ImageShapes] = {}
         self.tested: pd.DataFrame | None = None
-        """The table of the test images, once there is one"""
+        """The table of the test images; None before the first test."""
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, SegmentationTask):
             return
         threshold, device = pl_module.threshold, pl_module.device
-        # all of them on every process, or one would wait for another that has seen no batch of a subset
+        # every process needs all of them, even if it gets no batch of a subset; otherwise the others would wait for it
         self._overlap = {"val": SegmentationMetrics(threshold).to(device), "test": pl_module.overlap("test")}
         self._shapes = {subset: ImageShapes(threshold).to(device) for subset in _SUBSETS}
 
@@ -47,7 +47,7 @@ class ImageTables(SubsetCallback):
         if subset not in self._shapes:
             return
         self._shapes[subset].update(logits, batch["mask"], batch["index"], masks)
-        if subset != "test":  # the task has counted the test itself
+        if subset != "test":  # the task has already counted the test images
             self._overlap[subset].update(logits, batch["mask"], batch["label"], batch["index"], masks)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,7 +57,7 @@ class ImageTables(SubsetCallback):
         groups = known_groups(datamodule)
         presence = None
         with tempfile.TemporaryDirectory() as folder:
-            for subset in _SUBSETS:  # the validation images first, which say what evidence is worth
+            for subset in _SUBSETS:  # the validation images first, since they calibrate the evidence
                 counts, shapes = self._overlap[subset].per_image(), self._shapes[subset].per_image()
                 if not len(counts["index"]):
                     continue
@@ -77,7 +77,7 @@ class ImageTables(SubsetCallback):
 
 
 def describe(datamodule: UltrasoundDataModule, task: SegmentationTask, subset: str) -> dict[str, Any]:
-    """What two tables must have in common to be compared row by row, as plain types."""
+    """The facts that two tables must share to be compared row by row, as plain types."""
     return {
         "subset": subset,
         "subset_digest": datamodule.subset_digest(subset),
@@ -91,7 +91,7 @@ def describe(datamodule: UltrasoundDataModule, task: SegmentationTask, subset: s
 
 
 def known_groups(datamodule: UltrasoundDataModule) -> dict[str, str]:
-    """Group (duplicates, patient) by image id, as far as the split names them."""
+    """Group (duplicates, patient) by image id, where the split gives one."""
     split = datamodule.split
     if split is None or "group" not in split:
         return {}

@@ -1,4 +1,4 @@
-"""Pictures of a few fixed validation images while a network is trained, for MLflow's image charts."""
+"""Pictures of a few fixed validation images during training, for MLflow's image charts."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from bustseg.runs.tracker import Tracker, runs_logger
 from bustseg.task import SegmentationTask
 
 KEY = "val/predictions"
-"""The chart's name; it stands among those of the validation."""
+"""The chart's name, listed among those of the validation."""
 
 LOGGED_IMAGES = "mlflow.loggedImages"
-"""Tag by which MLflow's UI knows that a run has images over steps."""
+"""Tag that tells MLflow's UI that a run has images over steps."""
 
 SIDE = 256
-"""Pixels of an image's longer side in the picture, at most."""
+"""Longest side of an image in the picture, in pixels."""
 
 
 class EpochPictures(Callback):
-    """During a fit, shows what becomes of the same few validation images, epoch by epoch.
+    """During a fit, shows the predictions for the same few validation images, epoch by epoch.
 
-    Each epoch leaves one picture of all of them, the annotator's outline and the prediction's, where MLflow keeps what
-    ``log_image`` gets: the UI shows it with a slider over epochs. The predictions are those of the validation itself,
-    so that nothing is computed twice. Only runs in an MLflow store have a place for it.
+    Each epoch gives one picture of all of them, with the outlines of annotation and prediction, stored as ``log_image``
+    would: MLflow's UI shows it with a slider over epochs. The predictions are those of the validation, so nothing is
+    computed twice. Only runs in an MLflow store get these pictures.
 
-    Of a fit over several processes only the images of the first are shown.
+    With several processes, only images of the first are shown.
 
     Args:
         images: how many images, with lesions of all sizes and one without
-        pictures: at most about that many of one fit, at equal distances
+        pictures: about the most pictures of one fit, at equal distances
     """
 
     def __init__(self, images: int = 4, pictures: int = 25) -> None:
@@ -93,7 +93,7 @@ class EpochPictures(Callback):
 
 
 def choose(datamodule: UltrasoundDataModule, n: int) -> list[int]:
-    """Positions of validation images to look at: lesions at equal distances, and a normal image if there is one."""
+    """Positions of the validation images to show: lesions evenly spaced in size, and a normal image if there is one."""
     indices = [int(index) for index in datamodule.indices["val"]]
     normal = [index for index in indices if datamodule.samples[index].label == "normal"][: min(1, n - 1)]
     lesions = [index for index in indices if datamodule.samples[index].label != "normal"]
@@ -121,14 +121,14 @@ def outlined(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np
 
 
 def side_by_side(tiles: list[np.ndarray], gap: int = 4) -> np.ndarray:
-    """Pictures of one height in a row, with white between them."""
+    """Pictures of equal height in a row, with white gaps."""
     between = np.full((tiles[0].shape[0], gap, 3), 255, np.uint8)
     row = [part for tile in tiles for part in (tile, between)]
     return np.concatenate(row[:-1], axis=1)
 
 
 def log_picture(run: Run, key: str, picture: np.ndarray, step: int) -> None:
-    """Put a picture where MLflow's ``log_image`` would, by the way that all files of a run take.
+    """Store a picture where MLflow's ``log_image`` would, through the same path as all files of a run.
 
     An epoch that is computed again after an interruption replaces its picture.
 
@@ -136,14 +136,14 @@ def log_picture(run: Run, key: str, picture: np.ndarray, step: int) -> None:
         run: the run
         key: name of the chart
         picture: ``uint8`` (H, W, 3)
-        step: its place on the chart's slider
+        step: its position on the chart's slider
     """
     stem = f"{key.replace('/', '~')}+step+{step}+timestamp+"
     folder = run.files / "images"
     earlier = sorted(path.name for path in folder.glob(f"{stem}*.png")) if folder.is_dir() else []
     name = Path(earlier[0]).stem if earlier else f"{stem}{time.time_ns() // 1_000_000}+{uuid.uuid4()}"
     folder.mkdir(parents=True, exist_ok=True)
-    # the UI shows the small file, and the other when it is clicked on
+    # the UI shows the small file, and the large one on a click
     for path in (folder / f"{name}.png", folder / f"{name}+compressed.webp"):
         Image.fromarray(picture).save(path)
         run.add_file(path, "images", show=False)

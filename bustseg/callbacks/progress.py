@@ -1,4 +1,4 @@
-"""Progress of a training or a test: a line per epoch, and below it one bar where someone watches."""
+"""Progress of a training or a test: a line per epoch, and on a terminal one bar below it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from bustseg.progress import clock, console, error_console, hide, label, make_ba
 WATCHED = ("train/loss", "val/loss", "val/dice_lesion", "val/dice_paper", "val/auc_pixel")
 
 VALIDATION_COST = 1 / 3
-"""Time of a validation batch in those of a training batch, until an epoch has been measured: there is no backward."""
+"""Assumed time of a validation batch, which has no backward pass, in training batches, until an epoch was measured."""
 
 _RECENT = 5
-"""Epochs whose mean says how long the next ones will take."""
+"""Number of recent epochs whose mean predicts the time of the next ones."""
 
 _KNOWN_AFTER = 3
-"""Batches after which the first epoch's speed is worth telling; the first one warms up and does not count."""
+"""Batches after which the first epoch's speed is shown; the first batch is a warm-up and does not count."""
 
 
 @dataclass
 class Pace:
-    """How fast a training goes, and how long it has still to go.
+    """The speed of a training, and the time left.
 
     Attributes:
-        epochs: of the whole training; None when nothing bounds them
-        left_after: epochs that follow the present one; None when nothing bounds them
-        batches: batches of the present epoch that are done, a validation's as :data:`VALIDATION_COST`
-        of: all of them
+        epochs: number of epochs of the whole training; None when unlimited
+        left_after: epochs that follow the present one; None when unlimited
+        batches: finished batches of the present epoch; one of the validation counts :data:`VALIDATION_COST`
+        of: all batches of the epoch, counted the same way
     """
 
     epochs: int | None = None
@@ -49,20 +49,20 @@ class Pace:
     _warm: tuple[float, float] | None = None
 
     def begin_epoch(self, epoch: int, epochs: int | None, of: float) -> None:
-        """An epoch, counted from 0, of ``of`` batches begins."""
+        """Start an epoch, counted from 0, of ``of`` batches."""
         self.epochs = epochs
         self.left_after = None if epochs is None else max(epochs - epoch - 1, 0)
         self.batches, self.of = 0.0, of
         self._started, self._warm = time.perf_counter(), None
 
     def advance(self, batches: float) -> None:
-        """So many batches more are done."""
+        """Add finished batches."""
         self.batches += batches
         if self._warm is None:
             self._warm = (time.perf_counter(), self.batches)
 
     def end_epoch(self) -> float:
-        """The epoch is over; returns its seconds."""
+        """End the epoch; returns its duration in seconds."""
         seconds = time.perf_counter() - self._started
         self._seconds = [*self._seconds, seconds][-_RECENT:]
         self.batches = self.of
@@ -70,7 +70,7 @@ class Pace:
 
     @property
     def epoch_seconds(self) -> float | None:
-        """Seconds of an epoch with its validation; None while nothing is known."""
+        """Duration of an epoch with its validation in seconds; None while it is unknown."""
         if self._seconds:
             return statistics.fmean(self._seconds)
         if self._warm is None or self.batches - self._warm[1] < _KNOWN_AFTER:
@@ -79,7 +79,7 @@ class Pace:
 
     @property
     def left(self) -> float | None:
-        """Seconds to the end of the training, if it does not stop early; None while they are not known."""
+        """Seconds to the end of the training if it does not stop early; None while unknown."""
         seconds = self.epoch_seconds
         if seconds is None or self.left_after is None or not math.isfinite(self.of):
             return None
@@ -87,11 +87,11 @@ class Pace:
 
 
 class TrainingBar(ProgressBar):
-    """One bar on standard error: the epoch, its batches, the loss and learning rate of now, and the time left.
+    """One bar on standard error: the epoch, its batches, the current loss and learning rate, and the time left.
 
     Args:
-        pace: of the training, which :class:`EpochLines` measures
-        steps: the numbers of now
+        pace: speed of the training, measured by :class:`EpochLines`
+        steps: source of the current loss and learning rate
     """
 
     def __init__(self, pace: Pace, steps: StepMetrics) -> None:
@@ -116,7 +116,7 @@ class TrainingBar(ProgressBar):
         console.print(*args, **kwargs)
 
     def _begin(self, where: str, total: float) -> None:
-        """Begin to count ``total`` batches."""
+        """Start to count ``total`` batches."""
         if not (self._enabled and error_console.is_terminal):
             return
         self._where, self._since = where, time.perf_counter()
@@ -139,13 +139,13 @@ class TrainingBar(ProgressBar):
         where = "  ".join(part for part in (label(), self._where) if part)
         numbers = f"{done}/{total:.0f}" if total is not None else f"{done}"
         for text in self._numbers(done, total):
-            # rather a short bar than a line that wraps
+            # a shorter text is better than a line that wraps
             if len(where) + len(numbers) + len(text) + 12 <= width:
                 numbers += f"  {text}"
         self._bar.update(task.id, completed=done, total=total, where=where, numbers=numbers)
 
     def _numbers(self, done: int, total: float | None) -> list[str]:
-        """What stands behind the count, the most wanted first."""
+        """The texts after the count, the most useful first."""
         if self._where.startswith("epoch"):
             left = self.pace.left
             latest = self.steps.latest
@@ -289,17 +289,17 @@ class EpochLines(Callback):
 
 
 def plain_line(epoch: str, values: Mapping[str, float], seconds: float, left: float | None) -> str:
-    """A line that says by itself what its numbers are, for files and pipes."""
+    """A line with the names of its numbers, for files and pipes."""
     words = [epoch, *(f"{name} {value:.4f}" for name, value in values.items()), f"{seconds:.1f} s"]
     return "  ".join([*words, f"{clock(left)} left"] if left else words)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of the lines that a terminal shows.
+    """The columns of the epoch lines on a terminal.
 
     Attributes:
-        metrics: name of each metric, and its heading
+        metrics: heading of each metric, by name
         epoch: width of the epoch's column
     """
 
@@ -308,7 +308,7 @@ class Columns:
 
     @classmethod
     def that_fit(cls, names: Sequence[str], epoch: str, width: int) -> Columns:
-        """Columns that fit on a terminal: with full names, else with short ones, else as many as there is room for.
+        """Columns that fit the terminal: with full names, else with short names, else as many as fit.
 
         Args:
             names: of the metrics
@@ -347,12 +347,12 @@ class Columns:
 
 
 def _four_digits(value: float) -> str:
-    """Four decimals of a small number, fewer of a large one, so that it stays in its column."""
+    """Four decimals of a small number, fewer of a large one, so that it fits its column."""
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.5g}"
 
 
 def _total(batches: Any) -> float:
-    """All batches of an evaluation, of which Lightning keeps a number for each loader."""
+    """Total number of batches of an evaluation; Lightning keeps one number per loader."""
     return sum(batches) if isinstance(batches, list) else batches
 
 
@@ -362,6 +362,6 @@ def _epochs(trainer: Trainer) -> int | None:
 
 
 def _epoch(trainer: Trainer) -> str:
-    """Such as ``epoch 1/10``, counted from 1."""
+    """The epoch as text, such as ``epoch 1/10``, counted from 1."""
     epochs = _epochs(trainer)
     return f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs is not None else "")

@@ -1,4 +1,4 @@
-"""What a run leaves beside its metrics: configuration, origin, split, checkpoint, and how it ended."""
+"""What a run records in addition to its metrics: configuration, origin, split, checkpoint, and how it ended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "timm", "segmentation-models-py
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of bustseg, Python and the packages that decide results."""
+    """Versions of bustseg, Python and the packages that affect results."""
     found = {"python": platform.python_version()}
     for name in ("bustseg", *PACKAGES):
         try:
@@ -71,7 +71,7 @@ def device_name(trainer: Trainer) -> str:
 
 
 def network_tags(task: SegmentationTask) -> dict[str, str | None]:
-    """What is trained, in the words by which people filter and compare runs."""
+    """Tags that describe what is trained, for filtering and comparing runs."""
     parameters = list(task.network.parameters())
     return {
         "network": type(task.network).__name__,
@@ -86,13 +86,13 @@ CONTEXTS = {
     "validate": {"val": "validation"},
     "test": {"test": "testing"},
 }
-"""What each verb uses the subsets for, in MLflow's words."""
+"""What each verb uses the subsets for, in MLflow's terms."""
 
 
 def datasets(datamodule: UltrasoundDataModule, contexts: dict[str, str]) -> list[tuple[dict[str, str], str]]:
     """The subsets in use as MLflow's data sets: name, digest, origin and counts of each, and its context.
 
-    The origin is the data folder's own name, without the path to it, which may hold a user's name.
+    The origin is the data folder's name without its path, which may contain a user's name.
     """
     found = []
     for subset, context in contexts.items():
@@ -123,9 +123,9 @@ class RunRecorder(Callback):
     """Writes a run's configuration, origin, split and best checkpoint, and makes checkpoints self-contained.
 
     Args:
-        config: the resolved configuration as plain types; it is kept without credentials, which nobody who gets a
-            checkpoint is to find in it
-        defaults: the configuration of an experiment that says nothing
+        config: the resolved configuration as plain types; it is stored without credentials, since checkpoints are
+            shared
+        defaults: the default configuration of an experiment
     """
 
     def __init__(self, config: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -147,7 +147,7 @@ class RunRecorder(Callback):
             run.hold(resumable=False)
         if logger.final_status is None:
             logger.reopen()
-        # one tag, so that the few that people read do not drown
+        # one tag for all, so that the tags that people read are not buried
         tags: dict[str, str | None] = {"versions": ", ".join(f"{name} {value}" for name, value in versions().items())}
         if isinstance(pl_module, SegmentationTask):
             tags |= network_tags(pl_module)
@@ -200,7 +200,7 @@ class RunRecorder(Callback):
             if not stopped:
                 logger.close_as_failed(f"process {trainer.global_rank}: {what}")
             return
-        if not logger.started:  # bad input that is found before the run leaves no trace of one
+        if not logger.started:  # bad input that is found before the run starts leaves no run behind
             return
         if stopped and not logger.closed:
             logger.killed = True
@@ -212,13 +212,13 @@ class RunRecorder(Callback):
             return
         if last.is_file():
             error_console.print(
-                f"to go on from the last finished epoch: bustseg fit --ckpt_path {last}", highlight=False
+                f"to continue from the last finished epoch: bustseg fit --ckpt_path {last}", highlight=False
             )
         elif stopped and PARENT_TAG not in logger.run.record.tags:
-            error_console.print("no epoch is finished, so nothing can be continued: begin again", highlight=False)
+            error_console.print("no epoch is finished, so nothing can be continued: start again", highlight=False)
 
     def _send_best(self, trainer: Trainer) -> None:
-        """Upload the best checkpoint to a store on another machine; a local one holds it already."""
+        """Upload the best checkpoint to a store on another machine; a local store already has it."""
         best, run = best_checkpoint(trainer), run_of(trainer)
         if best is None or run is None:
             return

@@ -1,4 +1,4 @@
-"""All scores of a test in one table, since few of them are worth a chart of their own."""
+"""All scores of a test in one table, since only a few of them deserve a chart."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bustseg.runs.tracker import run_of
 
 
 class ScoreTable(Callback):
-    """At the end of a test, leaves ``tables/test_scores.csv``: every score with what it says.
+    """At the end of a test, writes ``tables/test_scores.csv``: every score with its description.
 
-    The run's metrics are those of them that :func:`bustseg.metrics.registry.charted` lets through.
+    Only those that :func:`bustseg.metrics.registry.charted` selects become metrics of the run.
     """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,18 +12,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 LOSS, LEARNING_RATE = "train/loss_step", "train/lr_step"
-"""Metrics over optimiser steps. A name that ends in ``_step`` has the step as its place, not the epoch."""
+"""Metrics over optimiser steps. A name that ends in ``_step`` is logged by step, not by epoch."""
 
 PER_EPOCH = 10
-"""Values that an epoch gets at least, if it has so many batches."""
+"""Fewest values per epoch, if it has as many batches."""
 
 
 class Step(NamedTuple):
-    """What is known of one optimiser step.
+    """The latest values of one optimiser step.
 
     Attributes:
         step: its number
-        loss: of its last batch, on the first process
+        loss: loss of its last batch, on the first process
         lr: learning rate of the first group of parameters
     """
 
@@ -34,11 +34,11 @@ class Step(NamedTuple):
 
 @dataclass
 class _Copy:
-    """A loss on its way to the host.
+    """A loss that is being copied to the host.
 
     Attributes:
-        value: there, once it has arrived
-        arrived: tells whether it has; None where nothing has to be waited for
+        value: the copy, valid once it has arrived
+        arrived: event of its arrival; None where there is nothing to wait for
     """
 
     step: int
@@ -48,10 +48,10 @@ class _Copy:
 
 
 class StepMetrics(Callback):
-    """Logs the loss and the learning rate within an epoch, and knows the latest, without waiting for the device.
+    """Logs the loss and the learning rate within an epoch, and keeps the latest, without waiting for the device.
 
-    A GPU works on steps that Python has left behind. Reading its loss would make Python wait for it in every step, so
-    the loss is copied while both go on, and read in a later step, once it has arrived.
+    Python runs ahead of the GPU. Reading the loss would make Python wait in every step, so the loss is copied
+    asynchronously and read in a later step, once it has arrived.
 
     Values are logged about :data:`PER_EPOCH` times per epoch (or every ``trainer.log_every_n_steps`` steps, if that is
     more often), and not more often than ``every_seconds``, since each is a transaction of the store.
@@ -101,7 +101,7 @@ def _begin_copy(loss: Tensor, trainer: Trainer) -> _Copy:
     lr = next((float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups), math.nan)
     if loss.device.type != "cuda":
         return _Copy(trainer.global_step, loss.detach(), lr, None)
-    # into pinned memory, which is what makes the copy asynchronous
+    # into pinned memory, which makes the copy asynchronous
     value = loss.detach().to("cpu", non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record(torch.cuda.current_stream(loss.device))

@@ -1,4 +1,4 @@
-"""What a test learns of the other subsets: one more pass over train and val with the tested weights."""
+"""Scores of the other subsets in a test: one more pass over train and val with the tested weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bustseg.task import SegmentationTask
 
 
 class SubsetCallback(Callback):
-    """A callback that looks at what becomes of the tested images, and of other subsets where they are passed over."""
+    """A callback that receives the predictions for the test images, and for other subsets where they are scored too."""
 
     def on_subset_batch(self, task: SegmentationTask, subset: str, logits: Tensor, masks: Tensor, batch: Batch) -> None:
         """Take one batch.
@@ -31,7 +31,7 @@ class SubsetCallback(Callback):
             task: the tested task
             subset: ``train``, ``val`` or ``test``
             logits: (B, 1, H, W) float32
-            masks: bool (B, 1, H, W), made of the logits by the task's :attr:`~SegmentationTask.mask_rule`
+            masks: bool (B, 1, H, W), made from the logits by the task's :attr:`~SegmentationTask.mask_rule`
             batch: on the same device
         """
 
@@ -49,9 +49,9 @@ class SubsetCallback(Callback):
 
 
 def log_subset(trainer: Trainer, subset: str, metrics: dict[str, float]) -> None:
-    """Log metrics of a test as ``subset/name``; those of other subsets at the epoch that the tested weights are from.
+    """Log metrics of a test as ``subset/name``; those of other subsets at the epoch of the tested weights.
 
-    So they stand in their place in the history that a training has left. Every process must call it.
+    There they fit into the history of the training. Every process must call it.
     """
     values = {f"{subset}/{name}": value for name, value in metrics.items()}
     if subset == "test":
@@ -66,36 +66,36 @@ def log_subset(trainer: Trainer, subset: str, metrics: dict[str, float]) -> None
 
 
 def _is_known(points: Iterable[Point], epoch: int, value: float) -> bool:
-    """Whether the training has measured this already; the order of sums moves the last digits."""
+    """Whether the training has already logged this value, up to the rounding of sums in another order."""
     return any(step == epoch and math.isclose(known, value, rel_tol=1e-5) for step, known, _ in points)
 
 
 def weights_epoch(trainer: Trainer) -> int:
-    """Epoch, counted from 0, that the tested or validated weights are from."""
+    """Epoch of the tested or validated weights, counted from 0."""
     path = trainer.ckpt_path
     return _epoch_of(Path(path), Path(path).stat().st_mtime_ns) if path else trainer.current_epoch
 
 
 @lru_cache(maxsize=8)
 def _epoch_of(path: Path, modified_ns: int) -> int:
-    """Epoch of a checkpoint, read once as long as the file is the same; every subset's metrics ask for it."""
+    """Epoch of a checkpoint, cached while the file is unchanged, since every subset's metrics need it."""
     return int(read_checkpoint(path)["epoch"])
 
 
 class TestPasses(Callback):
-    """At the end of a test, passes over other subsets without augmentation, and says where the test's time went.
+    """At the end of a test, scores other subsets without augmentation, and reports where the test's time went.
 
     Args:
-        subsets: subsets beside ``test`` that are passed over once for their AUC, curves and tables (paper, table 2);
+        subsets: subsets besides ``test`` that are also scored once, for their AUC, curves and tables (paper, table 2);
             ``[]`` for none
     """
 
-    __test__ = False  # no test class, whatever pytest reads into the name
+    __test__ = False  # pytest would collect it by its name
 
     def __init__(self, subsets: list[Literal["train", "val"]] = ["train", "val"]) -> None:  # noqa: B006 (a YAML default)
         self.subsets = list(subsets)
         self.seconds: dict[str, float] = {}
-        """Where the time of the last test went, as scores (``test/seconds``)"""
+        """How the time of the last test was spent, as scores (``test/seconds``)."""
         self._seconds = {"forward": 0.0, "other_subsets": 0.0}
         self._images = 0
         self._started = self._batch_started = 0.0
@@ -126,7 +126,7 @@ class TestPasses(Callback):
 
     @torch.inference_mode()
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Runs before the callbacks that listen draw: it stands before them in the trainer's list."""
+        """Runs before the listening callbacks draw, since it comes before them in the trainer's list."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         listeners = [callback for callback in trainer.callbacks if isinstance(callback, SubsetCallback)]  # type: ignore[attr-defined]
         if not (listeners and isinstance(pl_module, SegmentationTask) and isinstance(datamodule, UltrasoundDataModule)):

@@ -1,4 +1,4 @@
-"""The load of the machine during a fit, where it is asked for."""
+"""The load of the machine during a fit, if requested."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bustseg.runs.tracker import Tracker, runs_logger
 
 
 class SystemMetrics(Callback):
-    """Records the load of CPU, memory, disk, network and GPU with MLflow's own monitor, if the tracker asks for it.
+    """Records the load of CPU, memory, disk, network and GPU with MLflow's own monitor, if the tracker is set to.
 
-    The monitor writes to the store itself, every ten seconds, and ends where the store goes away: its figures are not
-    worth keeping until it is back, unlike a training's.
+    The monitor writes directly to the store, every ten seconds, and stops if the store becomes unreachable: unlike a
+    training's metrics, these are not worth keeping until it is back.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class SystemMetrics(Callback):
             return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        # it tells when it starts and stops, and of each machine part that it cannot ask
+        # it logs when it starts and stops, and every device that it cannot query
         logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
         self._monitor = SystemMetricsMonitor(logger.run_id, resume_logging=True, tracking_uri=logger.uri)  # type: ignore[no-untyped-call]
         self._monitor.start()
