@@ -219,7 +219,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     ),
     "nan": (
         lambda content: {"state_dict": {name: value * float("nan") for name, value in content["state_dict"].items()}},
-        "that are no numbers",
+        "that are not numbers",
     ),
 }
 

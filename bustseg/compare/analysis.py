@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 MOST_PIXELS = 2**40
-"""More than any image has."""
+"""Most pixels in a table's count; no image has as many."""
 
 TABLE = "tables/test.csv"
-"""Artifact with one row per test image, beside a ``.json`` that says how it came about."""
+"""Artifact with one row per test image; a ``.json`` file with it describes how the table was made."""
 
 COMPARED = "compared_runs"
-"""Tag of a run that holds a comparison: the runs compared."""
+"""Tag of a comparison's run: the runs compared."""
 
 _FACTS = {
     "data_digest": "data digests",
     "image_size": "image sizes",
     "threshold": "thresholds",
 }
-"""What must be equal before scores can be compared, and how to call it."""
+"""Facts that must be equal for scores to be comparable, and their names in messages."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class RunTable:
     """The per-image results of one run.
 
     Attributes:
-        name: what the run is called in the comparison
-        frame: one row per image, sorted by ``image``: ``label``, counts, ``lesion_px``, scores, and where the table has
+        name: the run's name in the comparison
+        frame: one row per image, sorted by ``image``: ``label``, counts, ``lesion_px``, scores, and if the table has
             them ``group`` and distances
-        facts: ``data_digest``, ``image_size``, ``threshold``, ``split_digest`` as text, as far as they are known
-        run_id: MLflow run, if it is one
+        facts: ``data_digest``, ``image_size``, ``threshold``, ``split_digest`` as text, where known
+        run_id: id of the MLflow run, if it is one
         experiment: its experiment
-        checkpoint: best checkpoint, where it is at hand
+        checkpoint: best checkpoint, if it is available
     """
 
     name: str
@@ -78,7 +78,7 @@ class Comparison:
         rows: one row per part, measure and run: ``part``, ``images``, ``groups``, ``measure``, ``metric``,
             ``convention``, ``run``, ``run_id``, ``estimate``, ``low``, ``high`` (95 % interval), and for every run but
             the baseline ``difference``, ``difference_low``, ``difference_high``, ``p``, ``p_holm``
-        notes: what a reader must know, one sentence each
+        notes: facts that a reader must know, one sentence each
     """
 
     tables: list[RunTable]
@@ -90,7 +90,7 @@ class Comparison:
 
 
 def load_runs(runs: Sequence[str], experiment: str | None = None) -> list[RunTable]:
-    """Per-image tables of the named runs, and of all tested runs of an experiment, with names that differ.
+    """Per-image tables of the named runs, and of all tested runs of an experiment, with unique names.
 
     Args:
         runs: MLflow run ids, ``runs:/RUN_ID``, registered models, folders of artifacts, or CSV files
@@ -149,7 +149,7 @@ def _from_run(run: Run) -> RunTable:
         path = run_file(run_id, TABLE)
     except UserError as error:
         raise UserError(f"run {run_id} has no {TABLE}: `bustseg test --ckpt_path {run_id}` writes it") from error
-    if not path.with_suffix(".json").is_file():  # a store on a server: one download per file
+    if not path.with_suffix(".json").is_file():  # a store on a server downloads each file separately
         try:
             facts_path = run_file(run_id, str(Path(TABLE).with_suffix(".json")))
         except UserError:
@@ -165,7 +165,7 @@ def _from_run(run: Run) -> RunTable:
     }
     facts = _normal({key: value for key, value in known.items() if value is not None}) | _facts(facts_path)
     try:
-        # a run of its own for scores on other data names the run that was trained
+        # a separate run for scores on other data names the run that was trained
         checkpoint = run_file(tags.get("checkpoint_of_run", run_id), "checkpoints/best.ckpt")
     except UserError:
         checkpoint = None
@@ -204,7 +204,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"cannot read {path} as CSV: {' '.join(str(error).split())}") from error
     missing = [name for name in ("image", "label", *COUNTS) if name not in frame]
     if missing:
-        raise UserError(f"{path} is no per-image table of a test: it lacks the columns {', '.join(missing)}")
+        raise UserError(f"{path} is not a per-image table of a test: it lacks the columns {', '.join(missing)}")
     if frame.empty:
         raise UserError(f"{path} has no images")
     twice = frame["image"][frame["image"].duplicated()]
@@ -216,13 +216,13 @@ def _read_table(path: Path) -> pd.DataFrame:
     measured = {column for metric in table_metrics() for column in metric.columns} - set(COUNTS)
     for name in (*COUNTS, *(name for name in frame if name in measured)):
         if not pd.api.types.is_numeric_dtype(frame[name]) or (name in COUNTS and frame[name].isna().any()):
-            raise UserError(f"{path} has entries in the column {name} that are no numbers")
+            raise UserError(f"{path} has entries in the column {name} that are not numbers")
     for name in COUNTS:
         pixels = frame[name]
         if not ((pixels >= 0) & (pixels < MOST_PIXELS) & (pixels % 1 == 0)).all():
-            raise UserError(f"{path} has entries in the column {name} that count no pixels: test the run again")
+            raise UserError(f"{path} has entries in the column {name} that are not pixel counts: test the run again")
     counts = (frame[name].to_numpy(np.int64, copy=True) for name in COUNTS)
-    # from the counts, not from the file: one definition of every score, and no rounding
+    # computed from the counts, not read from the file: one definition of every score, and no rounding
     frame = frame.assign(**{name: score.numpy() for name, score in overlap_scores(*counts).items()})
     frame["lesion_px"] = frame["tp"] + frame["fn"]
     order = sorted(range(len(frame)), key=lambda row: natural_key(frame["image"].iloc[row]))
@@ -233,17 +233,17 @@ def _facts(table: Path) -> dict[str, str]:
     path = table.with_suffix(".json")
     if not path.is_file():
         return {}
-    check_size(path, MAX_CONFIG_BYTES, "what is known of a table")
+    check_size(path, MAX_CONFIG_BYTES, "a table's facts")
     names = (*_FACTS, "split_digest")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return _normal({name: content[name] for name in names if content.get(name) is not None})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} does not say how the table came about: test the run again ({error})") from error
+        raise UserError(f"{path} does not describe how the table was made: test the run again ({error})") from error
 
 
 def _normal(facts: dict[str, Any]) -> dict[str, str]:
-    """Facts as text that is equal when they are: 224, [224, 224] and "(224, 224)" are one size."""
+    """Facts as text in a normal form: 224, [224, 224] and "(224, 224)" are the same size."""
     facts = dict(facts)
     if "image_size" in facts:
         numbers = re.findall(r"\d+", str(facts["image_size"]))
@@ -277,7 +277,7 @@ def check_comparable(tables: Sequence[RunTable]) -> list[str]:
     """Check that all runs were tested on the same images in the same way.
 
     Returns:
-        notes on what differs but does not forbid a comparison
+        notes on differences that do not prevent a comparison
 
     Raises:
         UserError: the tests differ in images, classes, masks, data, image size or threshold
@@ -290,7 +290,7 @@ def check_comparable(tables: Sequence[RunTable]) -> list[str]:
             odd = sorted(ours ^ theirs, key=natural_key)
             raise UserError(
                 f"{pair}: they were tested on different images ({len(theirs)} and {len(ours)}, {len(ours & theirs)} in "
-                f"common; {odd[0]!r} is in one only): test both on the same split"
+                f"common; {odd[0]!r} is in only one of them): test both on the same split"
             )
         for name, what in _FACTS.items():
             if name in first.facts and name in other.facts and first.facts[name] != other.facts[name]:
@@ -302,7 +302,9 @@ def check_comparable(tables: Sequence[RunTable]) -> list[str]:
                 raise UserError(f"{pair}: {int(differs.sum())} images differ in their {what}, such as {image!r}")
     notes = []
     if len({table.facts["split_digest"] for table in tables if "split_digest" in table.facts}) > 1:
-        notes.append("The test images are the same, but the splits of the others differ: so may the training images.")
+        notes.append(
+            "The test images are the same, but the splits differ otherwise, so the training images may differ too."
+        )
     for name, what in _FACTS.items():
         unknown = [table.name for table in tables if name not in table.facts]
         if unknown and len(unknown) < len(tables):
@@ -311,7 +313,7 @@ def check_comparable(tables: Sequence[RunTable]) -> list[str]:
 
 
 def _groups(tables: Sequence[RunTable], groups: dict[str, str] | None) -> tuple[np.ndarray | None, str]:
-    """Group of each image or None, and a sentence that says which."""
+    """Group of each image or None, and a sentence that describes the groups."""
     ids = tables[0].frame["image"]
     if groups is None:
         known = (
@@ -322,7 +324,7 @@ def _groups(tables: Sequence[RunTable], groups: dict[str, str] | None) -> tuple[
     names = drawn_together(ids, groups)
     count = len(set(names))
     if count == len(names):
-        known_text = "no two of them are known to be copies or of one patient" if groups else "no groups are known"
+        known_text = "no two of them are known to be copies or from one patient" if groups else "no groups are known"
         return None, f"Images are resampled one by one within their class: {known_text}."
     return names, (
         f"The {len(names)} images form {count} groups (copies, or one patient); groups are resampled, within classes."
@@ -333,7 +335,7 @@ def _groups(tables: Sequence[RunTable], groups: dict[str, str] | None) -> tuple[
 
 
 def parts(frame: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Images of all, of each class, and of each third of the lesions by area, as bool (n,)."""
+    """The parts of the images as bool (n,): all, each class, and each third of the lesions by area."""
     found = {"all": np.ones(len(frame), dtype=bool)}
     found |= {label: (frame["label"] == label).to_numpy() for label in LABELS}
     third, _ = size_thirds(frame["lesion_px"].to_numpy())
@@ -342,12 +344,12 @@ def parts(frame: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _is_informative(part: str, own: np.ndarray, lesion: np.ndarray, measure: Measure) -> bool:
-    """Whether a measure says something on a part that the others do not."""
+    """Whether a measure on a part adds information to the others."""
     if part == "all":
         return True
     if measure.convention == "":
         return bool(measure.terms[1][own].any())
-    # where all images have a lesion, the three means over images are one
+    # where all images have a lesion, the three means over images are equal
     return bool(lesion[own].any()) and (measure.convention in ("lesion", "pooled") or not lesion[own].all())
 
 
@@ -363,8 +365,8 @@ def compare(
 
     Intervals are 95 % BCa bootstrap intervals over groups of images within classes, differences are paired (run minus
     baseline, the same resamples), p values come from Wilcoxon's signed-rank test. ``p_holm`` is adjusted for all runs
-    and measures on all images, and apart from those for all runs, measures and parts; measures with the same
-    differences (Dice under ``paper`` and ``lesion``) count as one test.
+    and measures on all images, and separately for all runs, measures and parts; measures with the same differences
+    (Dice under ``paper`` and ``lesion``) count as one test.
 
     Args:
         tables: from :func:`load_runs`
@@ -373,7 +375,7 @@ def compare(
         groups: group by image id; the tables' own when not given
 
     Raises:
-        UserError: the runs were not tested alike, or have none of the scores in common
+        UserError: the runs were not tested in the same way, or have none of the scores in common
     """
     notes = check_comparable(tables)
     names, sentence = _groups(tables, groups)
@@ -391,7 +393,7 @@ def compare(
             rows += _rows_of_part(part, own, tables, [[run[i] for i in chosen] for run in scores], boot, names)
     result = pd.DataFrame(rows)
     result["p_holm"] = _adjusted(result.pop("test"), result["p"] if "p" in result else pd.Series(np.nan, result.index))
-    # one value in all images tells nothing of its spread: no interval is better than one of width 0
+    # equal values in all images say nothing about the spread: better no interval than one of width 0
     certain = result["low"] == result["high"]
     result.loc[certain, ["low", "high"]] = np.nan
     order = {measure.name: position for position, measure in enumerate(scores[0])}
@@ -411,7 +413,7 @@ def _rows_of_part(
     boot: Bootstrap,
     names: np.ndarray | None,
 ) -> list[dict[str, Any]]:
-    """The rows of one part of the images: for each run and measure its estimate and how it differs from the baseline.
+    """The rows of one part of the images: for each run and measure the estimate and the difference from the baseline.
 
     Args:
         part: name of the part
@@ -419,7 +421,7 @@ def _rows_of_part(
         tables: the runs
         scores: the measures of each run
         boot: draws the part's images
-        names: group of each image (N,); None where each is its own
+        names: group of each image (N,); None where each image is its own group
 
     Returns:
         columns of the comparison, and ``test``: family and identity of the row's test, None for a row without one
@@ -430,7 +432,7 @@ def _rows_of_part(
         interval = distribution.interval()
         difference = (distribution - drawn[0]).interval() if number else None
         for place, measure in enumerate(scores[number]):
-            # a pooled score counts every image, also one without any pixel of it
+            # a pooled score counts every image, even one that contributes no pixels
             counted = own[own] if measure.scores is None else measure.terms[1][own] > 0
             row = {
                 "part": part,
@@ -463,7 +465,7 @@ def _rows_of_part(
 
 
 def _adjusted(tests: pd.Series, p: pd.Series) -> list[float]:
-    """Holm's p values of rows, over each family of tests; rows of one test count as one.
+    """Holm's adjusted p values of rows, for each family of tests; rows of the same test count once.
 
     Args:
         tests: family and identity of each row's test, None for a row without one
@@ -480,7 +482,7 @@ def _adjusted(tests: pd.Series, p: pd.Series) -> list[float]:
 def _common(
     tables: Sequence[RunTable], metrics: Sequence[str] | None, conventions: Sequence[str]
 ) -> list[list[Measure]]:
-    """The measures that every run has, in one order."""
+    """The measures that all runs have, in the same order."""
     scores = [
         [
             measure
@@ -495,5 +497,5 @@ def _common(
             f"{table.name} has {', '.join(measure.name for measure in measures(table.frame)) or 'none'}"
             for table in tables
         )
-        raise UserError(f"the runs have no score in common under the conventions asked for ({has})")
+        raise UserError(f"the runs have no score in common under the requested conventions ({has})")
     return [[measure for measure in found if measure.name in shared] for found in scores]

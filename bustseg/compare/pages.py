@@ -19,24 +19,24 @@ from bustseg.progress import console, print_wide
 from bustseg.reports.render import picture_uri, render
 from bustseg.reports.tables import latex_table, markdown_table
 
-_RUNS_AS_COLUMNS = 4  # of a LaTeX table, at most: more do not fit a page
+_RUNS_AS_COLUMNS = 4  # most runs as columns of a LaTeX table: more do not fit a page
 
 LEVEL = 0.05
-"""Adjusted p below which a difference is marked."""
+"""Differences with an adjusted p below this are marked."""
 
 
 def number(value: float, metric: str, sign: bool = False) -> str:
-    """A score beside its interval, with the digits of its metric; nothing for nan."""
+    """A score with the number of digits of its metric; empty for nan."""
     return known(metric).text(value, sign, interval=True)
 
 
 def p_text(value: float) -> str:
-    """A p value as it is printed: two significant digits, never 0."""
+    """A p value as text: two significant digits, never 0."""
     return "" if pd.isna(value) else "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def verdict(row: pd.Series) -> str:
-    """``better``, ``worse`` or nothing: the direction of a difference that both interval and adjusted p confirm."""
+    """``better``, ``worse`` or empty: the direction of a difference that both interval and adjusted p confirm."""
     if not (row["p_holm"] < LEVEL and row["difference_low"] * row["difference_high"] > 0):
         return ""
     if known(row["metric"]).higher_is_better is None:
@@ -70,7 +70,7 @@ def print_comparison(result: Comparison, detailed: bool = False) -> None:
     rows = result.rows
     first = rows["metric"].iloc[0]
     conventions = [name for name in CONVENTIONS if (rows["convention"] == name).any()]
-    # the rate on normals has no convention, but empty_one is the one that asks the same question
+    # the rate on normals has no convention; empty_one is the closest
     anywhere = "empty_one" if "empty_one" in conventions else conventions[0]
     table = Table(
         title="score [95 % interval]; below it, the difference from the first run [95 % interval] and Holm's p",
@@ -80,7 +80,7 @@ def print_comparison(result: Comparison, detailed: bool = False) -> None:
         table.add_column(column, overflow="fold")
     for (part, name), section in rows.groupby(["part", "metric"], sort=False):
         metric = str(name)
-        # the files hold all of them
+        # the files have all of them
         if not detailed and (known(metric).prominence != "headline" if part == "all" else metric != first):
             continue
         direction = " ↓" if known(metric).lower_is_better else ""
@@ -105,11 +105,11 @@ def _range(row: pd.Series, low: str, high: str, sign: bool = False, between: str
 
 
 def html_page(result: Comparison, picture: Path | None = None) -> str:
-    """The comparison as one HTML file that needs nothing else: sortable by a click on a column's head.
+    """The comparison as one self-contained HTML file, sortable by a click on a column's heading.
 
     Args:
         result: the comparison
-        picture: PNG of test images under every run, to show below
+        picture: PNG of test images under every run, shown below the table
     """
     rows = result.rows
     facts = ("image_size", "threshold", "data_digest", "split_digest")
@@ -159,7 +159,7 @@ def _html_row(row: pd.Series) -> dict[str, Any]:
 
 
 def _interval_bar(row: pd.Series) -> dict[str, float] | None:
-    """Places of an interval on a line from 0 to 1, in pixels; None for values that may lie elsewhere."""
+    """Positions of an interval on a line from 0 to 1, in pixels; None for values that may lie outside."""
     if pd.isna(row["low"]) or row["low"] < 0 or row["high"] > 1 or known(row["metric"]).unit:
         return None
     return {name: 4 + 152 * float(row[name]) for name in ("low", "estimate", "high")}
@@ -193,7 +193,7 @@ def latex(result: Comparison) -> str:
     """The headline metrics on all images as a LaTeX table (package booktabs).
 
     Up to four runs are columns, more are rows. A star marks a difference from the first run that interval and adjusted
-    p both confirm. Without a headline metric among those compared, all that were compared stand in the table.
+    p both confirm. Without a headline metric among those compared, the table has all of them.
     """
     names = list(result.rows["metric"].unique())
     rows = _of_all(result, [name for name in names if known(name).prominence == "headline"] or names)
@@ -213,7 +213,7 @@ def latex(result: Comparison) -> str:
     caption = (
         f"Scores on {images} test images with 95 % intervals (BCa bootstrap"
         + (" over groups of images" if "groups are resampled" in " ".join(result.notes) else "")
-        + f"). *: differs from {result.tables[0].name} (paired interval without 0, and p of Wilcoxon's signed-rank "
+        + f"). *: differs from {result.tables[0].name} (paired interval excludes 0, and p of Wilcoxon's signed-rank "
         f"test below {LEVEL:g} after Holm's correction)."
     )
     return latex_table(frame, caption, "tab:comparison")

@@ -1,4 +1,4 @@
-"""What `bustseg compare` leaves: a table in the terminal, files, a sheet of pictures, and a run in MLflow."""
+"""The results of `bustseg compare`: a table in the terminal, files, a sheet of pictures, and a run in MLflow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bustseg.progress import console, error_console, track
 _PICTURED_RUNS = 8
 
 COMPARISONS = "comparisons"
-"""MLflow experiment of their runs, which would stand among the trainings otherwise."""
+"""MLflow experiment of the comparisons' runs, which keeps them apart from trainings."""
 
 
 def report(
@@ -37,7 +37,7 @@ def report(
     """Compare runs, print the table, and keep it in ``out`` and in a run of the MLflow experiment `comparisons`.
 
     Args:
-        runs: as :func:`bustseg.compare.analysis.load_runs` takes them
+        runs: as in :func:`bustseg.compare.analysis.load_runs`
         experiment: compare all tested runs of this experiment
         metrics: metrics to compare; the usual ones when empty
         conventions: conventions to show; all when empty
@@ -66,7 +66,7 @@ def report(
         if home is not None:
             _log(result, home, files)
         elif out is None:
-            console.print("nothing is kept: give --out DIR for CSV, HTML and pictures", highlight=False)
+            console.print("nothing is saved: give --out DIR for CSV, HTML and pictures", highlight=False)
     return result
 
 
@@ -77,12 +77,12 @@ def _baseline_first(tables: list[RunTable], baseline: str | None) -> list[RunTab
     first = [table for table in tables if wanted in (table.run_id, table.name)]
     if len(first) != 1:
         names = ", ".join(table.name for table in tables)
-        raise UserError(f"the baseline {baseline} is none of the runs compared: {names}")
+        raise UserError(f"the baseline {baseline} is not among the runs compared: {names}")
     return first + [table for table in tables if table is not first[0]]
 
 
 def write_files(result: Comparison, folder: Path) -> list[Path]:
-    """Write CSV, LaTeX, HTML, and where checkpoints and data are at hand the sheet of pictures; returns the paths."""
+    """Write CSV, LaTeX, HTML, and the sheet of pictures if checkpoints and data are available; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     table, latex_file, page, picture = (
         folder / name for name in ("compare.csv", "compare.tex", "compare.html", "comparison.png")
@@ -91,7 +91,7 @@ def write_files(result: Comparison, folder: Path) -> list[Path]:
     drawn = False
     try:
         drawn = draw_sheet(result.tables, picture)
-    except UserError as error:  # the figures stand without the pictures
+    except UserError as error:  # the numbers are useful without the pictures
         error_console.print(f"no pictures: {error}", highlight=False, markup=False)
     latex_file.write_text(latex(result), encoding="utf-8")
     page.write_text(html_page(result, picture if drawn else None), encoding="utf-8")
@@ -108,10 +108,10 @@ def choose_images(dice: np.ndarray, lesion: np.ndarray, false: np.ndarray, each:
         dice: Dice of every image and run, (n, runs)
         lesion: (n,) bool, whether the image has a lesion
         false: (n, runs) pixels predicted wrongly
-        each: images per reason, at most
+        each: most images per reason
 
     Returns:
-        reason and position, no position twice
+        reason and position of each image, no position twice
     """
     best = int(np.argmax(dice[lesion].mean(0))) if lesion.any() else 0
     positions = np.flatnonzero(lesion)
@@ -139,10 +139,10 @@ def draw_sheet(tables: Sequence[RunTable], path: Path, runs: int = _PICTURED_RUN
     Args:
         tables: the runs
         path: PNG file to write
-        runs: how many runs are drawn at most
+        runs: most runs that are drawn
 
     Returns:
-        False, and nothing is drawn, when a checkpoint is not at hand
+        False, and nothing is drawn, when a checkpoint is not available
 
     Raises:
         UserError: a checkpoint or its data cannot be loaded
@@ -161,7 +161,7 @@ def draw_sheet(tables: Sequence[RunTable], path: Path, runs: int = _PICTURED_RUN
     data.setup("test")
     expected = tables[0].facts.get("data_digest", data.data_digest)
     if data.data_digest != expected:
-        raise UserError(f"the data in {data.data_root} are not those that were tested (digest {data.data_digest})")
+        raise UserError(f"the data in {data.data_root} are not the data that were tested (digest {data.data_digest})")
     lesion = (frame["lesion_px"] > 0).to_numpy()
     dice = np.stack([table.frame["dice_paper"] for table in tables], axis=1)
     false = np.stack([table.frame["fp"] for table in tables], axis=1)

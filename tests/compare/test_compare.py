@@ -232,7 +232,7 @@ def test_tests_that_are_not_alike_are_refused(
 def test_what_may_differ_is_said(tmp_path: Path) -> None:
     _two(tmp_path, split_digest="s2", image_size=32)
     notes = " ".join(check_comparable(load_runs(["a", "b"])))
-    assert "splits of the others differ" in notes
+    assert "splits differ otherwise" in notes
     (tmp_path / "b" / "tables" / "test.json").unlink()
     notes = " ".join(check_comparable(load_runs(["a", "b"])))
     assert "The thresholds of b are not known" in notes
@@ -495,7 +495,7 @@ def test_pictures_show_the_runs_side_by_side(phantoms: Path, bustseg: Bustseg) -
         (Path(name) / "tables" / "test.json").write_text(json.dumps(FACTS | {"data_digest": "another"}))
     code, _, err = bustseg("compare", "a", "b", "--out", "other")
     assert code == 0
-    assert "are not those that were tested" in err
+    assert "are not the data that were tested" in err
     assert sorted(path.name for path in Path("other").iterdir()) == ["compare.csv", "compare.html", "compare.tex"]
 
 
