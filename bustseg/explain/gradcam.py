@@ -21,25 +21,25 @@ from bustseg.masks import MaskRule, probability_of
 
 _NOT_A_PLAIN_MAP = {
     "AblationCAM": "replaces layers of the network",
-    "FinerCAM": "contrasts classes, and here is one",
+    "FinerCAM": "contrasts classes, and there is only one here",
     "FullGrad": "explains biases of all layers instead of one layer",
     "ShapleyCAM": "needs second derivatives, which fused attention and fast depthwise convolutions do not have",
     "RefineCAM": "averages other methods over layers",
     "SESS": "repeats another method over sliding windows",
 }
-"""Methods of the library that do not fit the question asked here, and why."""
+"""Methods of the library that are not offered, and why."""
 
 _DECOMPOSITIONS = frozenset({"EigenCAM", "EigenGradCAM", "SegEigenCAM", "KPCA_CAM"})
 """Methods that decompose an N x N matrix of the layer's N positions: ten gigabytes for a map of 224 x 224."""
 
 _LARGEST_DECOMPOSED = 56
-"""Height and width that a map is averaged down to before it is decomposed."""
+"""Largest height and width of a decomposed map; larger maps are averaged down to it."""
 
 _FROZEN = "freeze_encoders"
 """Attribute of a network (see :class:`bustseg.models.FusionUNet`) whose encoders run without autograd."""
 
 _SMALLEST_SHARE = 8
-"""A default layer's map is no coarser than the image over this (PSPNet's decoder ends at stride 8)."""
+"""Largest stride of a default layer's map (PSPNet's decoder ends at stride 8)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Explanation:
 
     @property
     def probability(self) -> np.ndarray:
-        """Of a lesion, float32 (B, H, W)."""
+        """Probability of a lesion, float32 (B, H, W)."""
         return np.stack([probability_of(plane) for plane in self.logits])
 
 
@@ -96,11 +96,11 @@ def find_method(name: str, others: Sequence[str] = ()) -> type:
     """The class of a method of :func:`methods`.
 
     Args:
-        name: the method's
-        others: names of further methods that may be offered in its place
+        name: name of the method
+        others: names of further methods to suggest in a message
 
     Raises:
-        UserError: there is no such method, or it does not fit
+        UserError: there is no such method, or it is not offered
     """
     known = methods()
     if name in known:
@@ -125,10 +125,10 @@ def network_of(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _set_apart(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients of weights, frozen parts open to autograd; everything as it was afterwards."""
+    """Context with evaluation mode, no gradients of weights, and autograd through frozen parts; restores all of it."""
     modes = [(module, module.training) for module in model.modules()]
     weights = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]
-    # a frozen encoder runs without autograd, which would cut the graph between its layers and the logits
+    # a frozen encoder runs without autograd, so no graph would connect its layers with the logits
     frozen = [module for module in model.modules() if getattr(module, _FROZEN, False) is True]
     try:
         model.eval()
@@ -148,7 +148,7 @@ def _set_apart(model: nn.Module) -> Iterator[None]:
 
 
 def _as_input(model: nn.Module, images: Tensor | np.ndarray) -> Tensor:
-    """Float copy on the model's device: autograd takes no integers, and no tensors made in inference mode."""
+    """Float copy on the model's device: autograd accepts neither integers nor inference tensors."""
     images = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
     device = next((weight.device for weight in model.parameters()), images.device)
     return images.to(device, torch.float32, copy=True)
@@ -162,13 +162,13 @@ class _Call:
 
 
 def _calls(model: nn.Module, image: Tensor | np.ndarray) -> list[_Call]:
-    """Modules of the network in the order in which they finish, with what they returned for the first image."""
+    """Modules of the network in the order in which they finish, with their output for the first image."""
     network = network_of(model)
     calls: dict[str, _Call] = {}
 
     def recorder(name: str) -> Callable[..., None]:
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
-            calls.pop(name, None)  # a module that runs twice counts where it runs last
+            calls.pop(name, None)  # a module that runs twice is listed at its last run
             calls[name] = _Call(name, module, output)
 
         return record
@@ -203,10 +203,10 @@ def list_layers(model: nn.Module, image: Tensor | np.ndarray) -> list[Layer]:
 
 
 def default_layer(model: nn.Module, image: Tensor | np.ndarray) -> str:
-    """Name of the layer to explain when none is named: the network's own ``cam_layer``, else what its head sees.
+    """Name of the layer to explain by default: the network's own ``cam_layer``, else the input of its head.
 
     That is the last output before the logits with more than one channel and at least an eighth of the image's height
-    and width; of a segmentation-models-pytorch network ``decoder``, whose output is its last block's.
+    and width; for a segmentation-models-pytorch network it is ``decoder``, whose output is that of its last block.
 
     Args:
         model, image: as in :func:`list_layers`
@@ -227,7 +227,8 @@ def default_layer(model: nn.Module, image: Tensor | np.ndarray) -> str:
     ]
     if not fits:
         raise UserError(
-            f"{type(network_of(model)).__name__} has no layer that is clearly the last before its logits: name one"
+            f"{type(network_of(model)).__name__} has no layer that is clearly the last before its logits: name one "
+            "with --layer"
         )
     return fits[-1]
 
@@ -257,7 +258,7 @@ def encoder_stages(model: nn.Module, image: Tensor | np.ndarray) -> list[str]:
 
 
 def attention_maps(model: nn.Module, images: Tensor | np.ndarray) -> dict[str, np.ndarray]:
-    """What the network's attention modules (CBAM, Non-Local) attend to, in the order in which they run.
+    """Maps of the network's attention modules (CBAM, Non-Local), in the order in which the modules run.
 
     Args:
         model, images: as in :func:`list_layers`, any number of images
@@ -292,9 +293,9 @@ class _LesionLogit:
     """Target of one image: the mean logit over its predicted lesion, over the whole image if nothing is predicted.
 
     Args:
-        rule: what makes the predicted lesion of the logits
+        rule: turns the logits into the predicted lesion
         enlarge: multiply by the number of pixels. The gradients of a mean over 50,000 pixels are so small that the
-            constants which some methods add against division by zero would decide the map.
+            constants which some methods add to avoid division by zero would dominate the map.
         layers: names, for the message when no gradient reaches them
     """
 
@@ -304,7 +305,7 @@ class _LesionLogit:
 
     def __call__(self, logits: Tensor) -> Tensor:
         logits = logits.float()
-        if self.region is None:  # some methods ask again with parts of the image hidden: the question stays the same
+        if self.region is None:  # some methods call again with parts of the image hidden: the region stays the same
             lesion = self.rule.masks(logits[None])[0]
             self.region = lesion if bool(lesion.any()) else torch.ones_like(lesion)
         if torch.is_grad_enabled() and not logits.requires_grad:
@@ -320,7 +321,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     """The module of a dotted name in the network.
 
     Raises:
-        UserError: there is none of that name
+        UserError: there is no layer with that name
     """
     modules = dict(network_of(model).named_modules())
     if not name or name not in modules:
@@ -342,8 +343,8 @@ def heat_maps(
     Grad-CAM weights each channel by the mean gradient of the target and keeps the positive part of their sum (Selvaraju
     et al. 2017, https://arxiv.org/abs/1610.02391); the target is the mean logit over the predicted lesion (the whole
     image when nothing is predicted), as in Seg-Grad-CAM (Vinogradova et al. 2020, https://arxiv.org/abs/2002.11434).
-    A map is resized to the image (bilinear) and divided by its maximum. Weights, gradients, modes and hooks are as
-    before afterwards.
+    A map is resized to the image (bilinear) and divided by its maximum. Weights, gradients, modes and hooks are
+    restored afterwards.
 
     Args:
         model: a task (grey images (B, 1, H, W) in 0..255 in) or a network (float images (B, C, H, W) in), logits
@@ -351,11 +352,11 @@ def heat_maps(
         images: of any number type
         layers: dotted names in the network; :func:`default_layer` when not given
         method: a name of :func:`methods`
-        threshold: probability above which a pixel belongs to the predicted lesion, in the place of the task's own
-            (0.5 for a network)
+        threshold: probability above which a pixel belongs to the predicted lesion; the task's own when not given (0.5
+            for a network)
 
     Raises:
-        UserError: there is no such method or layer, a layer's output is no map, or no gradient reaches it
+        UserError: there is no such method or layer, a layer's output is not a map, or no gradient reaches it
     """
     make = find_method(method)
     names = list(dict.fromkeys(layers)) if layers else [default_layer(model, images[:1])]
@@ -365,7 +366,7 @@ def heat_maps(
         rule = replace(rule, threshold=threshold)
 
     def as_float(maps: Tensor) -> Tensor:
-        """NumPy knows no bfloat16; and a copy, since a module that works in place would change what is kept."""
+        """Float copy: NumPy has no bfloat16, and a module that works in place would change the stored map."""
         maps = maps.detach().float().clone()
         height, width = (min(size, _LARGEST_DECOMPOSED) for size in maps.shape[2:])
         return F.adaptive_avg_pool2d(maps, (height, width)) if method in _DECOMPOSITIONS else maps
@@ -432,7 +433,7 @@ class _Recorded:
 
 
 def as_heat(raw: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Positive part of maps (B, h, w), resized to ``size`` (H, W) and divided by each one's maximum."""
+    """Positive part of maps (B, h, w), resized to ``size`` (H, W) and each divided by its maximum."""
     heat = torch.from_numpy(np.maximum(np.nan_to_num(raw), 0)).float()[:, None]
     heat = F.interpolate(heat, size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
     highest = heat.amax((1, 2), keepdim=True)
@@ -442,8 +443,8 @@ def as_heat(raw: np.ndarray, size: Sequence[int]) -> np.ndarray:
 def cam_energy(heat: np.ndarray, lesion: np.ndarray) -> float:
     """Share of the heat that lies in the lesion: the energy-based pointing game.
 
-    Heat that is the same everywhere gives the lesion's share of the image. A map without heat gives 0: it points at
-    nothing, and leaving it out would reward a network that cannot be explained.
+    Uniform heat gives the lesion's share of the image. A map without heat gives 0: leaving such maps out would favour a
+    network that cannot be explained.
 
     Source: Wang et al. 2020 (Score-CAM), https://arxiv.org/abs/1910.01279, section 4.3.
 
@@ -464,7 +465,7 @@ def cam_energy(heat: np.ndarray, lesion: np.ndarray) -> float:
 def pointing_hit(heat: np.ndarray, lesion: np.ndarray, tolerance: float = 0) -> float:
     """Whether the hottest pixel lies in the lesion: the pointing game.
 
-    If several pixels share the maximum, their share that hits; a map without heat gives 0.
+    If several pixels share the maximum, the share of them that hits; a map without heat gives 0.
 
     Source: Zhang et al. 2018, https://arxiv.org/abs/1608.00507, section 4.1 (with a tolerance of 15 pixels).
 
@@ -483,7 +484,7 @@ def pointing_hit(heat: np.ndarray, lesion: np.ndarray, tolerance: float = 0) -> 
     if not highest > 0:
         return 0.0
     near = lesion.astype(bool)
-    if tolerance > 0:  # a distance map takes longer than all the rest
+    if tolerance > 0:  # a distance map takes longer than everything else
         near = ndimage.distance_transform_edt(~near) <= tolerance
     return float(near[heat == highest].mean())
 

@@ -1,6 +1,6 @@
-"""Where a prediction rests, without gradients: how much it changes when a part of the image is covered.
+"""What a prediction depends on, without gradients: how much it changes when a part of the image is covered.
 
-Works for whatever gives logits, an exported network included, since it asks for predictions only.
+Works for anything that gives logits, including an exported network, since it needs only predictions.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from bustseg.explain.gradcam import as_heat
 from bustseg.masks import MaskRule
 
 METHOD = "Occlusion"
-"""Name of the method, where one is chosen, and on pictures and in tables."""
+"""Name of the method in options, pictures and tables."""
 
 CELLS = 14
-"""Rows and columns of cells that an image is divided into; a map has one value for each."""
+"""Number of rows and of columns of cells that an image is divided into; a map has one value per cell."""
 
 _BATCH = 25
-"""Covered images that are predicted at once."""
+"""Number of covered images that are predicted at once."""
 
 
 def occlusion_map(
@@ -27,18 +27,18 @@ def occlusion_map(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Heat of one image by occlusion: high where covering the image lowers the evidence for the predicted lesion.
 
-    A square of two by two cells is moved over the image by one cell at a time (at its border a part of it lies outside)
-    and covers it with the image's mean level. The target is, as for Grad-CAM here, the mean logit over the lesion that
-    is predicted without any cover, over the whole image when nothing is predicted; a position's value is by how much it
-    falls. A cell's heat is the mean of the four positions that cover it, its negative part cut off. The map is resized
-    to the image (bilinear) and divided by its maximum.
+    A square of two by two cells with the image's mean level is moved over the image one cell at a time (partly outside
+    at the border). The target is, as for Grad-CAM here, the mean logit over the lesion that is predicted without a
+    cover, or over the whole image when nothing is predicted; a position's value is the drop of the target. A cell's
+    heat is the mean of the four positions that cover it, clipped at 0. The map is resized to the image (bilinear) and
+    divided by its maximum.
 
-    Source: Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901, section 4.2, who watch a class's score.
+    Source: Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901, section 4.2, who use a class's score.
 
     Args:
-        logits_of: prepared grey images, ``uint8`` (h, w) each, to logits ``float32`` (B, 1, h, w)
+        logits_of: function from prepared grey images, ``uint8`` (h, w) each, to logits ``float32`` (B, 1, h, w)
         image: one of these
-        rule: what makes the predicted lesion of the logits
+        rule: turns the logits into the predicted lesion
 
     Returns:
         heat ``float32`` (h, w) in 0..1, all 0 where no cover lowers the target; and logits ``float32`` (h, w) of the
@@ -67,5 +67,5 @@ def occlusion_map(
 
 
 def _span(edges: np.ndarray, place: int) -> slice:
-    """Pixels that a cover at a place hides: those of the cell before it and of its own, as far as there are any."""
+    """Pixels that a cover at a position hides: its own cell and the one before it, inside the image."""
     return slice(edges[max(place - 1, 0)], edges[min(place + 1, CELLS)])
