@@ -30,7 +30,7 @@ def test_a_sound_machine_is_described(bustseg: Bustseg, phantoms: Path, monkeypa
     assert {"bustseg", "CPU", "GPU", "precision", "data", "store", "runs", "cache"} <= set(found)
     assert "30 images" in found["data"]
     assert found["store"].startswith("ok sqlite:///")
-    assert "the first run makes" in found["store"]
+    assert "the first run creates" in found["store"]
     assert found["runs"] == "ok mlruns: 80.0 GB free"
     assert not Path("mlruns").exists(), "looking leaves nothing behind"
 
