@@ -1,1 +1,1 @@
-"""Files to samples to a split to batches."""
+"""Data: from files to samples, a split and batches."""

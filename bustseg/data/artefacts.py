@@ -1,8 +1,8 @@
-"""What the scanner or the reader drew into an image: coloured overlays, calipers, text.
+"""Find what a scanner or reader drew into an image: coloured overlays, calipers, text.
 
-The detectors are simple and stated, not learnt. What is drawn differs from tissue in its edges: a stroke is bright,
-thin and steps to its surroundings within one pixel, while speckle is blurred by the beam.
-``tests/data/artefact_labels.csv`` holds 180 images of BUSI labelled by eye, on which precision and recall are measured.
+The detectors are simple rules, not trained. Drawn strokes differ from tissue in their edges: a stroke is bright, thin
+and has an edge one pixel wide, while speckle is blurred by the beam. ``tests/data/artefact_labels.csv`` holds 180
+images of BUSI labelled by eye, on which precision and recall are measured.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _STEP = 45  # grey levels across a stroke's edge
 _HARD = 0.6  # share of a stroke's edge that must be that steep
 _ARMS = range(4, 10)  # length in pixels of a caliper cross's arms
 _CROSS = 0.70  # correlation with the drawn cross; letters stay below or lack an arm
-_SATURATION = 60  # of a coloured pixel, as the spread of its channels
-_COLOURED = 100  # such pixels make an overlay
+_SATURATION = 60  # least spread of a coloured pixel's channels
+_COLOURED = 100  # least number of coloured pixels in an overlay
 
 Box = tuple[int, int, int, int]
 
@@ -40,7 +40,7 @@ class Artefacts:
 
 
 def find_artefacts(image: np.ndarray) -> Artefacts:
-    """Look for artefacts in an image as :func:`bustseg.data.sources.read_native` gives it, (H, W) or (H, W, 3)."""
+    """Look for artefacts in an image from :func:`bustseg.data.sources.read_native`, (H, W) or (H, W, 3)."""
     overlay = False
     if image.ndim == 3:
         high, low = image.max(2), image.min(2)
@@ -52,14 +52,14 @@ def find_artefacts(image: np.ndarray) -> Artefacts:
 
 
 class _Strokes:
-    """Connected bright strokes of an image and how hard their edges are."""
+    """Connected bright strokes of an image and the sharpness of their edges."""
 
     def __init__(self, image: np.ndarray) -> None:
         self.shape = image.shape
         top_hat = cv2.morphologyEx(image, cv2.MORPH_TOPHAT, np.ones((_STROKE, _STROKE), np.uint8))
         drawn = (top_hat > 50) & (image >= _BRIGHT)
         count, self.labels, stats, _ = cv2.connectedComponentsWithStats(drawn.astype(np.uint8), connectivity=8)
-        # the darkest of the four neighbours outside the stroke
+        # the darkest of a pixel's four neighbours outside the stroke
         outside = np.where(drawn, np.uint8(255), image)
         cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
         bounded = drawn & (cv2.erode(drawn.astype(np.uint8), cross) == 0)
@@ -80,7 +80,7 @@ class _Strokes:
 def _find_crosses(strokes: _Strokes) -> list[Box]:
     width, height = strokes.boxes[:, 2], strokes.boxes[:, 3]
     hard = (strokes.hardness >= _HARD) & (strokes.area >= 5) & (np.maximum(width, height) <= 80)
-    # a cross may be broken by the dotted line that starts at it, so look around every piece of some size
+    # the dotted line that starts at a cross may break it, so look around every piece of some size
     seeds = np.flatnonzero(hard & (np.maximum(width, height) >= 6) & (strokes.area >= 10))
     if not len(seeds):
         return []
@@ -99,7 +99,7 @@ def _find_crosses(strokes: _Strokes) -> list[Box]:
             row, column = np.unravel_index(int(np.argmax(np.nan_to_num(match))), match.shape)
             score = float(match[row, column])
             part = window[row : row + side, column : column + side]
-            # a T has the shape but not the fourth arm
+            # a T is similar but lacks the fourth arm
             if score >= _CROSS and (best is None or score > best[0]) and all(part[arm].mean() >= 0.6 for arm in arms):
                 best = (score, (x - margin + int(column) + 2, y - margin + int(row) + 2, side - 4, side - 4))
         if best is not None:
@@ -154,7 +154,7 @@ def _find_text(strokes: _Strokes, calipers: list[Box]) -> list[Box]:
 
 
 def _continues(last: tuple[int, int, int, int, float], letter: tuple[int, int, int, int, float]) -> bool:
-    """Whether a letter stands in one line with the last: beside it or a space apart, of its height, foot and level."""
+    """Whether a letter continues a line: beside the last one or a space apart, of equal height, base line and level."""
     x, y, w, h, level = last
     gap = letter[0] - (x + w)
     foot = abs((letter[1] + letter[3]) - (y + h))

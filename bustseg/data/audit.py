@@ -1,4 +1,4 @@
-"""Audit of a data folder: what is wrong with it, and what a training or a reported figure must reckon with."""
+"""Audit of a data folder: what is wrong with it, and what affects training or reported scores."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from bustseg.data.sources import Problem, Sample, Source, image_mode, to_grey
 from bustseg.errors import DataError
 from bustseg.progress import track
 
-_FENCE = 3.0  # interquartile ranges beyond the quartiles
-_FEWEST = 10  # images that make a distribution
-_SAME_VIEW = 0.9  # score from which two images are one view, whose masks ought to agree
-_SPECK = 0.0002  # share of the image; a lesion part smaller than this (60 pixels of BUSI) is hardly drawn on purpose
-_GREY_EDGE = 0.02  # share of mask pixels between black and white that a smoothed outline explains
+_FENCE = 3.0  # interquartile ranges beyond the quartiles where outliers start
+_FEWEST = 10  # least number of images for a distribution
+_SAME_VIEW = 0.9  # score from which two images show one view, so that their masks should agree
+_SPECK = 0.0002  # share of the image; a smaller lesion part (60 pixels in BUSI) is probably not drawn on purpose
+_GREY_EDGE = 0.02  # share of mask pixels between black and white that smoothed outlines can explain
 
 
 @dataclass
@@ -75,12 +75,12 @@ class AuditReport:
         threshold: score from which a pair counts as duplicate
         records: one per image, in natural order
         problems: what is wrong with files and masks; see :attr:`wrong`
-        pairs: duplicates, best first
+        pairs: duplicates, highest score first
         suspects: pairs below the threshold that are worth a look
         groups: group name by image for every image that has a duplicate
-        outliers: images whose statistics stand far from the others'
+        outliers: images whose statistics are far from those of the others
         seconds: how long the audit took
-        samples: the samples, for pictures of them (not in the JSON)
+        samples: the samples, for the report's pictures (not in the JSON)
     """
 
     source: str
@@ -97,12 +97,12 @@ class AuditReport:
 
     @property
     def wrong(self) -> list[Problem]:
-        """The problems for which training on the data would be wrong."""
+        """The problems because of which the data must not be used for training."""
         return [problem for problem in self.problems if problem.wrong]
 
     @property
     def contradictions(self) -> list[Pair]:
-        """Duplicates of one view whose masks disagree (Dice below 0.5): a lesion whose copy has none, say."""
+        """Duplicates of one view whose masks disagree (Dice below 0.5), such as a lesion whose copy has none."""
         return [
             pair
             for pair in self.pairs
@@ -187,7 +187,7 @@ def audit(source: Source, root: Path, threshold: float = THRESHOLD, workers: int
         workers: threads
 
     Raises:
-        DataError: the folder does not hold the source's layout at all, or the threshold is no number in (0, 1]
+        DataError: the folder does not hold the source's layout at all, or the threshold is not in (0, 1]
     """
     if not 0 < threshold <= 1:
         raise DataError(f"the duplicate threshold is {threshold:g}: it must be above 0 and at most 1")
@@ -295,7 +295,7 @@ def _inspect_masks(finding: _Finding, shape: tuple[int, int]) -> np.ndarray | No
         if mask.fault:
             finding.add(mask.kind, path, f"mask {finding.sample.shown(path)} {mask.fault}")
             whole = False
-        elif finding.sample.lesion_above == HALF:  # else the source says what the levels mean
+        elif finding.sample.lesion_above == HALF:  # otherwise the source defines what the levels mean
             _inspect_levels(finding, path, mask.levels)
         union |= mask.lesion
     return union if whole else None
@@ -332,7 +332,7 @@ def _inspect_lesion(finding: _Finding, mask: np.ndarray) -> None:
 def _outliers(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Images beyond Tukey's outer fences: more than three interquartile ranges from the middle half.
 
-    Areas, shapes and lesion sizes (those by class) are compared as logarithms.
+    Areas, shapes and lesion sizes (these by class) are compared as logarithms.
     """
     found: list[dict[str, Any]] = []
 

@@ -28,11 +28,11 @@ from bustseg.progress import tell_once, track
 from bustseg.whole import write_whole
 
 CACHE_VERSION = 2
-"""Raised when the decoding or resizing below changes, so that old caches are rebuilt."""
+"""Increased when the decoding or resizing below changes, so that old caches are rebuilt."""
 
 
 GROUPS_VERSION = 1
-"""Raised when the search for duplicates changes."""
+"""Increased when the search for duplicates changes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ImageCache:
 
 
 def cache_root(data_root: Path) -> Path:
-    """Folder for caches: ``$BUSTSEG_CACHE``, else beside the data, else (read-only data) the user's cache folder."""
+    """Folder for caches: ``$BUSTSEG_CACHE``, else next to the data, else (read-only data) the user's cache folder."""
     if configured := os.environ.get("BUSTSEG_CACHE"):
         return Path(configured).expanduser()
     beside = data_root.resolve().parent / ".bustseg_cache"
@@ -64,13 +64,13 @@ def cache_root(data_root: Path) -> Path:
 
 
 def data_digest(samples: Sequence[Sample]) -> str:
-    """Digest of what the samples hold (ids, labels and the bytes of every file): 16 hex digits.
+    """Digest of the samples' content (ids, labels and the bytes of every file): 16 hex digits.
 
     Raises:
         DataError: a file cannot be read
     """
     total = hashlib.sha256()
-    # a file of many frames is read once
+    # a file with many frames is read only once
     paths = list(dict.fromkeys(path for sample in samples for path in (sample.image, *sample.masks)))
     with ThreadPoolExecutor() as pool:
         digests = dict(zip(paths, pool.map(_file_digest, paths), strict=True))
@@ -102,11 +102,11 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def cached_groups(
     samples: Sequence[Sample], root: Path, threshold: float = THRESHOLD, digest: str | None = None
 ) -> Mapping[str, str]:
-    """:func:`bustseg.data.duplicates.duplicate_groups`, searched once for each content of the data.
+    """:func:`bustseg.data.duplicates.duplicate_groups`, cached by the content of the data.
 
     Args:
         root: folder for caches
-        digest: the data's digest when it is known already
+        digest: the data's digest if it is already known
 
     Raises:
         DataError: an image cannot be read
@@ -123,10 +123,11 @@ def cached_groups(
 def decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Image and mask of a sample, stretched to ``size`` (H, W), both ``uint8``; the mask is 0 or 1.
 
-    The mask is resampled by area (so that no thin structure depends on where a sampling point falls) and cut at half.
+    The mask is averaged over areas, so that thin structures do not depend on the sampling points, and thresholded at
+    half.
 
     Raises:
-        DataError: a file cannot be decoded, a mask has another size than its image, or its levels cannot be meant so
+        DataError: a file cannot be decoded, a mask and its image differ in size, or its levels cannot be right
     """
     image, mask, _ = _decode(sample, size)
     return image, mask
@@ -141,14 +142,14 @@ def _decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
 
 
 def load_cache(samples: Sequence[Sample], size: tuple[int, int], root: Path) -> ImageCache:
-    """Decoded samples at ``size`` (H, W), from the cache under ``root`` or decoded now and put there.
+    """Decoded samples at ``size`` (H, W), from the cache under ``root``, or decoded now and stored there.
 
-    Keyed by the content of the files, so a changed file makes a new cache. Two processes that ask at once build one:
-    the second waits for the first. What is there is always whole, since a folder appears by a rename.
+    The cache is keyed by the content of the files, so a changed file gives a new cache. If two processes need it at
+    once, the second waits for the first. A cache is never incomplete, since its folder is created by a rename.
 
     Raises:
-        DataError: files that cannot be used (the first is named, the others counted), or a data set that training on
-            would be wrong, see :func:`bustseg.data.facts.unusable`
+        DataError: files that cannot be used (the first is named, the others counted), or a data set that must not be
+            trained on, see :func:`bustseg.data.facts.unusable`
     """
     digest = data_digest(samples)
     folder = root / f"v{CACHE_VERSION}-{digest}-{size[0]}x{size[1]}"
@@ -167,7 +168,7 @@ def load_cache(samples: Sequence[Sample], size: tuple[int, int], root: Path) -> 
 
 
 def _look_for_lost_lesions(drawn: int, kept: int, size: tuple[int, int]) -> None:
-    """Say how many lesions are too small to be seen by the network, so that their images count as normal ones."""
+    """Report how many lesions vanish at the network's input size, so that their images count as normal."""
     lost = drawn - kept
     words = f"{lost} of {drawn} lesions vanish at {size[1]}x{size[0]}"
     if lost and lost >= NEARLY_ALL * drawn:
@@ -183,10 +184,10 @@ def _refuse(problems: Sequence[str]) -> None:
 
 
 def _check_room(number: int, size: tuple[int, int], root: Path) -> None:
-    """Refuse a cache that neither memory nor disk has room for.
+    """Refuse a cache that does not fit into memory and disk.
 
     Raises:
-        DataError: so it is
+        DataError: it does not fit
     """
     needed = 2 * number * size[0] * size[1]
     room = min(psutil.virtual_memory().available, shutil.disk_usage(root).free)

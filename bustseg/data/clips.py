@@ -14,7 +14,7 @@ from cv2.utils import logging as cv2_logging
 from bustseg import bounds
 from bustseg.errors import DataError
 
-# what FFmpeg and OpenCV say of a file that they cannot read is told in one line instead
+# the messages of FFmpeg and OpenCV about unreadable files are replaced by one line
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2_logging.setLogLevel(cv2_logging.LOG_LEVEL_ERROR)
 
@@ -22,11 +22,11 @@ CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 
 _USUAL_RATE = 25.0
 _HIGHEST_RATE = 120.0
-"""Above it a file tells the tick of its clock, as recordings of a screen do, and its frames are asked."""
+"""A higher rate is probably the file's clock tick, as in screen recordings; it is then measured from the frames."""
 
 _PROBED = 25
 _LONGEST_GAP = 10.0
-"""Seconds between two frames; what is longer is a fault of the file's clock."""
+"""Longest time between two frames in seconds; anything longer is an error of the file's clock."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Clip:
     Attributes:
         path: the file
         shape: (height, width) of its frames
-        rate: frames per second, on average where they vary; 25 where the file says nothing that can be true
-        frames: how many the file claims to have, 0 where it does not say
+        rate: frames per second, on average where they vary; 25 where the file states no plausible rate
+        frames: number of frames that the file claims, 0 where it does not say
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Clip:
         """The clip of a file.
 
         Raises:
-            DataError: no video, or one that this OpenCV cannot decode
+            DataError: not a video, or one that this OpenCV cannot decode
         """
         capture = _capture(path)
         try:
@@ -69,15 +69,15 @@ class Clip:
         """Frames ``uint8`` (H, W, 3) in RGB.
 
         Raises:
-            DataError: not a single one can be decoded
+            DataError: not a single frame can be decoded
         """
         for _, frame in self.timed():
             yield frame
 
     def timed(self) -> Iterator[tuple[float, np.ndarray]]:
-        """Frames as of an iteration, each with its seconds from the first by the file's own clock.
+        """Iterate over the frames, each with its time in seconds since the first by the file's own clock.
 
-        Where the clock stands still, goes back or leaps, a frame comes one over :attr:`rate` after the one before.
+        Where the clock stands still, goes back or jumps, a frame is placed 1 / :attr:`rate` after the one before.
 
         Raises:
             DataError: not a single frame can be decoded
@@ -104,7 +104,7 @@ class Clip:
 
 
 def _rate_of_frames(capture: cv2.VideoCapture) -> float:
-    """Frames per second by the clock of the first ones; :data:`_USUAL_RATE` where that says nothing either."""
+    """Frames per second by the times of the first frames; :data:`_USUAL_RATE` where these are not usable either."""
     clock: list[float] = []
     while len(clock) < _PROBED and capture.read()[0]:
         clock.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)

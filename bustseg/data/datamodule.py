@@ -1,4 +1,4 @@
-"""The LightningDataModule: source, split, cache and augmentation become batches."""
+"""The LightningDataModule: combines source, split, cache and augmentation into batches."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Preset = Literal["none", "ultrasound", "ultrasound_strong", "ultrasound_scanners
 
 
 class Batch(TypedDict):
-    """What a data loader yields; B images of one size. B may be 0 on one of several processes, see `EqualBatches`.
+    """A batch of a data loader: B images of equal size. B may be 0 on one of several processes, see `EqualBatches`.
 
-    The image stays one grey channel of ``uint8`` until it is on the device: a quarter of the bytes of float32 and a
-    third of the channels to move.
+    Until it is on the device an image stays one grey ``uint8`` channel, a twelfth of the bytes of three float32
+    channels.
     """
 
     image: Tensor
@@ -44,11 +44,11 @@ class Batch(TypedDict):
     index: Tensor
     """``int64`` (B,), position in the data module's ``samples``"""
     features: NotRequired[list[Tensor]]
-    """What the network's frozen part gave for the images, where a callback has kept it; no loader yields it"""
+    """Features of the network's frozen part, where a callback has cached them; no loader yields them"""
 
 
 class SegmentationDataset(Dataset[Batch]):
-    """A subset of the cache. Keys carry the epoch (``epoch * len + position``), which augmentation depends on."""
+    """A subset of the cache. Keys include the epoch (``epoch * len + position``), on which augmentation depends."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class SegmentationDataset(Dataset[Batch]):
         return len(self.indices)
 
     def __getitems__(self, keys: Sequence[int]) -> Batch:
-        """Batch of the given keys: one gather from the arrays, no decoding."""
+        """Batch of the given keys: one gather from the arrays, without decoding."""
         epochs, positions = np.divmod(np.asarray(keys, dtype=np.int64), len(self))
         indices = self.indices[positions]
         images = self.cache.images[indices]
@@ -88,7 +88,7 @@ class SegmentationDataset(Dataset[Batch]):
 
 
 class _Rows:
-    """Chosen rows of an array, read when they are asked for."""
+    """Selected rows of an array, read on access."""
 
     def __init__(self, array: np.ndarray, indices: np.ndarray) -> None:
         self.array, self.indices = array, indices
@@ -101,10 +101,10 @@ class _Rows:
 
 
 def _one_thread(worker: int = 0) -> None:
-    """Keep OpenCV to one thread in each loader process: there is one of these per core already.
+    """Limit OpenCV to one thread in each loader process: there is already one process per core.
 
-    Called in this process before its loaders fork: a forked child that changed the number itself would wait for
-    threads that were not copied with it.
+    Called in this process before its loaders fork: a forked child that changed the number would wait for threads that a
+    fork does not copy.
     """
     import cv2
 
@@ -117,11 +117,11 @@ def _as_is(batch: Any) -> Any:
 
 
 class EpochSampler(Sampler[int]):
-    """Order of one epoch from (seed, epoch) alone, sharded over ranks without padding in evaluation.
+    """Order of one epoch, determined by (seed, epoch) only, sharded over ranks without padding in evaluation.
 
     Unlike ``DistributedSampler`` no evaluation image is counted twice; in training the last incomplete round is filled
-    up so that all ranks take the same number of steps. Step by step the ranks' batches make up the batch that one
-    process with a batch as large as theirs together would take.
+    so that all ranks make the same number of steps. In each step the ranks' batches together equal the batch of a
+    single process with the total batch size.
     """
 
     def __init__(
@@ -163,10 +163,10 @@ class EpochSampler(Sampler[int]):
 
 
 def weighted_order(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many positions as there are weights, drawn in proportion to them, in random order.
+    """Draw as many positions as there are weights, in proportion to them, in random order.
 
-    Systematic sampling: a position of expected number c comes floor(c) or ceil(c) times, so that an epoch misses no
-    image by chance that it could have shown.
+    Systematic sampling: a position with expected count c is drawn floor(c) or ceil(c) times, so that no image is missed
+    by chance.
 
     Args:
         weights: positive, shape (n,)
@@ -185,18 +185,18 @@ def balanced_weights(cells: Sequence[Any], balance: float) -> np.ndarray:
 
     Args:
         cells: one per image
-        balance: 0: every image equally often; 1: every cell equally often; between them, a cell of n images as often
-            as n to the power of 1 - ``balance``
+        balance: 0 draws every image equally often, 1 every cell; in between, a cell of n images is drawn in proportion
+            to n to the power of 1 - ``balance``
     """
     _, cell, count = np.unique([repr(name) for name in cells], return_inverse=True, return_counts=True)
     return count[cell].astype(float) ** -balance
 
 
 class EqualBatches(BatchSampler):
-    """Batches of a sampler's shard, as many on every rank: a rank that runs out of images goes on with empty ones.
+    """Batches of a sampler's shard, equally many on every rank: a rank that runs out of images gets empty batches.
 
-    Lightning refuses a rank without any batch; DDP's first forward of a validation is collective (it sends the first
-    rank's buffers to the others); and whatever else ranks do together in a step would wait for one that takes fewer.
+    Lightning refuses a rank without any batch; DDP's first forward of a validation is collective (it broadcasts the
+    first rank's buffers); and any other collective operation would wait for a rank with fewer steps.
     """
 
     sampler: EpochSampler
@@ -220,13 +220,13 @@ class UltrasoundDataModule(LightningDataModule):
     Defaults are the paper's protocol: 624/78/78 images of 224 x 224, batch 16, no augmentation.
 
     Args:
-        root: data folder; when not given, the source's own (BUSI: the environment variable ``BUSI_ROOT``)
+        root: data folder; by default the source's own (BUSI: the environment variable ``BUSI_ROOT``)
         source: reader of the folder's layout
         split: ``paper`` (624/78/78 of all images), ``grouped`` (the same with duplicates and patients kept together),
             ``lesion`` (images with a lesion, 8:1:1), ``curated`` (images of a list), ``kfold``, ``left_out`` (the
-            images of one source or device test), ``test_all`` (every image tests), or a CSV file with the columns
-            ``image,subset`` and optionally ``fold``
-        split_seed: seed of the split, apart from the training's seed
+            images of one source or device are tested), ``test_all`` (every image is tested), or a CSV file with the
+            columns ``image,subset`` and optionally ``fold``
+        split_seed: seed of the split, independent of the training's seed
         fold: fold that is tested, for ``kfold`` and ``left_out`` (the first by default) and a CSV that has several
         folds: number of folds of ``kfold``
         kfold_of: scheme that ``kfold`` divides: ``grouped``, ``paper``, ``lesion`` or ``curated``
@@ -239,13 +239,13 @@ class UltrasoundDataModule(LightningDataModule):
         eval_batch_size: images per evaluation step; ``batch_size`` when not given
         augmentation: ``none``, ``ultrasound``, ``ultrasound_strong``, ``ultrasound_scanners``, or a list of
             albumentations transforms
-        num_workers: loader processes; ``auto`` takes none without a GPU (the cache leaves them nothing to do, and
-            they would take cores from the training) and up to 8 with one
+        num_workers: loader processes; ``auto`` uses none without a GPU (with the cache there is little to do, and they
+            would take cores from the training) and up to 8 with one
         seed: seed of order and augmentation; ``seed_everything``'s when not given
-        balance: how far training evens out sources and normal images, from 0 (every image once per epoch) to 1 (every
-            source, and in it images with and without a lesion, equally often)
-        lesion_free: share of the training images with a lesion of which a part without it is shown instead, as a
-            further normal image
+        balance: how far training balances sources and normal images, from 0 (every image once per epoch) to 1 (every
+            source, and within it images with and without a lesion, equally often)
+        lesion_free: share of the training images with a lesion that are replaced by a part without the lesion, as
+            additional normal images
     """
 
     def __init__(
@@ -273,7 +273,7 @@ class UltrasoundDataModule(LightningDataModule):
         super().__init__()
         for name, share in (("balance", balance), ("lesion_free", lesion_free)):
             if not 0 <= share <= 1:
-                raise DataError(f"data.{name} is {share}: it must lie from 0 to 1")
+                raise DataError(f"data.{name} is {share}: give a value from 0 to 1")
         sides = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         counts = {"batch_size": batch_size, "eval_batch_size": 1 if eval_batch_size is None else eval_batch_size}
         for name, count in (*counts.items(), ("image_size", min(sides))):
@@ -305,7 +305,7 @@ class UltrasoundDataModule(LightningDataModule):
         """Folder of the data.
 
         Raises:
-            DataError: none is named, and the source has none of its own
+            DataError: none is given, and the source has no default
         """
         root = self.root or self.source.default_root()
         if root is None:
@@ -335,7 +335,7 @@ class UltrasoundDataModule(LightningDataModule):
         return hashlib.sha256("\n".join([self.data_digest, *ids]).encode()).hexdigest()[:16]
 
     def prepare_data(self) -> None:
-        """Write or fetch what the source can make by itself, and fill the cache (one process per machine)."""
+        """Create or fetch the data if the source can, and fill the cache (in one process per machine)."""
         if self.cache is not None:
             return
         self.source.prepare(self.data_root)
@@ -343,7 +343,7 @@ class UltrasoundDataModule(LightningDataModule):
         self._groups(samples, cache.digest)
 
     def _read(self) -> tuple[list[Sample], ImageCache]:
-        """Samples and their decoded images; what `prepare_data` has read is not read again by `setup`."""
+        """Samples and their decoded images; `setup` reuses what `prepare_data` has read."""
         if self._prepared is None:
             samples = self.source.read(self.data_root)
             self._prepared = samples, load_cache(samples, self.image_size, cache_root(self.data_root))
@@ -355,7 +355,7 @@ class UltrasoundDataModule(LightningDataModule):
         return cached_groups(samples, cache_root(self.data_root), self.duplicate_threshold, digest)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the samples, the split and the cache; safe to call again.
+        """Read the samples, the split and the cache; may be called repeatedly.
 
         Raises:
             DataError: no data, unusable files, a split that does not fit the data
@@ -387,13 +387,13 @@ class UltrasoundDataModule(LightningDataModule):
         return np.asarray(self.cache.images[index]), np.asarray(self.cache.masks[index])
 
     def checked_augmentation(self) -> Augmentation:
-        """The augmentation of the training, tried before it is relied on.
+        """The augmentation of the training, after a check.
 
         Raises:
             DataError: it changes the type or the size of images or masks, or moves one without the other
         """
         augmentation = Augmentation(self.augmentation, self.seed, self.lesion_free)
-        if not isinstance(self.augmentation, str):  # the presets' tests have tried them
+        if not isinstance(self.augmentation, str):  # presets are checked by their tests
             augmentation.check(self.image_size)
         return augmentation
 
@@ -413,7 +413,7 @@ class UltrasoundDataModule(LightningDataModule):
             len(dataset),
             self.seed,
             shuffle=training,
-            # a resumed fit makes its loader after the loops are restored, and its first iterator before set_epoch
+            # a resumed fit creates its loader after the loops are restored, and its first iterator before set_epoch
             epoch=trainer.current_epoch if trainer else 0,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
@@ -429,7 +429,8 @@ class UltrasoundDataModule(LightningDataModule):
             batch_sampler=EqualBatches(sampler, batch_size, drop_last=drop_last),
             collate_fn=_as_is,
             num_workers=workers,
-            # of its own: a loader draws its workers' seed when it starts, which a resumed fit does at another moment
+            # a separate generator: a loader draws its workers' seed when it starts, and a resumed fit starts at another
+            # point
             generator=torch.Generator(),
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread,
@@ -441,11 +442,11 @@ class UltrasoundDataModule(LightningDataModule):
         return balanced_weights([(sample.source, sample.label == "normal") for sample in samples], self.balance)
 
     def _drops_last(self, images: int) -> bool:
-        # BatchNorm cannot train on a last batch of one image; every image is seen again in another epoch's order
+        # BatchNorm cannot train on a last batch of one image; the image is used in other epochs
         return images % self.batch_size == 1 and images > self.batch_size
 
     def smallest_batch(self, processes: int = 1) -> int:
-        """Images of the smallest batch of an epoch's training on each of several processes."""
+        """Number of images in the smallest training batch of an epoch on each of several processes."""
         images = -(-len(self.indices["train"]) // processes)
         rest = images % self.batch_size
         return rest if rest and not self._drops_last(images) else min(self.batch_size, images)
@@ -466,4 +467,4 @@ class UltrasoundDataModule(LightningDataModule):
 
 
 BUSIDataModule = UltrasoundDataModule
-"""The name from the time when BUSI was the only source; it stays for programs that use it."""
+"""Former name, kept for programs that use it."""

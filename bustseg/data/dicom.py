@@ -1,6 +1,6 @@
 """Ultrasound in DICOM files: frames as ``uint8``, the scanned region, the size of a pixel.
 
-Nothing that tells who a patient is leaves this file: persons, studies and files appear under a keyed hash
+Nothing that identifies a patient leaves this module: persons, studies and files appear under a keyed hash
 (:func:`pseudonym`), and no message quotes a file's content or its name.
 """
 
@@ -53,7 +53,8 @@ _HEADER = (
 )
 _ULTRASOUND_CLASSES = frozenset(
     f"1.2.840.10008.5.1.4.1.1.{number}"
-    for number in ("3", "3.1", "6", "6.1", "6.2")  # multi-frame and single frame with their retired forms, and volumes
+    # multi-frame and single-frame classes with their retired versions, and volumes
+    for number in ("3", "3.1", "6", "6.1", "6.2")
 )
 _SCREENSHOT_CLASSES = frozenset(
     f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("7", "7.1", "7.2", "7.3", "7.4")
@@ -67,7 +68,7 @@ _OTHER_MODALITIES = frozenset({
     "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS", "PA", "PLAN", "POS", "PR", "PT", "PX", "REG",
     "RESP", "RF", "RG", "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN", "RTSTRUCT",
     "RWV", "SEG", "SM", "SMR", "SR", "SRF", "STAIN", "TEXTUREMAP", "TG", "VA", "XA", "XAPROTOCOL", "XC",
-})  # PS3.3, C.7.3.1.1.1, but for ultrasound and "other"; what is not here says nothing
+})  # PS3.3, C.7.3.1.1.1, except ultrasound and "other"; any other value tells nothing
 # fmt: on
 _PIXEL_TAGS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
 _COLOUR_TAGS = (
@@ -89,17 +90,17 @@ LEAST_WHITE = 2**14
 
 @dataclass(frozen=True)
 class Header:
-    """What is used of a DICOM file beside its pixels.
+    """The parts of a DICOM file's header that are used.
 
     Attributes:
         file: pseudonym of the file (of its SOP instance)
         patient: pseudonym of the patient, or of the study where no patient is named; None without either
         frames: number of images
         shape: (rows, columns) of each
-        box: the scanned region as (top, left, height, width), where the file names one
-        spacing: size of a pixel in mm as (row, column), where the file names it
-        burned_in: the file says that its pixels show text that may name the patient; None where it says nothing
-        declared: the file says that it is ultrasound; else it does not say what it is, as pictures of a screen may
+        box: the scanned region as (top, left, height, width), if the file has one
+        spacing: size of a pixel in mm as (row, column), if the file has it
+        burned_in: whether the file says that its pixels show text that may name the patient; None where it does not say
+        declared: whether the file says that it is ultrasound; if not, it says nothing, as some screen captures do
     """
 
     file: str
@@ -113,27 +114,27 @@ class Header:
 
 
 class NotUltrasound(DataError):
-    """A DICOM file of another kind: nothing is wrong with it, and nothing in it to outline.
+    """A valid DICOM file of another kind, with nothing to outline.
 
     Attributes:
-        kind: its modality, or DICOMDIR, or the name of its class in the standard; nothing that the file made up
+        kind: its modality, or DICOMDIR, or the name of its class in the standard; never free text from the file
     """
 
     def __init__(self, kind: str) -> None:
-        super().__init__(f"a DICOM file is no ultrasound image ({kind})")
+        super().__init__(f"a DICOM file is not an ultrasound image ({kind})")
         self.kind = kind
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM: by its suffix, or by the mark in its head unless its suffix is a picture's."""
+    """Whether a file is DICOM: by its suffix, or by the mark in its header unless it has a picture's suffix."""
     suffix = path.suffix.lower()
     return suffix in SUFFIXES or (suffix not in IMAGE_SUFFIXES and has_mark(path))
 
 
 def has_mark(path: Path) -> bool:
-    """Whether a file begins as DICOM files do, whatever its name; names such as 1.2.840.113619 have no suffix."""
+    """Whether a file starts with the DICOM mark, whatever its name; names such as 1.2.840.113619 have no suffix."""
     try:
-        if not path.is_file():  # a pipe would wait for ever
+        if not path.is_file():  # reading a pipe would wait forever
             return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
@@ -142,7 +143,7 @@ def has_mark(path: Path) -> bool:
 
 
 def is_deflated(path: Path) -> bool:
-    """Whether a DICOM file says that its data set is deflated, which unfolds a small file to any size in memory."""
+    """Whether a DICOM file says that its data set is deflated: a small file could then expand to any size in memory."""
     try:
         with path.open("rb") as file:
             return _DEFLATED in file.read(4096)
@@ -151,20 +152,21 @@ def is_deflated(path: Path) -> bool:
 
 
 def check_codestreams(path: Path, frame: int | None = None) -> tuple[int, int]:
-    """Refuse compressed frames that are larger than the header says, before a decoder makes room for them.
+    """Refuse compressed frames that are larger than the header says, before a decoder allocates memory for them.
 
-    A JPEG of three megabytes unfolds to gigabytes; decoders allocate what its own head claims and compare afterwards.
+    A JPEG of three megabytes can expand to gigabytes; decoders allocate what its own header claims and compare
+    afterwards.
 
     Args:
         path: the file
-        frame: position of the only one to look at; all of them when not given
+        frame: position of the frame to check; all frames when not given
 
     Returns:
-        Rows and columns of each frame, as the header says.
+        Rows and columns of each frame, according to the header.
 
     Raises:
-        LimitError: the header itself says too much, see :mod:`bustseg.bounds`
-        DataError: one of the frames is larger than Rows x Columns, or has no head that could be read
+        LimitError: the header itself exceeds the limits, see :mod:`bustseg.bounds`
+        DataError: one of the frames is larger than Rows x Columns, or has no readable header
     """
     pydicom = _pydicom()
     with _anonymous_errors("a DICOM file"), path.open("rb") as file:
@@ -172,7 +174,7 @@ def check_codestreams(path: Path, frame: int | None = None) -> tuple[int, int]:
         shape, frames = (int(data.Rows), int(data.Columns)), _frames(data)
         bounds.check_pixels("a DICOM file", *shape, frames=frames)
         syntax = data.file_meta.TransferSyntaxUID
-        if not syntax.is_encapsulated or str(syntax) == _RLE:  # run lengths are unfolded to the header's size
+        if not syntax.is_encapsulated or str(syntax) == _RLE:  # run-length coding is decoded to the header's size
             return shape
         file.seek(12, os.SEEK_CUR)  # tag, representation and length of the element
         streams = (
@@ -188,7 +190,7 @@ def check_codestreams(path: Path, frame: int | None = None) -> tuple[int, int]:
 
 
 def codestream_shape(frame: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 codestream claims; None where it has no such head.
+    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 codestream claims; None where it has no such header.
 
     Source: ITU-T T.81, B.2.2 (frame header); T.87, C.2.2; T.800, A.5.1 (SIZ).
     """
@@ -213,10 +215,10 @@ def codestream_shape(frame: bytes) -> tuple[int, int] | None:
 
 
 def pseudonym(text: str) -> str:
-    """Twelve hex digits that stand for an identifier, and cannot be traced back without this user's key.
+    """Twelve hex digits that replace an identifier, and cannot be traced back without this user's key.
 
-    The key is ``BUSTSEG_SALT``, or a random one that is made once in the user's configuration folder (readable by the
-    user alone). The same key gives the same names on several machines.
+    The key is ``BUSTSEG_SALT``, or a random one that is created once in the user's configuration folder (readable only
+    by the user). The same key gives the same names on several machines.
     """
     key = os.environ.get("BUSTSEG_SALT") or _own_key(Path(platformdirs.user_config_dir("bustseg")) / "dicom_salt")
     return hmac.new(key.encode(), text.encode(), hashlib.sha256).hexdigest()[:12]
@@ -226,7 +228,7 @@ def pseudonym(text: str) -> str:
 def _own_key(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # whole at once, so that a process that reads it in the same moment gets all of it
+        # written elsewhere and moved, so that another process never reads a part of it
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
@@ -245,7 +247,7 @@ def _pydicom() -> Any:
         import pydicom.pixels
     except ImportError as error:
         raise DataError("reading DICOM files needs pydicom: pip install 'bustseg[dicom]'") from error
-    # its warnings quote values, such as names that break a rule
+    # its warnings quote values, such as invalid names
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"pydicom(\..*)?$")
     warnings.filterwarnings("ignore", module=r"bustseg\.data\.dicom$")
@@ -255,7 +257,7 @@ def _pydicom() -> Any:
 
 @contextmanager
 def _anonymous_errors(what: str) -> Iterator[None]:
-    """Errors of the decoders quote paths and values: say only what kind they are."""
+    """Replace the errors of decoders, which quote paths and values, by messages that only name the kind of error."""
     try:
         yield
     except DataError:
@@ -264,17 +266,19 @@ def _anonymous_errors(what: str) -> Iterator[None]:
         hint = ""
         if "decompress" in str(error) or "plugin" in str(error):
             hint = ", or its compression needs a decoder: pip install 'bustseg[dicom]'"
-        raise DataError(f"{what} cannot be read: it is damaged or no image ({type(error).__name__}){hint}") from None
+        raise DataError(
+            f"{what} cannot be read: it is damaged or not an image ({type(error).__name__}){hint}"
+        ) from None
 
 
 def read_header(path: Path) -> Header:
-    """Read what is needed of a file without decoding its pixels.
+    """Read the used parts of a file's header without decoding its pixels.
 
-    What is optional and malformed counts as absent, and costs no more than itself: a region, the spacing.
+    An optional element that is malformed counts as absent and affects nothing else: a region, the spacing.
 
     Raises:
         NotUltrasound: a file of another kind
-        DataError: no readable DICOM file; the message does not name it
+        DataError: not a readable DICOM file; the message does not name it
     """
     pydicom = _pydicom()
     with _anonymous_errors("a DICOM file"):
@@ -303,7 +307,7 @@ def read_header(path: Path) -> Header:
 
 
 def _is_declared(pydicom: Any, data: Any) -> bool:
-    """Whether a file says that it is ultrasound; False where it says nothing.
+    """Whether a file says that it is ultrasound; False where it does not say.
 
     Raises:
         NotUltrasound: its class or its modality says that it is something else
@@ -327,12 +331,12 @@ def _text(data: Any, keyword: str) -> str:
     """An element as text; empty where it is absent or cannot be read."""
     try:
         return str(data.get(keyword) or "")
-    except Exception:  # pydicom converts values when they are asked for, and raises many kinds
+    except Exception:  # pydicom converts values on access, and raises many kinds of error
         return ""
 
 
 def _number(data: Any, keyword: str) -> float | None:
-    """A number of an element, the first of several; None where it is absent, empty or malformed."""
+    """The first number of an element; None where it is absent, empty or malformed."""
     try:
         value = data.get(keyword)
         found = float(value[0] if isinstance(value, list | tuple) or hasattr(value, "append") else value)
@@ -342,12 +346,12 @@ def _number(data: Any, keyword: str) -> float | None:
 
 
 def _frames(data: Any) -> int:
-    """How many images a file holds."""
+    """Number of images in a file."""
     return max(int(_number(data, "NumberOfFrames") or 1), 1)
 
 
 def _pixel_spacing(data: Any) -> tuple[float, float] | None:
-    """PixelSpacing as (row, column) in mm; None where it is none."""
+    """PixelSpacing as (row, column) in mm; None where it is absent or not valid."""
     try:
         row, column = (float(value) for value in data.get("PixelSpacing"))
     except Exception:  # as above
@@ -362,7 +366,7 @@ def _region(data: Any, shape: tuple[int, int]) -> tuple[tuple[int, int, int, int
     except Exception:  # as above
         return None, None
     boxes = [(box, region) for region in regions if (box := _box(region, shape)) is not None]
-    # a region of flow counts where none is called tissue
+    # where no region is marked as tissue, regions of flow count
     tissue = [pair for pair in boxes if _number(pair[1], "RegionDataType") == _TISSUE] or boxes
     if not tissue:
         return None, None
@@ -373,7 +377,7 @@ def _region(data: Any, shape: tuple[int, int]) -> tuple[tuple[int, int, int, int
 
 
 def _box(region: Any, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """A two-dimensional region as (top, left, height, width) inside a picture; None for others and malformed ones."""
+    """A two-dimensional region as (top, left, height, width) within the picture; None for other and malformed ones."""
     edges = [_number(region, f"RegionLocation{edge}") for edge in ("MinY0", "MinX0", "MaxY1", "MaxX1")]
     if _number(region, "RegionSpatialFormat") != _TWO_DIMENSIONAL:
         return None
@@ -390,11 +394,10 @@ def read_frame(path: Path, frame: int = 0) -> np.ndarray:
     """One image of a DICOM file as ``uint8``, (H, W) or for colour (H, W, 3) in RGB, not cropped.
 
     MONOCHROME1 is inverted, YBR and palette colours become RGB, more than 8 bits are rescaled (by the file's window,
-    else by the bits that are stored). Where the colours that the file declares contradict those that its compressed
-    stream holds, the stream is right: it is what was written.
+    else by its stored bits). Where the declared colours contradict the compressed stream, the stream counts.
 
     Raises:
-        DataError: a damaged file, no such frame, or a compression without its decoder; the message names no file
+        DataError: a damaged file, no such frame, or a compression whose decoder is missing; the message names no file
     """
     pydicom = _pydicom()
     with _anonymous_errors("a DICOM file"):
@@ -410,7 +413,7 @@ def _frame(pydicom: Any, path: Path, frame: int, deflated: bool) -> np.ndarray:
     colours = _colours(pydicom, path)
     kind = colours["photometric_interpretation"]
     try:
-        if deflated:  # pydicom finds no pixels in such a file itself
+        if deflated:  # pydicom would find no pixels in such a file
             raise ValueError
         pixels = pydicom.pixels.pixel_array(path, ds_out=image, specific_tags=tags, index=frame, **colours)
     except ValueError:
@@ -419,7 +422,7 @@ def _frame(pydicom: Any, path: Path, frame: int, deflated: bool) -> np.ndarray:
         if not unreadable and not deflated:
             raise
         if unreadable:
-            del image.NumberOfFrames  # pydicom reads it although it is told the number, and cannot
+            del image.NumberOfFrames  # pydicom would read it although the number is given, and fail
         pixels = pydicom.pixels.pixel_array(image, index=frame, **colours)
     if kind == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, image)
@@ -432,13 +435,13 @@ def _frame(pydicom: Any, path: Path, frame: int, deflated: bool) -> np.ndarray:
 
 
 def _check_file(pydicom: Any, path: Path) -> bool:
-    """Refuse what is no file, and a deflated data set that unfolds beyond what a scan has.
+    """Refuse anything that is not a file, and a deflated data set that expands to more than any scan has.
 
     Returns:
         Whether the data set is deflated.
 
     Raises:
-        DataError: so it is
+        DataError: it is refused
     """
     bounds.check_regular(path, "a DICOM input")
     if not is_deflated(path):
@@ -453,14 +456,14 @@ def _check_file(pydicom: Any, path: Path) -> bool:
                 packed = unfold.unconsumed_tail
                 if size > bounds.MAX_DEFLATED_BYTES:
                     raise bounds.LimitError(
-                        f"a DICOM file unfolds to more than {bounds.MAX_DEFLATED_BYTES:,} bytes, at most so many are "
+                        f"a DICOM file expands to more than the {bounds.MAX_DEFLATED_BYTES:,} bytes that are "
                         "read: store it without deflation"
                     )
     return True
 
 
 def _colours(pydicom: Any, path: Path) -> dict[str, Any]:
-    """How pydicom is to read a file's pixels: options that take the place of what the file declares."""
+    """Options for reading a file's pixels with pydicom, which replace what the file declares."""
     with path.open("rb") as file:
         data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_COLOUR_TAGS))
         syntax = data.file_meta.TransferSyntaxUID
@@ -471,7 +474,7 @@ def _colours(pydicom: Any, path: Path) -> dict[str, Any]:
             samples = components or samples
         else:
             held = None
-            # half of the colours is left out, unless the length says that all are there
+            # half of the colour values are missing, unless the length shows that all are there
             whole = int(data.Rows) * int(data.Columns) * 3 * frames
             if colour == "YBR_FULL_422" and samples == 3 and _pixels_length(file, syntax) >= whole:
                 held = "YBR_FULL"
@@ -480,7 +483,7 @@ def _colours(pydicom: Any, path: Path) -> dict[str, Any]:
     elif samples == 3 and held is not None:
         colour = held
     elif samples == 3 and colour not in ("RGB", "YBR_FULL", "YBR_FULL_422"):
-        # decoders give RGB of the transforms of JPEG 2000; JPEG without a word holds luminance and colour
+        # decoders give RGB for the transforms of JPEG 2000; JPEG without a statement holds luminance and chrominance
         colour = "YBR_FULL" if syntax in (pydicom.uid.JPEGBaseline8Bit, pydicom.uid.JPEGExtended12Bit) else "RGB"
     return {
         "samples_per_pixel": samples,
@@ -491,7 +494,7 @@ def _colours(pydicom: Any, path: Path) -> dict[str, Any]:
 
 
 def _pixels_length(file: BinaryIO, syntax: Any) -> int:
-    """Bytes of the native pixels whose element begins here; 0 where that cannot be told."""
+    """Bytes of the native pixels whose element begins here; 0 where this is unknown."""
     order = "<" if syntax.is_little_endian else ">"
     element = file.read(12)
     if len(element) < 12:
@@ -515,13 +518,13 @@ def _stream_head(file: BinaryIO) -> bytes:
 
 
 def _of_stream(stream: bytes) -> tuple[int | None, str | None]:
-    """Components of a compressed frame, and how its three are to be read; None for what it does not say."""
+    """Number of components of a compressed frame, and the meaning of its three; None for what it does not say."""
     try:
         if stream[:2] == b"\xff\xd8":
             return _of_jpeg(stream)
         if stream[:4] == b"\xff\x4f\xff\x51":
             return _of_jpeg_2000(stream)
-    except (IndexError, struct.error):  # cut off: decoding will tell
+    except (IndexError, struct.error):  # truncated: decoding will report it
         pass
     return None, None
 
@@ -592,7 +595,7 @@ def _has_window(image: Any) -> bool:
 
 
 def _window_range(image: Any, bits: int, signed: bool) -> tuple[float, float]:
-    """Range that windowing spreads its result over: all values that the stored bits can hold, rescaled."""
+    """Output range of windowing: all values that the stored bits can hold, rescaled."""
     low = -(2.0 ** (bits - 1)) if signed else 0.0
     high = low + 2.0**bits - 1
     slope, intercept = _number(image, "RescaleSlope") or 1, _number(image, "RescaleIntercept") or 0
@@ -600,7 +603,7 @@ def _window_range(image: Any, bits: int, signed: bool) -> tuple[float, float]:
 
 
 def __getattr__(name: str) -> Any:
-    # configurations and checkpoints of earlier versions name the source by this module
+    # configurations and checkpoints of earlier versions refer to the source in this module
     if name == "DICOMFolder":
         return importlib.import_module("bustseg.data.sources").DICOMFolder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,8 +3,8 @@
 Two passes. The first compares all pairs: small, locally contrast-normalised pictures of each image against forty crops
 of every other, plain and mirrored, as one matrix product per crop. The second takes the pairs that look alike at all,
 aligns them (affine, by maximising the enhanced correlation coefficient, Evangelidis and Psarakis 2008) and scores the
-correlation of the contrast-normalised pictures where they overlap. Normalising locally takes away what images of one
-scanner share (depth attenuation, gain) and leaves what only frames of one scene share: the course of the tissue layers.
+correlation of the contrast-normalised pictures where they overlap. Local normalisation removes what images of one
+scanner share (depth attenuation, gain) and keeps what only frames of one scene share: the course of the tissue layers.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from bustseg.data.sources import Sample, natural_key
 from bustseg.progress import track
 
 THRESHOLD = 0.40
-"""Score from which a pair counts as duplicate. On BUSI every pair from 0.40 up was seen to show one lesion or scene;
-unrelated pairs reach 0.35 (two round cysts)."""
+"""Score from which a pair counts as duplicate. On BUSI every pair with 0.40 or more shows the same lesion or scene on
+inspection; unrelated pairs reach 0.35 (two round cysts)."""
 SUSPECT = 0.30
-"""Score from which a pair is shown as suspect: mostly other frames of one lesion, some unrelated."""
+"""Score from which a pair is listed as suspect: mostly other frames of the same lesion, some unrelated."""
 
 _SIDE = 128  # pixels of the square in which pairs are aligned and scored
-_SMALL = 32  # and of that in which all pairs are compared
+_SMALL = 32  # the same for the first pass, in which all pairs are compared
 _LOOKS_ALIKE = 0.42  # first-pass correlation; duplicates of BUSI start at 0.48
-_ENOUGH = 30  # images whose mean shows what they share and little of any one
+_ENOUGH = 30  # least number of images whose mean shows what they share and little of any single one
 _TURN = 0.15  # sine of the largest turn or shear; frames of one scene in BUSI differ by 0.04
 _STRETCH = 1.5  # of width against height at most; 1.41 in BUSI, where one frame was cropped at its sides
-_CANDIDATES = 10  # second-pass pairs per image at most, so that look-alike data cannot take forever
+_CANDIDATES = 10  # most second-pass pairs per image, so that data that look alike do not take forever
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Pair:
         score: correlation of the contrast-normalised images after alignment, -1 to 1
         ssim: structural similarity after alignment, at 128 x 128 (Wang et al. 2004)
         kind: ``exact`` (same pixels), ``near`` or ``mirrored``
-        cross_class: their labels differ
+        cross_class: whether their labels differ
         mask_dice: Dice of the two masks after alignment; None when both are empty or not known
     """
 
@@ -59,12 +59,12 @@ class Pair:
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """Square ``float32`` picture (128, 128) of a grey image (H, W), in which duplicates are looked for."""
+    """Square ``float32`` picture (128, 128) of a grey image (H, W), used to search for duplicates."""
     return cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
 def pixel_digest(image: np.ndarray) -> str:
-    """Digest that is equal exactly for images of equal size and pixels."""
+    """Digest that is equal only for images of equal size and pixels."""
     return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
@@ -80,7 +80,7 @@ def find_pairs(
 
     Args:
         thumbnails: :func:`thumbnail` of each sample's image
-        digests: :func:`pixel_digest` of each, to tell exact copies
+        digests: :func:`pixel_digest` of each, to recognise exact copies
         masks: :func:`thumbnail` of each mask, to compare the masks of a pair
     """
     pictures = [_Picture(picture) for picture in thumbnails]
@@ -157,7 +157,7 @@ def duplicate_groups(samples: Sequence[Sample], threshold: float = THRESHOLD, wo
 
 
 class _Picture:
-    """What the two passes need of one image: contrast-normalised pictures, coarse to fine."""
+    """The data of one image for the two passes: contrast-normalised pictures, coarse to fine."""
 
     def __init__(self, picture: np.ndarray) -> None:
         self.fine = _normalise(picture, 6)
@@ -167,7 +167,7 @@ class _Picture:
 
 
 def _take_away_shared(pictures: Sequence[_Picture]) -> None:
-    """Subtract the mean picture: a border, ruler or skin line that all images have in one place tells no two apart."""
+    """Subtract the mean picture: a border, ruler or skin line that all images share does not distinguish them."""
     for name in ("fine", "smooth", "coarse"):
         mean = np.mean([getattr(picture, name) for picture in pictures], axis=0, dtype=np.float32)
         for picture in pictures:
@@ -181,7 +181,7 @@ def _normalise(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _crops() -> list[tuple[float, float, float, float]]:
-    """Left, top, width, height as shares of the image: the whole, and what a tighter crop would have kept."""
+    """Left, top, width, height as fractions of the image: the whole, and tighter crops."""
     crops = [(0.0, 0.0, 1.0, 1.0)]
     for side in (0.95, 0.88, 0.80):
         crops += [(x * (1 - side), y * (1 - side), side, side) for x in (0, 0.5, 1) for y in (0, 0.5, 1)]
@@ -251,11 +251,12 @@ def _align(
     half[:, 2] /= 2
     try:
         half = _ecc(_flip(one.coarse, mirrored), two.coarse, half)
-    except cv2.error:  # it does not converge: the pictures have nothing in common
+    except cv2.error:  # no convergence: the pictures have nothing in common
         return None
     warp = half.copy()
     warp[:, 2] *= 2
-    # most look-alikes end here: alignment at half size is cheap, and no duplicate of BUSI scores less than 0.2 after it
+    # most candidates are rejected here: alignment at half size is cheap, and every duplicate in BUSI scores at least
+    # 0.2
     rough = _overlap_correlation(_flip(one.fine, mirrored), two.fine, warp)
     if rough < 0.12:
         return None
@@ -277,7 +278,7 @@ def _flip(image: np.ndarray, mirrored: bool) -> np.ndarray:
 
 
 def _warped(image: np.ndarray, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``image`` (128, 128) in the other's place, and where it has pixels there."""
+    """``image`` (128, 128) warped onto the other one, and where it has pixels there."""
     size = (_SIDE, _SIDE)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     moved = cv2.warpAffine(image, warp, size, flags=flags)

@@ -1,4 +1,4 @@
-"""What is known of an image and its mask once they are decoded, and what makes a data set no use for training."""
+"""Basic statistics of a decoded image and its mask, and faults that make a data set unusable for training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from bustseg.data.sources import Problem, Sample
 
 NEARLY_ALL = 0.9
-"""Share of the images from which a fault is one of the data set: of its format, or of how it is read."""
+"""If at least this share of the images has a fault, the fault is in the data set's format or in how it is read."""
 
 _DARK, _BRIGHT = 16, 239  # a sixteenth of the levels from black and from white
 _RIM = 0.9  # share of the border that no lesion covers
@@ -19,13 +19,13 @@ _RIM = 0.9  # share of the border that no lesion covers
 
 @dataclass(frozen=True)
 class Facts:
-    """An image and its mask in numbers, at their own size.
+    """Statistics of an image and its mask, at their own size.
 
     Attributes:
         lesion: share of the image that the mask covers
         rim: share of the image's border that the mask covers
-        low: grey level that all but a hundredth of the pixels reach
-        high: grey level that all but a hundredth of the pixels stay at or below
+        low: grey level that 99 % of the pixels reach
+        high: grey level that 99 % of the pixels do not exceed
     """
 
     lesion: float
@@ -43,25 +43,25 @@ class Facts:
 
     @property
     def nearly_black(self) -> bool:
-        """Hardly a pixel is brighter than a sixteenth of white, as where 12 bits were read as 16."""
+        """Whether hardly any pixel is brighter than a sixteenth of white, as when 12 bits were read as 16."""
         return self.high < _DARK
 
     @property
     def nearly_white(self) -> bool:
-        """Hardly a pixel is darker than fifteen sixteenths of white, as where levels were cut off at 8 bits."""
+        """Whether hardly any pixel is darker than 15/16 of white, as when levels were clipped to 8 bits."""
         return self.low > _BRIGHT
 
     @property
     def surrounded(self) -> bool:
-        """The mask covers the image's border, as where it is inverted or has no drawing at all."""
+        """Whether the mask covers the image's border, as when it is inverted or has no drawing at all."""
         return self.rim >= _RIM
 
 
 def unusable(samples: Sequence[Sample], facts: Sequence[Facts | None]) -> list[Problem]:
-    """What makes training on a whole data set wrong: masks that show no lesion, or images without tones.
+    """Problems that make a whole data set unusable for training: masks without a lesion, or images without tones.
 
     Args:
-        facts: of each sample; None for one that could not be read
+        facts: statistics of each sample; None for one that could not be read
 
     Returns:
         a problem for each image of a lesion class with an empty mask, and one for each fault of nearly all images
@@ -94,20 +94,19 @@ def unusable(samples: Sequence[Sample], facts: Sequence[Facts | None]) -> list[P
         "masks without a background",
         drawn,
         lambda fact: fact.surrounded,
-        "masks cover the whole border of their image: are they inverted, or do they have no drawing but in the "
-        "transparency?",
+        "masks cover the whole border of their image: are they inverted, or is the drawing only in the transparency?",
     )
     look(
         "images nearly black",
         known,
         lambda fact: fact.nearly_black,
-        "images are nearly black: their levels do not reach a sixteenth of white, as where 12 bits were stored in 16 "
-        "or fractions in 8; scale them to 0..255",
+        "images are nearly black: their levels do not reach a sixteenth of white, as when 12 bits were stored in 16 or "
+        "fractions in 8; scale them to 0..255",
     )
     look(
         "images nearly white",
         known,
         lambda fact: fact.nearly_white,
-        "images are nearly white: levels above 255 were cut off; scale them to 0..255",
+        "images are nearly white: levels above 255 were clipped; scale them to 0..255",
     )
     return problems

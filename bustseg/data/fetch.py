@@ -1,4 +1,4 @@
-"""``bustseg data fetch``: BUSI from its authors' server or from an archive at hand, unpacked safely."""
+"""``bustseg data fetch``: get BUSI from its authors' server or from a local archive, and unpack it safely."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ from bustseg.redact import redact
 
 URL = "https://scholar.cu.edu.eg/Dataset_BUSI.zip"
 SHA256 = "b2ce09f6063a31a73f628b6a6ee1245187cbaec225e93e563735691d68654de7"
-"""Of the authors' archive, 205,873,341 bytes."""
+"""Checksum of the authors' archive, 205,873,341 bytes."""
 FOLDER = "Dataset_BUSI_with_GT"
 
 _CLASSES = ("benign", "malignant", "normal")
 _MOST_FILES = 20_000
-_MOST_BYTES = 4 * 2**30  # unpacked; BUSI has a quarter of one GiB
-_MOST_RATIO = 100  # of unpacked to packed; PNG files hardly pack at all
-_SMALL = 2**20  # a file below this is no bomb, whatever its ratio
-_CHUNK = 2**14  # what a broken connection loses at most
+_MOST_BYTES = 4 * 2**30  # most bytes once unpacked; BUSI has a quarter of a GiB
+_MOST_RATIO = 100  # highest compression ratio; PNG files hardly compress at all
+_SMALL = 2**20  # a file below this is harmless, whatever its ratio
+_CHUNK = 2**14  # most bytes that a broken connection loses
 _ELSEWHERE = "download the archive by hand (Kaggle has one) and give it with --archive"
 
 
 def fetch_command(
     dest: Path, url: str = URL, archive: Path | None = None, sha256: str | None = None, pauses: float = 1.0
 ) -> int:
-    """Put BUSI into ``dest/Dataset_BUSI_with_GT``, whole or not at all, and say how to go on.
+    """Put BUSI into ``dest/Dataset_BUSI_with_GT``, completely or not at all, and print the next step.
 
     Args:
-        dest: folder, made if it is not there
-        url: where the archive is
-        archive: a ZIP file at hand instead
+        dest: folder, created if it does not exist
+        url: address of the archive
+        archive: a local ZIP file to use instead
         sha256: checksum of the archive; the authors' when ``url`` is used and none is given, ``none`` for no check
-        pauses: seconds before the first new attempt when a connection breaks; each further one waits twice as long
+        pauses: seconds before the first retry when a connection breaks; doubles with each further retry
 
     Raises:
         DataError: no connection, a wrong checksum, or an archive that is unsafe or not BUSI
@@ -81,18 +81,18 @@ def fetch_command(
 
 
 def download(url: str, folder: Path, sha256: str | None, pauses: float = 1.0) -> Path:
-    """Download an archive into ``folder``; an interrupted download goes on where it stopped, also in a later call.
+    """Download an archive into ``folder``; an interrupted download continues where it stopped, also in a later call.
 
     Raises:
-        DataError: no connection, or a file with another checksum (which is removed)
+        DataError: no connection, or a file with a wrong checksum (which is removed)
     """
     import pooch
     import requests
 
     if urlparse(url).scheme not in ("http", "https"):
-        raise DataError(f"{url} is no http(s) address: give a file with --archive")
+        raise DataError(f"{url} is not an http(s) address: give a file with --archive")
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise DataError(f"{sha256!r} is no SHA-256 checksum: give its 64 hex digits, or none")
+        raise DataError(f"{sha256!r} is not a SHA-256 checksum: give its 64 hex digits, or none")
     pooch.get_logger().setLevel(logging.WARNING)
     name = PurePosixPath(urlparse(url).path).name or "archive.zip"
     known = None if sha256 is None else f"sha256:{sha256}"
@@ -100,25 +100,25 @@ def download(url: str, folder: Path, sha256: str | None, pauses: float = 1.0) ->
         return Path(pooch.retrieve(url, known, fname=name, path=folder, downloader=ResumingDownloader(pauses)))
     except ValueError as error:
         raise DataError(
-            f"{url} has not the checksum {sha256}: it is damaged or another file (removed); try again, {_ELSEWHERE}, "
-            "or name the right checksum with --sha256"
+            f"{url} does not have the checksum {sha256}: it is damaged or another file (removed); try again, "
+            f"{_ELSEWHERE}, or give the right checksum with --sha256"
         ) from error
     except requests.RequestException as error:
         reason = re.sub(r"\s+", " ", str(error))[:160]
         raise DataError(
-            f"cannot download {url} ({reason}): try again to go on where it stopped, or {_ELSEWHERE}"
+            f"cannot download {url} ({reason}): try again to continue where it stopped, or {_ELSEWHERE}"
         ) from error
 
 
 class ResumingDownloader:
-    """Downloader for pooch that asks for the rest (HTTP Range) when a connection breaks.
+    """Downloader for pooch that requests the rest (HTTP Range) when a connection breaks.
 
-    What has arrived is kept in ``<url's file name>.part`` beside pooch's temporary file, with the server's ETag, so
-    that a later process goes on with it, and only if the server's file is still the same.
+    The received part is kept in ``<url's file name>.part`` next to pooch's temporary file, with the server's ETag, so
+    that a later process can continue with it if the server's file is still the same.
 
     Args:
-        pauses: seconds before the first new attempt; doubles each time
-        attempts: how often in a row nothing may arrive
+        pauses: seconds before the first retry; doubles each time
+        attempts: how many times in a row nothing may arrive
     """
 
     def __init__(self, pauses: float = 1.0, attempts: int = 5) -> None:
@@ -143,7 +143,7 @@ class ResumingDownloader:
                         break
                     error: Exception = requests.ConnectionError("the connection ended early")
                 except requests.HTTPError:
-                    raise  # the server has answered: asking again does not help
+                    raise  # the server has answered: a retry does not help
                 except requests.RequestException as problem:
                     error = problem
                 failures = 0 if _size(part) > before else failures + 1
@@ -161,14 +161,14 @@ class ResumingDownloader:
             origin = json.loads(_origin(part).read_text())
         if start and origin.get("url") != redact(url):
             start = 0
-        # unpacked on the way, byte positions would not be the file's
+        # with transport compression the byte positions would not be the file's
         headers = {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
             if origin.get("version"):
                 headers["If-Range"] = origin["version"]
         with session.get(url, headers=headers, stream=True, timeout=(15, 60)) as response:
-            if response.status_code == 416:  # nothing is left to send, or the file is another one
+            if response.status_code == 416:  # nothing is left to send, or the file has changed
                 if response.headers.get("Content-Range") == f"bytes */{start}":
                     return True
                 part.unlink(missing_ok=True)
@@ -182,7 +182,7 @@ class ResumingDownloader:
             total = done + int(length) if length is not None else None
             if total is not None and total > _MOST_BYTES:
                 raise DataError(f"{url} would send {total / 2**30:.0f} GiB: it is not BUSI")
-            # only a strong ETag (or a date) proves that the rest belongs to what has arrived
+            # only a strong ETag (or a date) proves that the rest belongs to the received part
             tag = response.headers.get("ETag", "")
             version = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
             _origin(part).write_text(json.dumps({"url": redact(url), "version": version}))
@@ -211,11 +211,11 @@ def _verify(archive: Path, sha256: str | None) -> None:
     if not archive.is_file():
         raise DataError(f"no archive at {archive}")
     if sha256 is not None and pooch.file_hash(str(archive)) != sha256.lower():
-        raise DataError(f"{archive} has not the checksum {sha256}: download it again")
+        raise DataError(f"{archive} does not have the checksum {sha256}: download it again")
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack the images and masks of a BUSI archive to ``target/{benign,malignant,normal}``, whole or not at all.
+    """Unpack the images and masks of a BUSI archive to ``target/{benign,malignant,normal}``, completely or not at all.
 
     The three class folders may lie at any depth. Nothing else is unpacked.
 
@@ -240,7 +240,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """What to unpack, by path under the target; refuses an archive that holds anything unsafe at all."""
+    """The members to unpack, by path under the target; refuses an archive with any unsafe member."""
     infos = archive.infolist()
     if len(infos) > _MOST_FILES:
         raise DataError(f"{path} holds {len(infos)} files: it is not BUSI")
@@ -280,6 +280,6 @@ def _extract(archive: zipfile.ZipFile, members: dict[PurePosixPath, zipfile.ZipI
         with archive.open(info) as packed, destination.open("xb") as file:
             while chunk := packed.read(_CHUNK):
                 left -= len(chunk)
-                if left < 0:  # the directory of the archive lies about it
+                if left < 0:  # the archive's directory gives a wrong size
                     raise DataError(f"{path} is unsafe: {info.filename!r} unpacks to more than it says")
                 file.write(chunk)

@@ -1,4 +1,4 @@
-"""The one search for image files: which files of a folder are images, in which order, and what is passed over."""
+"""The search for image files: which files of a folder are images, in which order, and which are skipped."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-"""Suffixes of pictures in lower case; DICOM files are known by :func:`bustseg.data.dicom.is_dicom`."""
+"""Suffixes of pictures in lower case; DICOM files are recognised by :func:`bustseg.data.dicom.is_dicom`."""
 
 DOCUMENTS = (".csv", ".tsv", ".xlsx", ".txt", ".md", ".json", ".yaml", ".xml", ".pdf")
-"""Suffixes of tables and texts, which belong beside the images of a data set."""
+"""Suffixes of tables and texts, which are expected next to the images of a data set."""
 
 MASK_STEM = re.compile(r"^(?P<image>.+)_mask(_\d+)?$", re.IGNORECASE)
-"""Name of a mask file without its suffix; ``image`` is that of its image, which lies beside it."""
+"""Name of a mask file without its suffix; ``image`` is the name of its image in the same folder."""
 
 HIDDEN, NO_IMAGE, FOLDER, BROKEN = "hidden", "no image", "sub-folder", "broken link"
-"""Kinds of what a search passes over: files of the system's own (``._*``, ``.DS_Store``, ``__MACOSX``) are hidden."""
+"""Kinds of skipped entries; system files (``._*``, ``.DS_Store``, ``__MACOSX``) count as hidden."""
 
 _SYSTEMS_OWN = ("__macosx", "thumbs.db", "desktop.ini")
 
 
 class PassedOver:
-    """How many files and folders a search has not taken, by kind. Says no names, which may name patients."""
+    """Number of files and folders that a search has skipped, by kind. Without names, since these may name patients."""
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
@@ -36,15 +36,15 @@ class PassedOver:
             self.kinds[kind] += number
 
     def total(self) -> int:
-        """All of them."""
+        """Number of all of them."""
         return self.kinds.total()
 
     def told(self) -> str:
-        """Such as ``3 files or folders passed over: 2 hidden, 1 no image``; empty for none."""
+        """A summary such as ``3 files or folders skipped: 2 hidden, 1 no image``; empty for none."""
         if not self.total():
             return ""
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(self.kinds.items()))
-        return f"{self.total()} file{'s' * (self.total() > 1)} or folder{'s' * (self.total() > 1)} passed over: {kinds}"
+        return f"{self.total()} file{'s' * (self.total() > 1)} or folder{'s' * (self.total() > 1)} skipped: {kinds}"
 
 
 def natural_key(text: str) -> list[object]:
@@ -53,19 +53,19 @@ def natural_key(text: str) -> list[object]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden or the system's own, such as macOS's ``._scan.png`` beside ``scan.png``."""
+    """Whether a file or folder is hidden or a system file, such as macOS's ``._scan.png`` next to ``scan.png``."""
     return name.startswith(".") or name.casefold() in _SYSTEMS_OWN
 
 
 @dataclass
 class Listing:
-    """What a folder holds, each in natural order.
+    """The content of a folder, in natural order.
 
     Attributes:
         folder: the folder
         files: its files; links are followed
-        folders: its folders, those that are links last, so that a folder is met under its own path first
-        readable: False when it may not be listed
+        folders: its folders, links last, so that a folder is found under its own path first
+        readable: False when it cannot be listed
     """
 
     folder: Path
@@ -75,10 +75,10 @@ class Listing:
 
 
 def list_folder(folder: Path, passed: PassedOver | None = None, hidden: bool = False) -> Listing:
-    """Files and folders in a folder, without what is hidden, unless asked for.
+    """Files and folders in a folder; hidden ones only on request.
 
     Args:
-        passed: counts what is passed over
+        passed: counts what is skipped
         hidden: take hidden files too
     """
     passed = passed if passed is not None else PassedOver()
@@ -107,12 +107,12 @@ def walk(
     recursive: bool = True,
     leave_out: Callable[[Path], bool] = lambda folder: False,
 ) -> Iterator[Listing]:
-    """A folder and those in it, each listed only when its turn comes, and once: links are followed, loops are not.
+    """A folder and those below it, each listed lazily and only once: links are followed, loops are not.
 
     Args:
-        passed: counts what is passed over
+        passed: counts what is skipped
         recursive: look into folders of folders
-        leave_out: folders that are not looked into
+        leave_out: folders that are not searched
     """
     passed = passed if passed is not None else PassedOver()
     seen: set[tuple[int, int]] = set()
@@ -136,10 +136,10 @@ def walk(
 
 
 def images_in(folder: Path, passed: PassedOver | None = None) -> list[Path]:
-    """Pictures in a folder, not in its sub-folders, in natural order and by their suffix in any case.
+    """Pictures in a folder without its sub-folders, in natural order, recognised by suffix in upper or lower case.
 
     Args:
-        passed: counts what is passed over
+        passed: counts what is skipped
     """
     passed = passed if passed is not None else PassedOver()
     listing = next(walk(folder, passed, recursive=False), Listing(folder))

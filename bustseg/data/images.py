@@ -1,4 +1,4 @@
-"""Image files as ``uint8`` arrays, decoded in one way wherever they are read."""
+"""Image files as ``uint8`` arrays, decoded in the same way everywhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"
 # tags of TIFF 6.0; cameras use the one for orientation too
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE = 258, 262, 274, 281, 341
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
-"""Orientation to quarter turns against the clock, and whether the image is mirrored after them."""
+"""Orientation to counterclockwise quarter turns, and whether the image is mirrored after them."""
 _FULL_SCALES = {1.0, *(2.0**bits - 1 for bits in range(8, 33))}
 _PLUGINS = (
     BmpImagePlugin,
@@ -46,26 +46,26 @@ _PLUGINS = (
     WebPImagePlugin,
 )
 _FORMATS = tuple(name for name in ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM") if name in Image.OPEN)
-"""Formats that are tried, whatever the file's name; Pillow knows others that start a program, such as Ghostscript."""
+"""Formats that are tried, whatever the file's name; for others Pillow would start a program, such as Ghostscript."""
 
-# Pillow warns of what is refused here
+# Pillow warns of images that are refused here
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _DECODER_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
-"""What Pillow raises where a file is damaged; its readers of TIFF trust that tags are there and of their own type."""
+"""What Pillow raises for a damaged file; its TIFF reader assumes that tags exist and have the right type."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What an image file holds, as it is stored.
+    """The content of an image file, as stored.
 
     Attributes:
         pixels: (H, W), or (H, W, 3) in RGB; ``uint8``, ``uint16``, ``int32`` or ``float32``
-        alpha: transparency ``uint8`` (H, W), 0 where nothing is seen; None for a file without any
-        top: level of white where the file states it; None where only the type tells
+        alpha: opacity ``uint8`` (H, W), 0 where transparent; None for a file without an alpha channel
+        top: level of white if the file states it; None where it follows from the type
     """
 
     pixels: np.ndarray
@@ -74,14 +74,14 @@ class Picture:
 
     @property
     def white(self) -> float:
-        """Level of white: as stated, else the highest of whole numbers of 8 or 16 bits, and 1 for fractions."""
+        """Level of white: as stated, else the highest value of 8- or 16-bit integers, and 1 for floats."""
         return self.top or {"u": 2.0 ** (8 * self.pixels.dtype.itemsize) - 1, "i": 255.0}.get(self.pixels.dtype.kind, 1)
 
 
 def read_picture(path: Path, frame: int = 0) -> Picture:
-    """Decode any PNG, JPEG, TIFF or BMP (1, L, LA, P, RGB, RGBA, 16 bits, whole or fractional numbers of 32 bits).
+    """Decode any PNG, JPEG, TIFF or BMP (1, L, LA, P, RGB, RGBA, 16 bits, 32-bit integers or floats).
 
-    The decoder is Pillow's, because OpenCV's returns what it has of a truncated file without a word.
+    Pillow decodes, because OpenCV silently returns a part of a truncated file.
 
     Args:
         frame: position in a file that holds several images
@@ -93,7 +93,7 @@ def read_picture(path: Path, frame: int = 0) -> Picture:
     with _opened(path) as file:
         if frame:
             file.seek(frame)
-        # of this page: those before it may be smaller
+        # of this page, since the pages before it may be smaller
         bounds.check_pixels(str(path), file.height, file.width)
         _check_scans(file, path)
         with bounds.room_for(file.height * file.width):
@@ -113,7 +113,7 @@ def _decoded(file: Image.Image, path: Path, frame: int) -> Picture:
         pixels = np.asarray(image)
         pixels = pixels.astype(pixels.dtype.newbyteorder("="))
         picture = Picture(pixels, alpha, top)
-        # Pillow turns images whose white is 0 only where they have 8 bits or fewer
+        # Pillow inverts images whose white is 0 only if they have 8 bits or fewer
         return replace(picture, pixels=_inverted(picture)) if _tag(file, _PHOTOMETRIC) == [0] else picture
     return Picture(np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L")), alpha)
 
@@ -124,10 +124,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
     Raises:
         LimitError: it has far too many pixels
-        DataError: it is missing, no file, or cannot be read; also where that shows while it is used
+        DataError: it is missing, not a file, or cannot be read, even if this is noticed only while it is used
     """
     bounds.check_regular(path)
-    Image.MAX_IMAGE_PIXELS = bounds.max_pixels()  # Pillow's own guard, which looks before anything is made
+    Image.MAX_IMAGE_PIXELS = bounds.max_pixels()  # Pillow's own guard, which checks before it allocates
     try:
         with Image.open(path, formats=_FORMATS) as file:
             yield file
@@ -135,25 +135,25 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except Image.DecompressionBombError as error:
         raise LimitError(
-            f"{path} has more than {bounds.max_pixels() / 1e6:g} million pixels, at most so many are decoded: make it "
-            f"smaller, or allow more with {bounds.MEGAPIXELS}"
+            f"{path} has more than {bounds.max_pixels() / 1e6:g} million pixels, which is the limit: make it smaller, "
+            f"or allow more with {bounds.MEGAPIXELS}"
         ) from error
     except _DECODER_ERRORS as error:
         raise DataError(f"{path} is not a readable image (corrupt or truncated): replace or remove it") from error
 
 
 def _check_scans(file: Image.Image, path: Path) -> None:
-    """Refuse a progressive JPEG of so many passes that decoding it takes hours.
+    """Refuse a progressive JPEG with so many passes that decoding takes hours.
 
     Raises:
-        LimitError: so it is
+        LimitError: it has more than :data:`bustseg.bounds.MAX_SCANS`
     """
     if file.format not in ("JPEG", "MPO") or not (file.info.get("progressive") or file.info.get("progression")):
         return
-    # bytes of the pictures themselves never look like the mark of a pass
+    # the bytes of the picture data never look like the marker of a pass
     scans = path.read_bytes().count(b"\xff\xda")
     if scans > bounds.MAX_SCANS:
-        raise LimitError(f"{path} has {scans} passes and at most {bounds.MAX_SCANS} are decoded: save it anew")
+        raise LimitError(f"{path} has {scans} passes, and at most {bounds.MAX_SCANS} are decoded: save it again")
 
 
 def count_pages(path: Path, animations: bool = False) -> int:
@@ -182,25 +182,25 @@ def count_pages(path: Path, animations: bool = False) -> int:
 
 
 def _tag(file: Image.Image, number: int) -> list[float]:
-    """Numbers under a tag of a TIFF; none where there is no such tag, or the file is no TIFF."""
+    """Numbers of a TIFF tag; empty where there is no such tag, or the file is not a TIFF."""
     value = getattr(file, "tag_v2", {}).get(number, ())
     return [float(one) for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, Real)]
 
 
 def _is_deep_colour(file: Image.Image) -> bool:
-    """Whether a file has more than 8 bits for each colour, of which Pillow would keep the upper 8."""
+    """Whether a file has more than 8 bits per colour, of which Pillow would keep the upper 8."""
     if file.mode not in (*_COLOUR_MODES, "LA"):
         return False
-    # a tile says how its bytes are packed, such as "RGB;16B"
+    # a tile states how its bytes are packed, such as "RGB;16B"
     packed = any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
     return packed or max(_tag(file, _BITS_PER_SAMPLE), default=8) > 8
 
 
 def _deep_colour(path: Path, frame: int, orientation: int) -> np.ndarray:
-    """Colours with all their bits, of a file that Pillow has found whole."""
+    """Colours with all their bits, of a file that Pillow has found complete."""
     done, pages = cv2.imdecodemulti(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED, range=(frame, frame + 1))
     if not done:
-        raise DataError(f"{path} has more than 8 bits for each colour in a form that cannot be read: store 8 bits")
+        raise DataError(f"{path} has more than 8 bits per colour in a form that cannot be read: store 8 bits")
     pixels = pages[0]
     if pixels.ndim == 3:  # OpenCV's order is blue, green, red
         pixels = pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., 2::-1]
@@ -210,7 +210,7 @@ def _deep_colour(path: Path, frame: int, orientation: int) -> np.ndarray:
 
 
 def _stated_white(file: Image.Image) -> float | None:
-    """White by a TIFF's tags: its bits, or a maximum that is all ones, since others tell of the image and no scale."""
+    """White level from a TIFF's tags: its bits, or a maximum of all ones (others describe the image, not the scale)."""
     bits = max(_tag(file, _BITS_PER_SAMPLE), default=0)
     if 8 < bits < 16:
         return 2.0**bits - 1
@@ -225,16 +225,16 @@ def _inverted(picture: Picture) -> np.ndarray:
 def to_uint8(image: np.ndarray, white: float | None = None) -> np.ndarray:
     """Levels of any number type as ``uint8``, the same for arrays and for files.
 
-    Booleans are black and white, ``uint16`` is scaled by its full range, other whole numbers must fit in 8 bits, and
-    fractions lie between 0 and 1.
+    Booleans are black and white, ``uint16`` is scaled by its full range, other integers must fit in 8 bits, and floats
+    must lie between 0 and 1.
 
     Args:
         image: any shape
-        white: level that becomes 255, where it is not the type's own
+        white: level that becomes 255; by default that of the type
 
     Raises:
-        DataError: another type, values beyond its range, or 16 bits of which only the lower ones are used, as where
-            12 bits were stored in 16 without saying so
+        DataError: another type, values beyond its range, or 16 bits of which only the lower ones are used, as when 12
+            bits were stored in 16 without a statement
     """
     if image.dtype == np.uint8:
         return image
@@ -258,7 +258,7 @@ def to_uint8(image: np.ndarray, white: float | None = None) -> np.ndarray:
     if 0 < high < dicom.LEAST_WHITE:
         bits = max(8, int(high).bit_length())
         raise DataError(
-            f"the brightest of the image's 16-bit levels is {high}, as where {bits} bits were stored in 16: "
+            f"the brightest of the image's 16-bit levels is {high}, as when {bits} bits were stored in 16: "
             f"multiply its levels by {2 ** (16 - bits)}, or store 8 bits"
         )
     return (image >> 8).astype(np.uint8)
@@ -274,7 +274,7 @@ def read_native(path: Path, frame: int = 0) -> np.ndarray:
         frame: position in a file that holds several images
 
     Raises:
-        DataError: the file is missing, truncated or not an image, or it does not say what its levels mean
+        DataError: the file is missing, truncated or not an image, or the meaning of its levels is unclear
     """
     if dicom.is_dicom(path):
         return dicom.read_frame(path, frame)
@@ -286,7 +286,7 @@ def read_native(path: Path, frame: int = 0) -> np.ndarray:
 
 
 def read_grey(path: Path, frame: int = 0) -> np.ndarray:
-    """The same as grey ``uint8`` of shape (H, W); errors as in :func:`read_native`."""
+    """An image file as grey ``uint8`` of shape (H, W); errors as in :func:`read_native`."""
     return to_grey(read_native(path, frame))
 
 

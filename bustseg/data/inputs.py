@@ -1,6 +1,6 @@
-"""From what a user names (files, folders, globs) to images, one after the other and without listing them all first.
+"""Images from the files, folders and globs that a user gives, one after the other and without listing them all first.
 
-DICOM files and what they hold are called by a pseudonym: neither their names nor their folders' appear anywhere.
+DICOM files and their images are named by a pseudonym: neither their names nor those of their folders appear anywhere.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from bustseg.errors import DataError, UserError
 
 TABLE, EXPLAINED = "predictions.csv", "explain.csv"
 OUTPUTS = {TABLE: "image,frame,mask,", EXPLAINED: "name,image,"}
-"""Tables that mark a folder as bustseg's own output, whose pictures are no input, and what each begins with."""
+"""Tables that mark a folder as bustseg's output, whose pictures are not input, and the beginning of each."""
 
 MASK, AGAIN, VIDEO = "mask beside its image", "reached again by a link", "video (name it to have it predicted)"
-"""Kinds of files that are passed over."""
+"""Kinds of files that are skipped."""
 
 _FRAME = re.compile(r"_frame\d+$")
 _WILD = re.compile(r"[*?\[]")
@@ -41,13 +41,13 @@ class Item:
     """One image to predict.
 
     Attributes:
-        image: what tables call its file: the absolute path, or a pseudonym for DICOM
-        name: path of its output files, relative and without suffix, as it is wished; see :class:`Names`
+        image: name of its file in tables: the absolute path, or a pseudonym for DICOM
+        name: wanted path of its output files, relative and without suffix; see :class:`Names`
         path: the file
         frame: position in a file of several images; None in a file of one
         frames: images in the file
-        header: of a DICOM file
-        error: why the file cannot be read, when that is known already
+        header: header of a DICOM file
+        error: why the file cannot be read, if this is already known
     """
 
     image: str
@@ -60,33 +60,33 @@ class Item:
 
     @property
     def key(self) -> tuple[str, str]:
-        """File and frame as they stand in a table."""
+        """File and frame as written in a table."""
         return self.image, "" if self.frame is None else str(self.frame)
 
     @property
     def box(self) -> tuple[int, int, int, int] | None:
-        """Part of the picture that is the image, as (top, left, height, width); None for all of it."""
+        """Image region within the picture as (top, left, height, width); None for all of it."""
         return self.header.box if self.header else None
 
     @property
     def spacing(self) -> tuple[float, float] | None:
-        """Size of a pixel in mm as (row, column), where it is known."""
+        """Size of a pixel in mm as (row, column); None when unknown."""
         return self.header.spacing if self.header else None
 
     @property
     def may_be_shown(self) -> bool:
-        """Whether a picture of it can hold no burned-in name: cut to the scanned region, or declared free of text."""
+        """Whether its picture is free of burned-in names: cut to the scanned region, or declared free of text."""
         return self.header is None or self.header.box is not None or self.header.burned_in is False
 
     def cut(self, picture: np.ndarray) -> np.ndarray:
-        """The part of :meth:`read` that is the image."""
+        """The image region of a picture from :meth:`read`."""
         if self.box is None:
             return picture
         top, left, height, width = self.box
         return picture[top : top + height, left : left + width]
 
     def check(self) -> None:
-        """Nothing, or the error that is known before the picture is decoded.
+        """Raise the error that is known before the picture is decoded, if there is one.
 
         Raises:
             DataError: the file cannot be read
@@ -107,16 +107,16 @@ class Item:
 
 
 class Names:
-    """Names of output files, each given to one image only; upper and lower case count as the same.
+    """Names of output files, each used for one image only; upper and lower case count as the same.
 
-    Remembers about 150 bytes for each image.
+    Uses about 150 bytes of memory per image.
     """
 
     def __init__(self) -> None:
         self._owner: dict[int, int] = {}
 
     def take(self, name: str, owner: tuple[str, str]) -> str:
-        """``name`` if it is free or ``owner``'s already, else with the first number that is."""
+        """``name`` if it is free or already ``owner``'s, else with the first number for which this holds."""
         numbered, number = name, 1
         while self._owner.setdefault(hash(numbered.casefold()), hash(owner)) != hash(owner):
             number += 1
@@ -125,16 +125,16 @@ class Names:
 
 
 class Inputs:
-    """Images of files, folders and globs.
+    """The images of files, folders and globs.
 
     Args:
-        given: what the user named
+        given: the user's files, folders and globs
         out: folder of the output, which is never read; None where nothing is written
         recursive: look into folders of folders
 
     Attributes:
-        passed: what was passed over so far: masks beside their image, hidden files, what is no image
-        not_ultrasound: how many DICOM files so far were passed over because they are of another kind, by kind
+        passed: what was skipped so far: masks next to their image, hidden files, files that are not images
+        not_ultrasound: number of DICOM files that were skipped so far because they are not ultrasound, by kind
 
     Raises:
         UserError: one of them does not exist or holds no image
@@ -148,14 +148,14 @@ class Inputs:
             raise UserError("no input: name image files, folders or quoted globs")
         for text, (base, parts) in zip(given, self._given, strict=True):
             if base.resolve() == self.out and not base.is_file():
-                raise UserError(f"{text} is the folder of the output too: name another with --out")
+                raise UserError(f"{text} is also the output folder: name another with --out")
             if next(self._files(base, parts, passed := PassedOver()), None) is None:
                 known = " ".join(suffix.removeprefix(".") for suffix in (*IMAGE_SUFFIXES, *dicom.SUFFIXES))
                 over = f"; {passed.told()}" if passed.total() else ""
                 raise UserError(f"{text} holds or matches no image ({known}){over}")
         self.not_ultrasound: Counter[str] = Counter()
         self._dicom: dict[str, list[Path]] = {}
-        # names stay apart because they are relative to what all inputs have in common
+        # names are relative to the common folder of all inputs, so that they stay distinct
         folders = [base if parts or base.is_dir() else base.parent for base, parts in self._given]
         self._root = Path(os.path.commonpath(folders))
 
@@ -176,18 +176,18 @@ class Inputs:
         return base, parts[wild:]
 
     def paths(self, passed: PassedOver | None = None) -> Iterator[Path]:
-        """Image files, each folder's in natural order; what could not be listed comes as the folder's path.
+        """Image files, in natural order within each folder; a folder that cannot be listed is given as its path.
 
         Args:
-            passed: counts what is passed over
+            passed: counts what is skipped
         """
         passed = passed if passed is not None else PassedOver()
         for base, parts in self._given:
-            # a folder that links lead to by several paths has each of its files once
+            # each file of a folder counts once, even if links lead to the folder by several paths
             seen: set[int] = set()
             folder, identity = Path(), (0, 0)
             for path in self._files(base, parts, passed):
-                if path.parent != folder:  # they come folder by folder
+                if path.parent != folder:  # files come folder by folder
                     folder, identity = path.parent, _identity(path.parent)
                 entry = hash((identity, path.name))
                 if entry in seen:
@@ -210,7 +210,7 @@ class Inputs:
             if not remaining:
                 yield from self._files(base, (), passed)
                 return
-            # what does not match a pattern is not passed over, as it was not asked for
+            # files that do not match a pattern were not requested, so they do not count as skipped
             for listing in walk(base, leave_out=self._is_output):
                 yield from self._files(listing.folder, remaining, passed)
             return
@@ -225,7 +225,7 @@ class Inputs:
                 yield from self._files(folder, remaining, passed)
 
     def _is_output(self, folder: Path) -> bool:
-        """Whether a folder is that of the output, or holds an earlier one."""
+        """Whether a folder is the output folder, or holds an earlier output."""
         if self.out is not None and folder.resolve() == self.out:
             return True
         for table, start in OUTPUTS.items():
@@ -263,7 +263,7 @@ class Inputs:
         except LimitError as error:
             yield Item(str(path), name, path, error=str(error))
             return
-        except DataError:  # reading it will tell
+        except DataError:  # reading it will report the error
             frames = 1
         for frame in range(frames):
             if frames == 1:
@@ -279,7 +279,7 @@ class Inputs:
             return
         except DataError as error:
             image = f"dicom {dicom.pseudonym(str(path))}"
-            # only the order tells which file it is: a name could name the patient
+            # the file is identified by its position only: its name could name the patient
             yield Item(image, image, path, error=f"{error} (file {number} of the input, in natural order)")
             return
         image = self._dicom_name(header.file, path)
@@ -290,35 +290,35 @@ class Inputs:
                 yield Item(image, _frame_name(image, frame, header.frames), path, frame, header.frames, header)
 
     def _dicom_name(self, identifier: str, path: Path) -> str:
-        """What a file is called: by its identifier, with a number where careless anonymisers gave it to others too."""
+        """A file's name: its identifier, with a number where a careless anonymiser gave it to several files."""
         others = self._dicom.setdefault(identifier, [])
-        # a copy of a file is that file again
+        # a copy of a file counts as the same file
         number = next((n for n, other in enumerate(others) if _same_content(path, other)), len(others))
         if number == len(others):
             others.append(path)
         return f"dicom {identifier}" if not number else f"dicom {identifier}-{number + 1}"
 
     def told(self) -> str:
-        """What was passed over, in words; empty for nothing."""
+        """What was skipped, in words; empty for nothing."""
         return "; ".join(words for words in (self.passed.told(), self._told_of_dicom()) if words)
 
     def _told_of_dicom(self) -> str:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.not_ultrasound.items()))
         count = self.not_ultrasound.total()
-        return f"{count} DICOM file{'s' * (count > 1)} passed over, being no ultrasound image: {kinds}" if count else ""
+        return f"{count} DICOM file{'s' * (count > 1)} skipped, not ultrasound images: {kinds}" if count else ""
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """What tells a folder from all others, whatever path leads to it."""
+    """The identity of a folder, whatever path leads to it."""
     try:
         status = folder.stat()
-    except OSError:  # gone in the meantime, which reading its files will tell
+    except OSError:  # deleted in the meantime, which reading its files will report
         return 0, hash(folder)
     return status.st_dev, status.st_ino
 
 
 def is_mask_of_another(file: Path) -> bool:
-    """Whether a picture is called as the mask of an image that lies beside it (``NAME_mask.png``, or of a frame)."""
+    """Whether a picture is named as the mask of an image in the same folder (``NAME_mask.png``, or of a frame)."""
     named = MASK_STEM.match(file.stem) if file.suffix.lower() in IMAGE_SUFFIXES else None
     if named is None:
         return False
@@ -336,7 +336,7 @@ def _same_content(one: Path, other: Path) -> bool:
 
 
 class LooseSamples:
-    """Images of no data set as samples: with the masks that lie beside them, and the class that their folder names.
+    """Images outside of a data set as samples: with the masks next to them, and the class given by their folder's name.
 
     A mask is called ``NAME_mask.png``, ``NAME_mask_1.png``, ... as in BUSI, or ``NAME_frame<k>_mask.png`` (k from 0)
     where a file holds several images. Each folder is listed once.
@@ -374,7 +374,7 @@ class LooseSamples:
 
 
 def all_frames(item: Item) -> list[tuple[str, tuple[str, str]]]:
-    """Wished name and key of each frame of an item's DICOM file."""
+    """Wanted name and key of each frame of an item's DICOM file."""
     if item.frames == 1:
         return [(item.image, item.key)]
     return [(_frame_name(item.image, k, item.frames), (item.image, str(k))) for k in range(item.frames)]

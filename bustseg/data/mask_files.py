@@ -1,4 +1,4 @@
-"""What a mask file says: which pixels are lesion, and what speaks against reading it so."""
+"""Reading a mask file: which pixels are lesion, and whether that is plausible."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bustseg.data.images import count_pages, read_picture
 from bustseg.errors import DataError
 
 HALF = 127
-"""Level above which a pixel of a mask is lesion where the source does not say: half of white, whatever its bits."""
+"""Level above which a mask's pixel is lesion unless the source says otherwise: half of white at any bit depth."""
 
 _MOST_LABELS = 8
 """Levels beside black that a mask has at most where they stand for classes."""
@@ -23,13 +23,13 @@ _LABEL = 0.2
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask as a file holds it.
+    """The content of a mask file.
 
     Attributes:
-        levels: ``uint8`` (H, W), of a colour mask the brightest channel, so that every colour counts
+        levels: ``uint8`` (H, W); for a colour mask the brightest channel, so that every colour counts
         lesion: ``bool`` (H, W)
-        kind: short name of what makes the file unusable, by which problems are counted; empty for a sound one
-        fault: what is wrong with it and what to do, as a sentence that follows the file's name
+        kind: short name of the fault, for counting; empty for a usable file
+        fault: what is wrong and what to do, as the part of a sentence after the file's name
     """
 
     levels: np.ndarray
@@ -38,27 +38,27 @@ class MaskFile:
     fault: str = ""
 
     def cut(self, box: tuple[int, int, int, int]) -> MaskFile:
-        """The part in a box of (top, left, height, width)."""
+        """The part inside a box (top, left, height, width)."""
         top, left, height, width = box
         part = np.s_[top : top + height, left : left + width]
         return MaskFile(self.levels[part], self.lesion[part], self.kind, self.fault)
 
 
 def read_mask(path: Path, lesion_above: int = HALF) -> MaskFile:
-    """Read a mask file and judge whether its levels can mean what they seem to.
+    """Read a mask file and check whether its levels are plausible.
 
     Args:
         lesion_above: level above which a pixel is lesion, in the file's own levels; :data:`HALF` is half of white
 
     Raises:
-        DataError: the file is missing, truncated or no image
+        DataError: the file is missing, truncated or not an image
     """
     picture = read_picture(path)
     pages = count_pages(path, animations=True)
     stored = picture.pixels if picture.pixels.ndim == 2 else picture.pixels.max(axis=2)
     if not np.isfinite(stored).all():
-        raise DataError(f"mask {path} holds levels that are no numbers: draw it again")
-    # a mask has no tones, so that what is beyond white tells where white is
+        raise DataError(f"mask {path} holds levels that are not numbers: draw it again")
+    # a mask has no tones, so a level beyond white shows where white is
     white = max(picture.white, float(stored.max()))
     levels = stored if stored.dtype == np.uint8 else (np.clip(stored, 0, None) * (255 / white)).astype(np.uint8)
     lesion = stored > (white / 2 if lesion_above == HALF else lesion_above)
@@ -68,7 +68,9 @@ def read_mask(path: Path, lesion_above: int = HALF) -> MaskFile:
         fault = f"holds {pages} pictures, of which one would be read: save their union, or each as a mask of its own"
     elif _only_transparent(picture.pixels, picture.alpha):
         kind = "mask drawn in transparency"
-        fault = "has one colour everywhere and its drawing in the transparency: save it flat, the lesion white on black"
+        fault = (
+            "has one colour everywhere and its drawing only in the transparency: flatten it, the lesion white on black"
+        )
     elif lesion_above == HALF and stored.any() and not lesion.any():
         kind = "mask too dark to count"
         fault = (

@@ -1,9 +1,9 @@
-"""Synthetic B-mode phantoms in BUSI's layout: the data that the tool brings along, for tests, the quickstart and CI.
+"""Synthetic B-mode phantoms in BUSI's layout: data that need no download, for tests, the quickstart and CI.
 
 The image chain is that of a scanner, in the order of Wagner et al. 1983 (IEEE Trans. Sonics Ultrason. 30:156) and of
 Field II's classic phantoms: random scatterers weighted with the tissue's echogenicity, a point-spread function that
-widens with depth, envelope detection, attenuation along the beam, log compression. Phantoms exercise a pipeline; a
-score on them says nothing about patients.
+widens with depth, envelope detection, attenuation along the beam, log compression. Phantoms test a pipeline; a score on
+them says nothing about patients.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bustseg.data.sources import BUSI
 from bustseg.errors import DataError
 
 VERSION = 1
-"""Version of the generator: raised whenever the same seed would draw other pixels."""
+"""Version of the generator: increased whenever the same seed would draw other pixels."""
 
 SHARES = {"benign": 437 / 780, "malignant": 210 / 780, "normal": 133 / 780}
 """Class shares of BUSI."""
@@ -63,7 +63,7 @@ def _sheets(field: np.ndarray, thickness: float, floor: float = 0.15) -> np.ndar
     """Connective-tissue sheets along the zero contours of ``field``, in 0..1: bright where they face the beam.
 
     Contours of a random field close around its blobs as septa do around fat lobules; a specular sheet returns more the
-    more squarely the beam, which runs downwards, meets it.
+    closer its normal is to the beam, which runs downwards.
     """
     down = cv2.Sobel(field, cv2.CV_32F, 0, 1, scale=1 / 8)
     across = cv2.Sobel(field, cv2.CV_32F, 1, 0, scale=1 / 8)
@@ -91,14 +91,15 @@ class _Tissue:
 
 
 def _bent_noise(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
-    """Coarse, medium, long and fine noise (h, w) that runs as tissue does.
+    """Coarse, medium, long and fine noise (h, w), oriented like tissue.
 
     Args:
         rng: source of everything random
         y, x: depth (h, 1) and place across (1, w) of each point, from 0 to 1
     """
     h, w = grid = y.shape[0], x.shape[1]
-    # one warp bends everything, so that sheets of all scales run alike: mostly with the layers, tilted and wavy
+    # one warp bends everything, so that sheets of all scales have the same direction: mostly along the layers, tilted
+    # and wavy
     bend = rng.uniform(0.01, 0.045) * h * _noise(rng, grid, (3, 4)) + rng.normal(0, 0.07) * h * (x - 0.5)
     bend += rng.uniform(0.002, 0.007) * h * _noise(rng, grid, (9, 9))
     flat = np.stack(
@@ -129,8 +130,8 @@ def _septa(
     Args:
         rng: source of everything random
         y: depth (h, 1) of each point, from 0 to 1
-        noise: as :func:`_bent_noise` gives it
-        broken: how whole sheets are, from 0 to 1: they are patchy everywhere
+        noise: from :func:`_bent_noise`
+        broken: how continuous the sheets are, from 0 to 1: they are patchy everywhere
         within: share of each point below the skin, below the fat and below the gland
         boundaries: depths (1, w) of the skin's, the gland's and the muscle's lower edge
     """
@@ -216,11 +217,11 @@ def _add_lobules(
     patchy: np.ndarray,
     broken: np.ndarray,
 ) -> None:
-    """Lay fat lobules inside the gland: dark, oval and wider than tall, the usual false positive.
+    """Add fat lobules inside the gland: dark, oval and wider than tall, the usual false positive.
 
     Args:
         rng: source of everything random
-        tissue: what they are laid into
+        tissue: the tissue that they are added to
         y, x: as in :func:`_bent_noise`
         fat: depth at which the gland begins
         level: echo of fat
@@ -248,11 +249,11 @@ def _add_losses(
     patchy: np.ndarray,
     broken: np.ndarray,
 ) -> None:
-    """Lose the beam: Cooper's ligaments and poor contact throw shadows, bone ends the image.
+    """Attenuate the beam: Cooper's ligaments and poor contact cast shadows, and bone ends the image.
 
     Args:
         rng: source of everything random
-        tissue: where it is lost
+        tissue: the tissue that is changed
         y, x, patchy, broken: as in :func:`_add_lobules`
         muscle: depth at which the chest wall begins
     """
@@ -369,7 +370,7 @@ def _insert(rng: np.random.Generator, tissue: _Tissue, lesion: _Lesion, view: tu
     extent = np.sqrt(mask.sum())
     fuzz = np.clip(lesion.fuzz * zoom[1], 0.6, 0.06 * extent + 0.6)
 
-    # the margin wanders about the outline by its own softness
+    # the margin varies around the outline by its softness
     soft = cv2.GaussianBlur(mask, (0, 0), fuzz)
     ragged = 0.10 * _noise(rng, grid, (grid[0] / (2 + 2 * fuzz), grid[1] / (2 + 2 * fuzz))) * (lesion.fuzz > 2)
     soft = np.clip((soft + ragged * 4 * soft * (1 - soft) - 0.5) * 1.6 + 0.5, 0, 1)
@@ -433,7 +434,7 @@ def speckle(
     along = cv2.getGaussianKernel(depth_size, axial, cv2.CV_32F)
     across = [cv2.getGaussianKernel(size, sigma, cv2.CV_32F) for sigma in lateral]
     near, far = (cv2.sepFilter2D(scatterers, -1, kernel, along) for kernel in across)
-    # a sum of Gaussian fields is Gaussian: blending the two before detection leaves the speckle Rayleigh
+    # a sum of Gaussian fields is Gaussian: blending the two before detection keeps the speckle Rayleigh
     share = np.linspace(0, 1, amplitude.shape[0], dtype=np.float32)[:, None]
     energy = (1 - share) ** 2 * np.sum(across[0] ** 2) + share**2 * np.sum(across[1] ** 2)
     energy += 2 * share * (1 - share) * np.sum(across[0] * across[1])
@@ -449,7 +450,7 @@ def _scan(rng: np.random.Generator, tissue: _Tissue, view: tuple[int, int]) -> n
     grain = rng.uniform(0.85, 1.15) * float(np.clip(h / 280, 0.75, 1.1))
     psf = (0.85 * grain, (0.95 * grain, 1.9 * grain))
     envelope = 0.5 * (speckle(rng, amplitude, *psf) + speckle(rng, amplitude, *psf))  # two compounded looks
-    # sheets are rough: half of what they return is speckled itself
+    # sheets are rough: half of their echo is speckled
     glint = tissue.sheet * (0.45 + 0.45 * np.minimum(envelope / (amplitude + 1e-3), 2.5))
     glint = cv2.GaussianBlur(glint.astype(np.float32), (0, 0), 1.2, sigmaY=0.7)
     level = 10 * np.log10(envelope**2 + glint**2 + 1e-5)
@@ -457,7 +458,8 @@ def _scan(rng: np.random.Generator, tissue: _Tissue, view: tuple[int, int]) -> n
     beam = cv2.GaussianBlur(np.cumsum(tissue.loss, axis=0, dtype=np.float32), (0, 0), 2.0, sigmaY=1.0)
     y = np.linspace(0, 1, h, dtype=np.float32)[:, None]
     knee = rng.uniform(0.15, 0.6)
-    gain = -rng.uniform(6, 30) * np.clip((y - knee) / (1 - knee), 0, 1) ** rng.uniform(1, 1.6)  # what TGC leaves over
+    # what TGC does not correct
+    gain = -rng.uniform(6, 30) * np.clip((y - knee) / (1 - knee), 0, 1) ** rng.uniform(1, 1.6)
     gain = gain + rng.uniform(-3, 2) * np.clip(1 - y / 0.15, 0, 1)
     level += gain - beam
     electronic = rng.uniform(-42, -32)
@@ -496,7 +498,7 @@ def _annotate(rng: np.random.Generator, image: np.ndarray, lesion: _Lesion | Non
 def _lesions(
     rng: np.random.Generator, label: str, shape: tuple[int, int], view: tuple[int, int]
 ) -> tuple[list[_Lesion], list[np.ndarray]]:
-    """One lesion, rarely two or three, which lie apart, and the mask (H, W) of each."""
+    """One lesion, rarely two or three separate ones, and the mask (H, W) of each."""
     lesions: list[_Lesion] = []
     masks: list[np.ndarray] = []
     wanted = int(rng.choice([1, 2, 3], p=[0.93, 0.06, 0.01]))
@@ -521,7 +523,7 @@ def draw_phantom(
     """Draw one breast phantom and the masks of its lesions.
 
     Benign lesions are smooth, wider than tall, sometimes encapsulated or cystic, and enhance what lies behind them;
-    malignant ones are irregular or spiculated with a fuzzy margin and mostly throw a shadow. Every class has the same
+    malignant ones are irregular or spiculated with a fuzzy margin and mostly cast a shadow. Every class has the same
     distractors: fat lobules, shadows of ligaments and ribs, poor contact, a dark depth.
 
     Args:
@@ -546,7 +548,7 @@ def draw_phantom(
         round(height * rng.uniform(0.78, 0.97)) if rng.random() < 0.12 else height,
         round(width * rng.uniform(0.75, 0.97)) if rng.random() < 0.15 else width,
     )
-    # a coarser grid suffices, as the point-spread function is wider than a pixel; small images are drawn larger
+    # a coarser grid is enough, since the point-spread function is wider than a pixel; small images are drawn larger
     grid = (max(160, round(0.6 * view[0])), max(160, round(0.5 * view[1])))
     tissue = _tissue(rng, grid)
 
@@ -571,7 +573,7 @@ def draw_phantom(
 
 
 def phantom_labels(n: int) -> list[str]:
-    """Classes of the first ``n`` phantoms, in BUSI's shares: the sequence for a smaller ``n`` is its beginning."""
+    """Classes of the first ``n`` phantoms, in BUSI's shares: the sequence for a smaller ``n`` is a prefix."""
     counts = dict.fromkeys(SHARES, 0)
     labels = []
     for index in range(n):
@@ -615,7 +617,7 @@ def _write_one(folder: Path, label: str, number: int, seed: int, index: int, sha
 
 
 def _holds(dest: Path, wanted: dict[str, object]) -> bool:
-    """Whether ``dest`` already is the phantom set ``wanted``.
+    """Whether ``dest`` already holds the phantom set ``wanted``.
 
     Raises:
         DataError: ``dest`` holds something else
@@ -627,7 +629,7 @@ def _holds(dest: Path, wanted: dict[str, object]) -> bool:
     manifest = dest / _MANIFEST
     if not manifest.is_file():
         if any(dest.iterdir()):
-            raise DataError(f"{dest} is not empty and holds no phantoms: name another folder")
+            raise DataError(f"{dest} is not empty and does not hold phantoms: name another folder")
         return False
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))
@@ -640,7 +642,9 @@ def _holds(dest: Path, wanted: dict[str, object]) -> bool:
         )
         raise DataError(f"{dest} holds another phantom set ({asked}): delete it or name another folder")
     if sum(len(images_in(folder)) for folder in list_folder(dest).folders) != files:
-        raise DataError(f"{dest} has lost or gained files since its phantoms were written: delete it to write it anew")
+        raise DataError(
+            f"{dest} has lost or gained files since its phantoms were written: delete it to write them again"
+        )
     return True
 
 
@@ -654,12 +658,12 @@ def write_phantoms(
     """Write a phantom data set in BUSI's layout, or return the one that is already there.
 
     ``dest/{benign,malignant,normal}/<class> (<k>).png`` with ``_mask.png``, ``_mask_1.png``, ... and ``phantom.json``
-    (n, seed, version of the generator). Phantom ``i`` depends on ``seed`` and ``i`` alone, so that a larger set starts
-    with the images of a smaller one. Classes come in BUSI's shares (56, 27, 17 %). The set appears under ``dest`` at
-    once when it is complete, also while another process writes the same one.
+    (n, seed, version of the generator). Phantom ``i`` depends only on ``seed`` and ``i``, so that a larger set starts
+    with the images of a smaller one. Classes come in BUSI's shares (56, 27, 17 %). The set appears under ``dest`` only
+    when it is complete, even if another process writes the same one.
 
     Args:
-        dest: folder that does not exist, is empty, or already holds this very set
+        dest: folder that does not exist, is empty, or already holds the same set
         n: number of images
         seed: equal seeds give byte-equal images
         shape: (H, W) in pixels, each a number or a range (low, high); None draws sizes like BUSI's
@@ -669,7 +673,7 @@ def write_phantoms(
         ``dest``
 
     Raises:
-        DataError: ``dest`` holds something else or cannot be written, or n, seed or shape make no sense
+        DataError: ``dest`` holds something else or cannot be written, or n, seed or shape are invalid
     """
     dest = Path(dest)
     if not 1 <= n <= MOST or seed < 0:
@@ -681,9 +685,9 @@ def write_phantoms(
             low, high = (side, side) if isinstance(side, int) else side
             if not _MIN_SIDE <= low <= high:
                 raise DataError(
-                    f"phantom shape {shape} makes no sense: give sides of {_MIN_SIDE} or more, ranges low to high"
+                    f"phantom shape {shape} is invalid: give sides of {_MIN_SIDE} or more, ranges low to high"
                 )
-    # through JSON, so that it compares equal with what is read back
+    # through JSON, so that it compares equal to what is read back
     wanted = json.loads(
         json.dumps({"generator": "bustseg phantom", "version": VERSION, "n": n, "seed": seed, "shape": shape})
     )
@@ -709,7 +713,7 @@ def _write_set(
     shape: Shape | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write the set into a folder beside ``dest`` and rename it; the caller holds the lock."""
+    """Write the set into a folder next to ``dest`` and rename it; the caller holds the lock."""
     partial = dest.parent / f".{dest.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     try:
@@ -732,7 +736,7 @@ def _write_set(
 
 
 class Phantom(BUSI):
-    """The embedded default data: phantoms in BUSI's layout, written on first use.
+    """Built-in data: phantoms in BUSI's layout, written on first use.
 
     Args:
         n: number of images
@@ -752,13 +756,13 @@ class Phantom(BUSI):
         self.seed = seed
 
     def default_root(self) -> Path:
-        """Folder of this set where none is configured: in ``BUSTSEG_CACHE`` or the user's cache."""
+        """Default folder of this set: in ``BUSTSEG_CACHE`` or the user's cache."""
         cache = os.environ.get("BUSTSEG_CACHE")
         base = Path(cache) if cache else user_cache_path("bustseg", appauthor=False)
         return base / f"phantom-v{VERSION}-n{self.n}-seed{self.seed}"
 
     def prepare(self, root: Path) -> None:
-        """Write the set to ``root`` unless it is there; safe when several processes do so at once.
+        """Write the set to ``root`` unless it is there; safe for several processes at once.
 
         Raises:
             DataError: ``root`` holds something else, or cannot be written

@@ -1,8 +1,8 @@
-"""Splits: which image trains, which selects the model, which tests it.
+"""Splits: which images train, which select the model, and which test it.
 
 A split is a :class:`pandas.DataFrame` with the columns ``image`` (sample id), ``subset`` (``train``, ``val`` or
-``test``) and ``label``, and where they apply ``group`` (images of one group never straddle subsets) and ``fold`` (a
-k-fold split holds every image once per fold; the subset is the one it has when that fold is tested).
+``test``) and ``label``, and optionally ``group`` (the images of a group are in one subset) and ``fold`` (a k-fold split
+has every image once per fold, with its subset in that fold).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from bustseg.whole import whole
 SUBSETS = ("train", "val", "test")
 SCHEMES = ("paper", "lesion", "grouped", "curated", "kfold", "left_out", "test_all")
 
-# The paper's 624/78/78 on BUSI. Its degenerate models prove 62 lesions and 16 normals in the test set (recall 62/78
-# when everything is called a lesion); how the 62 divide into benign and malignant is not known, so they divide as BUSI
-# does. Other data scale alike.
+# The paper's 624/78/78 on BUSI. Its degenerate models show that the test set has 62 lesions and 16 normals (recall
+# 62/78 when everything is called a lesion); how the 62 divide into benign and malignant is unknown, so BUSI's
+# proportions are used. Other data are divided in the same proportions.
 _PAPER_COUNTS = {"benign": (437, 44, 42), "malignant": (210, 21, 20), "normal": (133, 13, 16)}
 _SIZE_BINS = 3
 
 
 def paper_split(samples: Sequence[Sample], seed: int = 0) -> pd.DataFrame:
-    """Random split in the paper's proportions: 624/78/78 on BUSI, with 42 benign, 20 malignant, 16 normal to test.
+    """Random split in the paper's proportions: 624/78/78 on BUSI, testing 42 benign, 20 malignant and 16 normal images.
 
     Near-duplicates are ignored, as in the paper: see :func:`grouped_split` for a split that does not leak.
 
@@ -69,7 +69,7 @@ def grouped_split(samples: Sequence[Sample], groups: Mapping[str, str] | None = 
 
 
 def curated_split(samples: Sequence[Sample], list_csv: Path, seed: int = 0) -> pd.DataFrame:
-    """Split in the paper's proportions of the images that a published list keeps; the others are left out.
+    """Split the images of a published list in the paper's proportions; the others are left out.
 
     Args:
         list_csv: a file with the columns ``class;id`` (Curated BUSI: ``benign;20`` is ``benign (20)``) or ``image``,
@@ -92,7 +92,7 @@ def kfold(
 ) -> pd.DataFrame:
     """K-fold version of a scheme: one row per fold and image.
 
-    In fold k the k-th part is tested and a tenth of all images, drawn from the rest, validates. Every fold is
+    In fold k the k-th part is for testing and a tenth of all images, drawn from the rest, for validation. Every fold is
     stratified by class (``grouped``: by lesion size too, with no group across subsets).
 
     Raises:
@@ -124,33 +124,34 @@ def left_out_values(samples: Sequence[Sample], by: str) -> list[str]:
         by: ``source`` (name of the data set), ``label``, or a column of the source's table
 
     Raises:
-        DataError: no image has that column, or all have one value
+        DataError: no image has that column, or all have the same value
     """
     values = sorted({value for sample in samples if (value := _value(sample, by))}, key=natural_key)
     if len(values) < 2:
         known = sorted({"source", "label", *(column for sample in samples for column in sample.columns)})
         found = f"{by} is {values[0]!r} for all images" if values else f"no image has a column {by!r}"
-        raise DataError(f"{found}, so that nothing can be left out by it: the columns are {', '.join(known)}")
+        raise DataError(f"{found}, so it cannot be used to leave images out: the columns are {', '.join(known)}")
     return values
 
 
 def left_out(
     samples: Sequence[Sample], by: str, seed: int = 0, groups: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """One fold for each value of a column: its images test, the others train and validate.
+    """One fold for each value of a column: its images are for testing, the others for training and validation.
 
-    A tenth of the others validates, stratified by class and lesion size. Patients and duplicates of tested images are
-    left out of the fold, so that nothing of a tested value is trained on. Images without a value always train.
+    A tenth of the others is for validation, stratified by class and lesion size. Other images of tested patients, and
+    duplicates of tested images, are left out of the fold, so that nothing of a tested value is trained on. Images
+    without a value are always for training.
 
     Args:
         by: see :func:`left_out_values`
         groups: group name by sample id, as in :func:`grouped_split`
 
     Returns:
-        one row per fold and image, with the column ``left_out`` beside ``fold``
+        one row per fold and image, with the column ``left_out`` after ``fold``
 
     Raises:
-        DataError: see :func:`left_out_values`; or so few images are left that none can validate
+        DataError: see :func:`left_out_values`; or too few images are left for validation
     """
     in_turn = left_out_values(samples, by)
     layout = _Layout(samples, merge_groups(samples, groups), by_size=True)
@@ -162,7 +163,9 @@ def left_out(
         held = {name for name, test in zip(unit, tested, strict=True) if test}
         rest = np.array([name not in held for name in unit])
         if rest.sum() < 2:
-            raise DataError(f"without {by} {value!r} and its patients {rest.sum()} images are left: at least 2 must be")
+            raise DataError(
+                f"without {by} {value!r} and its patients {rest.sum()} images are left: at least 2 are needed"
+            )
         frame = _tested(layout, tested, rest, _tenth, np.random.default_rng([seed, fold]))
         frames.append(frame.assign(fold=fold, left_out=value))
     return pd.concat(frames, ignore_index=True)
@@ -175,13 +178,13 @@ def _tested(
     validating: Callable[[str, int], int],
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    """One fold: some images test, of the rest some validate and the others train; what is in neither is not in it.
+    """One fold: tested images, and the rest divided into validation and training; all others are left out.
 
     Args:
         layout: the images (N)
-        tested, rest: which of them, bool (N,)
-        validating: how many images of a class validate, of its name and its number in the rest
-        rng: deals the rest
+        tested, rest: which images these are, bool (N,)
+        validating: number of validation images of a class, from its name and its number in the rest
+        rng: source of the random choice
     """
     inner = layout.subset(np.flatnonzero(rest))
     targets = {}
@@ -195,7 +198,7 @@ def _tested(
 
 
 def _tenth(label: str, count: int) -> int:
-    """A tenth of a class; of a small one an image, if it has three."""
+    """A tenth of a class, but at least one image if it has three."""
     return int(_shares(count, 0.1, 0.0)[1])
 
 
@@ -221,16 +224,16 @@ def make_split(
     """Split by the name of a scheme or from a CSV file, one row per image.
 
     Args:
-        scheme: one of :data:`SCHEMES`, or the path of a CSV file (see :func:`read_split`); ``test_all`` tests every
-            image, for a data set that the model was not trained on
-        fold: which fold is tested, for a file with folds, ``kfold`` and ``left_out`` (there the first by default)
+        scheme: one of :data:`SCHEMES`, or the path of a CSV file (see :func:`read_split`); ``test_all`` uses every
+            image for testing, for a data set that the model was not trained on
+        fold: the fold to use, for a file with folds, ``kfold`` and ``left_out`` (by default its first)
         folds: number of folds for ``kfold``
         of: scheme that ``kfold`` divides
-        groups: group name by sample id for ``grouped`` and ``left_out``; None looks for near-duplicates among the
-            images (some seconds on BUSI)
+        groups: group name by sample id for ``grouped`` and ``left_out``; None searches for near-duplicates among the
+            images (a few seconds on BUSI)
         curated_list: list of the images that ``curated`` keeps
         by: column whose values ``left_out`` leaves out in turn
-        all_folds: give every fold, one row per fold and image
+        all_folds: return every fold, one row per fold and image
 
     Raises:
         DataError: unknown scheme, a missing list, a fold out of range, or a file that does not fit the samples
@@ -239,7 +242,7 @@ def make_split(
     if scheme.endswith(".csv"):
         split = read_split(Path(scheme), samples, fold=fold)
         if fold is None and "fold" in split and not all_folds:
-            raise DataError(f"split {scheme} has {split['fold'].nunique()} folds: choose the one to test")
+            raise DataError(f"split {scheme} has {split['fold'].nunique()} folds: choose one with data.fold")
         return split
     if scheme not in SCHEMES:
         raise DataError(f"unknown split scheme {scheme!r}: use {', '.join(SCHEMES)} or a CSV file")
@@ -265,17 +268,16 @@ def make_split(
 
 
 def needs_groups(scheme: str, of: str = "grouped") -> bool:
-    """Whether :func:`make_split` has to know the duplicates for a scheme."""
+    """Whether :func:`make_split` needs the duplicates for a scheme."""
     return scheme in ("grouped", "left_out") or (scheme == "kfold" and of == "grouped")
 
 
 def read_split(csv: Path, samples: Sequence[Sample], fold: int | None = None) -> pd.DataFrame:
     """Read a split from a CSV file and match it to the samples; samples that the file does not name are left out.
 
-    The file has the columns ``image`` (id, file name or path relative to the data folder) and ``subset``; with a
-    further column
-    ``fold`` it has one row per fold and image. With ``fold`` alone, an image's fold is the one in which it is tested,
-    and the next fold validates.
+    The file has the columns ``image`` (id, file name or path relative to the data folder) and ``subset``; with an
+    additional column ``fold`` it has one row per fold and image. With ``fold`` instead of ``subset``, the images of
+    fold k are tested in fold k, and those of the next fold are used for validation.
 
     Args:
         fold: fold to select; None keeps all
@@ -337,7 +339,7 @@ def split_digest(split: pd.DataFrame) -> str:
 
 @dataclass
 class Leakage:
-    """How much of what a split validates and tests on, it has trained on in another copy.
+    """How many of a split's validation and test images have a copy among its training images.
 
     Attributes:
         images: number of images by subset (over all folds)
@@ -389,7 +391,7 @@ def merge_groups(samples: Sequence[Sample], groups: Mapping[str, str] | None = N
     """Join duplicate groups and patients: samples that share either, directly or through others, get one group name.
 
     Returns:
-        group name (the first member's id) by sample id, for the samples that do not stand alone
+        group name (the first member's id) by sample id, for the samples that belong to a group
     """
     first: dict[tuple[str, str], str] = {}
     links = []
@@ -426,11 +428,10 @@ class _Layout:
         return part
 
     def assign(self, targets: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-        """Part (int) of every sample; parts hold ``targets[label]`` samples of each class as nearly as groups allow.
+        """Part (int) of every sample; parts get ``targets[label]`` samples of each class as closely as groups allow.
 
-        Units are drawn one after another, the largest first so that they still fit, each into a part chosen at random
-        in proportion to the places left in its strata. For units of one image this is exactly a stratified random
-        split.
+        Units are assigned one after another, the largest first so that they still fit, each to a random part in
+        proportion to the places left in its strata. For units of one image this is exactly a stratified random split.
         """
         cells = [(sample.label, int(size)) for sample, size in zip(self.samples, self.bins, strict=True)]
         left = _cell_targets(cells, targets)
@@ -449,7 +450,7 @@ class _Layout:
             }
             fits = np.all(np.array([room[label] >= count for label, count in labels.items()]), axis=0)
             weight = fits * np.sum([np.maximum(left[cell], 0) for cell in own], axis=0)
-            if not weight.any():  # the size strata are used up: the class still decides
+            if not weight.any():  # the size strata are full: decide by class only
                 weight = fits * np.sum([np.maximum(room[label], 0) for label in labels], axis=0)
             if weight.any():
                 choice = int(rng.choice(len(weight), p=weight / weight.sum()))
@@ -484,7 +485,7 @@ def _split(
 
 
 def _fill_empty(part: np.ndarray, units: list[list[int]], places: np.ndarray) -> None:
-    """Give each part that wanted samples and fits no group at least the smallest group of the fullest part."""
+    """Give each part that should have samples but got none the smallest group of the largest part."""
     for empty in np.flatnonzero((places > 0) & ~np.isin(np.arange(len(places)), part)):
         fullest = int(np.argmax(np.bincount(part, minlength=len(places))))
         own = [unit for unit in units if part[unit[0]] == fullest]
@@ -521,7 +522,7 @@ def _paper_targets(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
 
 
 def _shares(count: int, val: float, test: float) -> np.ndarray:
-    """Places in train, val and test; a small class still has an image in each, if it has three."""
+    """Places in train, val and test; a class of at least three images has one in each."""
     least = 1 if count >= len(SUBSETS) else 0
     held = [max(round(count * share), least) for share in (val, test)]
     return np.array([count - sum(held), *held])
@@ -545,8 +546,7 @@ def _cell_targets(cells: list[tuple[str, int]], targets: Mapping[str, np.ndarray
         unplaced = int(rest.sum())
         for cell in sizes:
             count = cells.count(cell)
-            # what is left of the class is divided among what is left of its strata, so that the last one closes the
-            # sums
+            # the rest of the class is divided among its remaining strata, so that the sums come out right
             row = _portion(count, rest) if unplaced > count else rest.copy()
             result[cell] = row
             rest = rest - row
@@ -578,7 +578,7 @@ def _match(names: Sequence[str], samples: Sequence[Sample], csv: Path) -> list[S
     for sample in samples:
         parts = sample.image.parts
         paths = {"/".join(parts[-depth:]) for depth in range(1, min(len(parts), 3) + 1)}
-        # a private file's name may not come up in the suggestions below
+        # the name of a private file must not appear in the suggestions below
         for key in {sample.id} if sample.private else {sample.id, sample.image.stem, *paths}:
             known[key].append(sample)
     by_id = {sample.id: sample for sample in samples}
@@ -588,7 +588,7 @@ def _match(names: Sequence[str], samples: Sequence[Sample], csv: Path) -> list[S
         matches = [by_id[key]] if key in by_id else known.get(key, [])
         if len(matches) > 1:
             raise DataError(
-                f"{csv} names {name!r}, which {len(matches)} images could be: give the path from the data folder"
+                f"{csv} names {name!r}, which matches {len(matches)} images: give the path relative to the data folder"
             )
         if not matches:
             close = difflib.get_close_matches(key, known, n=3)

@@ -16,9 +16,9 @@ from bustseg.errors import DataError
 def ultrasound() -> list[A.BasicTransform | A.BaseCompose]:
     """Modest default for B-mode images.
 
-    Mirroring is anatomically plausible, turning upside down is not (attenuation and shadows run downwards), so there is
-    no vertical flip. Gain, contrast and gamma vary as between operators and scanners; multiplicative noise stands for
-    speckle, blur for depth-dependent resolution.
+    Horizontal flips are anatomically plausible, vertical ones are not (attenuation and shadows run downwards). Gain,
+    contrast and gamma vary as between operators and scanners; multiplicative noise simulates speckle, blur
+    depth-dependent resolution.
     """
     return [
         A.HorizontalFlip(p=0.5),
@@ -44,7 +44,7 @@ def ultrasound() -> list[A.BasicTransform | A.BaseCompose]:
 
 
 def ultrasound_strong() -> list[A.BasicTransform | A.BaseCompose]:
-    """For long trainings: as :func:`ultrasound`, wider and more often, with acoustic shadows and lost resolution."""
+    """For long trainings: like :func:`ultrasound`, stronger and more often, with shadows and reduced resolution."""
     return [
         A.HorizontalFlip(p=0.5),
         A.Affine(
@@ -72,7 +72,7 @@ def ultrasound_strong() -> list[A.BasicTransform | A.BaseCompose]:
             ],
             p=0.4,
         ),
-        # vertical bands that darken, as behind a rib or an attenuating lesion; the mask stays
+        # dark vertical bands, as behind a rib or an attenuating lesion; the mask is unchanged
         A.CoarseDropout(
             num_holes_range=(1, 2), hole_height_range=(0.3, 0.9), hole_width_range=(0.03, 0.1), fill=12, p=0.15
         ),
@@ -112,7 +112,7 @@ def other_scanners() -> list[A.BasicTransform | A.BaseCompose]:
 
 
 def scanner_looks() -> list[A.BasicTransform | A.BaseCompose]:
-    """What one scanner's picture differs in from another's, apart from depth.
+    """Differences between scanners' pictures, apart from depth.
 
     Gain, dynamic range (a tone curve between log-compressed echoes and grey levels), gain over depth or across the
     probe, edge enhancement, resolution, speckle, compression of the stored file, and shadows.
@@ -140,12 +140,12 @@ def scanner_looks() -> list[A.BasicTransform | A.BaseCompose]:
 
 
 def ultrasound_scanners() -> list[A.BasicTransform | A.BaseCompose]:
-    """For a model that is to hold on scanners that it has not seen: wide zoom, scanners' looks, other images' looks."""
+    """For a model that must work on unseen scanners: wide zoom, scanners' looks, other images' looks."""
     return [*geometry((0.5, 2.0)), *other_scanners(), *scanner_looks()]
 
 
 REFERENCE = "reference"
-"""Name under which a transform finds another training image: the ``metadata_key`` of albumentations' transforms."""
+"""Name under which a transform gets another training image: the ``metadata_key`` of albumentations' transforms."""
 
 PRESETS = {
     "ultrasound": ultrasound,
@@ -159,9 +159,9 @@ PRESETS = {
 def lesion_free_crop(
     image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, tries: int = 12
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """A random part of an image that shows no pixel of its lesion, enlarged to the image's size; None if none is found.
+    """A random part of an image without any lesion pixel, enlarged to the image's size; None if none is found.
 
-    Normal images are few, and tissue beside a lesion is normal tissue of the same scanner.
+    Normal images are few, and tissue next to a lesion is normal tissue from the same scanner.
 
     Args:
         image: ``uint8`` (H, W)
@@ -178,7 +178,7 @@ def lesion_free_crop(
         high, wide = int(height * share), int(width * np.clip(share * rng.uniform(0.8, 1.25), 0.3, 0.9))
         top, left = int(rng.integers(0, height - high + 1)), int(rng.integers(0, width - wide + 1))
         window = np.s_[top : top + high, left : left + wide]
-        # dark corners and burned-in frames teach nothing about tissue
+        # nothing about tissue can be learned from dark corners and burned-in frames
         if mask[window].any() or image[window].mean() < 20:
             continue
         crop = cv2.resize(image[window], (width, height), interpolation=cv2.INTER_LINEAR)
@@ -187,13 +187,13 @@ def lesion_free_crop(
 
 
 _OWN_READERS = ("albumentations.read_rgb_image", "albumentations.core.utils.read_rgb_image")
-"""Names by which a dumped configuration knows the default of ``read_fn`` of albumentations' transforms."""
+"""Names of the default of ``read_fn`` of albumentations' transforms in a dumped configuration."""
 
 
 def without_own_readers(config: Any) -> Any:
     """Copy of a configuration of transforms in which no ``read_fn`` names albumentations' own default.
 
-    A dump writes the function's name, which is no function when it is read back; left out, it is the default again.
+    A dump writes the function's name, which is read back as a string; left out, it is the default again.
 
     Args:
         config: mappings, lists and plain values
@@ -216,20 +216,20 @@ class Images(Protocol):
 
 
 _PATTERN_SEED = 308
-"""Of six by six random squares: mirrored, turned or shifted they correlate with themselves by 0.11 at most."""
-_ALIGNED = 0.3  # correlation of image and mask below which a mask no longer lies on what it outlines
+"""Seed of six by six random squares: mirrored, rotated or shifted they correlate with themselves by 0.11 at most."""
+_ALIGNED = 0.3  # below this correlation of image and mask, the mask no longer matches the image
 
 
 class Augmentation:
-    """Random transforms whose draw depends on (seed, epoch, image) alone.
+    """Random transforms that depend only on (seed, epoch, image).
 
-    albumentations 2.0 repeats its random state in every worker and epoch unless it is reseeded, so each call here names
-    its own draw: no two epochs see the same version of an image, and any number of workers gives the same ones.
+    albumentations 2.0 repeats its random state in every worker and epoch unless it is reseeded, so each call reseeds
+    it: an image differs in every epoch, and the number of workers does not matter.
 
     Args:
         transforms: name of a preset, or albumentations transforms
-        seed: of all draws
-        lesion_free: share of the images with a lesion of which a part without it is shown instead, see
+        seed: seed of all random draws
+        lesion_free: share of the images with a lesion that are replaced by a part without it, see
             :func:`lesion_free_crop`
 
     Raises:
@@ -261,11 +261,11 @@ class Augmentation:
         """Transform ``uint8`` image and mask of shape (H, W) by the draw of this epoch and index.
 
         Args:
-            others: training images, each ``uint8`` (h, w), of which one is drawn as a reference where a transform
-                takes one; the image itself when not given
+            others: training images, each ``uint8`` (h, w), one of which is drawn as the reference of transforms that
+                need one; the image itself when not given
 
         Raises:
-            DataError: a transform fails, or gives another type or size, which a batch would take without a word
+            DataError: a transform fails, or changes type or size, which would otherwise go unnoticed in a batch
         """
         sequence = np.random.SeedSequence((self.seed, epoch, index))
         if self.lesion_free > 0:
@@ -284,18 +284,18 @@ class Augmentation:
         return result
 
     def check(self, size: tuple[int, int], draws: int = 24) -> None:
-        """Try the transforms on a pattern whose mask outlines its bright squares, each of them at every draw.
+        """Try the transforms on a pattern whose mask marks its bright squares, with each transform always active.
 
         Raises:
-            DataError: a transform fails, gives another type or size, or moves the image and not its mask; the first
-                transform after which that is so is named
+            DataError: a transform fails, gives another type or size, or moves the image and not its mask; the message
+                names the first such transform
         """
         image, mask = _pattern(size)
         fault = _trouble(self.steps, image, mask, draws) if self.steps else None
         if fault is None:
             return
         for number in range(1, len(self.steps) + 1):
-            # a transform may be mended by a later one, as a crop by a resizing: the last sound start counts
+            # a later transform may repair the effect of an earlier one, as a resize after a crop
             if all(_trouble(self.steps[:end], image, mask, draws) for end in range(number, len(self.steps))):
                 name = type(self.steps[number - 1]).__name__
                 raise DataError(f"data.augmentation: {_trouble(self.steps[:number], image, mask, draws)} by {name}")
@@ -308,7 +308,7 @@ def _pattern(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _flat(steps: Sequence[A.BasicTransform | A.BaseCompose]) -> list[A.BasicTransform]:
-    """The transforms of a pipeline, those of its groups among them."""
+    """The transforms of a pipeline, including those in groups."""
     flat: list[A.BasicTransform] = []
     for step in steps:
         flat += _flat(step.transforms) if isinstance(step, A.BaseCompose) else [step]
@@ -318,7 +318,7 @@ def _flat(steps: Sequence[A.BasicTransform | A.BaseCompose]) -> list[A.BasicTran
 def _apply(
     compose: A.Compose, image: np.ndarray, mask: np.ndarray, draw: int, reference: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray] | str:
-    """Transformed image and mask, or what is wrong with them."""
+    """Transformed image and mask, or a description of what is wrong with them."""
     compose.set_random_seed(draw)
     given = {} if reference is None else {REFERENCE: [np.ascontiguousarray(reference)]}
     try:
@@ -329,19 +329,19 @@ def _apply(
         made = result[name]
         if not isinstance(made, np.ndarray) or made.dtype != np.uint8:
             kind = made.dtype if isinstance(made, np.ndarray) else type(made).__name__
-            return f"the {name} is made {kind} instead of uint8 (normalisation is the model's: model.mean, model.std)"
+            return f"the {name} is made {kind} instead of uint8 (the model normalises: model.mean, model.std)"
         if made.shape != image.shape:
             shapes = ("x".join(map(str, shape)) for shape in (image.shape, made.shape))
             return f"the {name} of {' (height x width) is made '.join(shapes)}"
     if result["mask"].max(initial=0) > 1:
-        return "the mask gets levels beside 0 and 1"
+        return "the mask gets levels other than 0 and 1"
     return result["image"], result["mask"]
 
 
 def _trouble(
     steps: Sequence[A.BasicTransform | A.BaseCompose], image: np.ndarray, mask: np.ndarray, draws: int
 ) -> str | None:
-    """What is wrong with some draw, or with most of them where a single one proves nothing."""
+    """What is wrong with any draw, or with most draws where a single one proves nothing."""
     certain = copy.deepcopy(list(steps))
     for step in certain:
         if 0 < step.p < 1 and not isinstance(step, A.OneOrOther):  # whose p chooses between two
@@ -355,5 +355,5 @@ def _trouble(
         with np.errstate(divide="ignore", invalid="ignore"):
             agreement.append(abs(np.corrcoef(result[0].ravel(), result[1].ravel())[0, 1]))
     if np.median(np.nan_to_num(agreement)) < _ALIGNED:
-        return "the image is moved without its mask, or blotted out,"
+        return "the image is moved without its mask, or erased,"
     return None

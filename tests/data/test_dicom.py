@@ -343,7 +343,7 @@ def test_what_is_no_ultrasound_is_known_by_class_and_modality(
     if kind is None:
         assert read_header(path).declared
         return
-    with pytest.raises(NotUltrasound, match="no ultrasound image") as caught:
+    with pytest.raises(NotUltrasound, match="not an ultrasound image") as caught:
         read_header(path)
     assert caught.value.kind == kind
 

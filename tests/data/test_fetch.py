@@ -115,7 +115,7 @@ def test_a_broken_connection_goes_on_where_it_stopped(server: Server, phantoms: 
 def test_a_later_call_goes_on_too(server: Server, tmp_path: Path) -> None:
     server.breaks, server.breaks_after = 10**6, 0
     (tmp_path / "Dataset_BUSI.zip.part").write_bytes(b"")
-    with pytest.raises(DataError, match=r"cannot download .* try again to go on where it stopped, or .*--archive"):
+    with pytest.raises(DataError, match=r"cannot download .* try again to continue where it stopped, or .*--archive"):
         download(server.url, tmp_path, None, pauses=0)
     server.breaks, server.breaks_after = 1, 2**14
     with pytest.raises(DataError):
@@ -169,7 +169,7 @@ def test_a_complete_part_is_taken(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has not the checksum") as caught:
+    with pytest.raises(DataError, match="does not have the checksum") as caught:
         fetch_command(tmp_path, server.url, pauses=0)  # the authors' checksum holds for every address
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} <= {".fetch.lock"}

@@ -59,7 +59,7 @@ def test_systems_files_are_passed_over_and_told(name: str, tmp_path: Path, capsy
     assert "hidden" in told
     found = audit(source, root)
     assert found.wrong == []
-    assert [problem.kind for problem in found.problems] == ["passed over"]
+    assert [problem.kind for problem in found.problems] == ["skipped"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -115,7 +115,7 @@ def test_dicom_in_linked_folders_is_read_once(tmp_path: Path) -> None:
     (root / "first" / "._scan.dcm").write_bytes(b"\0\5\26\7")
     samples, problems = DICOMFolder().survey(root)
     assert len(samples) == 2
-    assert [(problem.kind, problem.wrong) for problem in problems] == [("passed over", False)]
+    assert [(problem.kind, problem.wrong) for problem in problems] == [("skipped", False)]
     # a name of any other suffix is DICOM where the file begins so
     (root / "first" / "scan.dcm").rename(root / "first" / "scan.ima")
     (root / "first" / "scan_mask.png").rename(root / "first" / "scan.ima_mask.png")
@@ -136,7 +136,7 @@ def test_a_folder_is_met_once_under_its_own_path_first(tmp_path: Path) -> None:
     files = [path.relative_to(tmp_path / "in").as_posix() for listing in listings for path in listing.files]
     assert files == ["z.png", "b/2.png", "b/10.png", "b/deep/x.png", "c/y.PNG"]
     assert dict(passed.kinds) == {"broken link": 1, "no image": 1}
-    assert passed.told() == "2 files or folders passed over: 1 broken link, 1 no image"
+    assert passed.told() == "2 files or folders skipped: 1 broken link, 1 no image"
     assert [path.name for path in images_in(tmp_path / "in", passed)] == ["z.png"]
     assert passed.kinds["sub-folder"] == 3
     # many links between few folders have very many paths
@@ -180,7 +180,7 @@ def test_masks_are_known_by_their_image_whatever_its_kind(tmp_path: Path) -> Non
     assert masks == {"a_mask.png", "b_mask_1.png", "pages_frame0_mask.png", "d_mask.png", "d_frame3_mask.png"}
     inputs = Inputs([str(tmp_path)])
     assert [item.name for item in inputs if not item.error] == ["a", "b", "c_mask", "pages"]
-    assert inputs.told() == "5 files or folders passed over: 5 mask beside its image"
+    assert inputs.told() == "5 files or folders skipped: 5 mask beside its image"
 
 
 def test_patterns_follow_links_and_leave_outputs_out(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_an_empty_folder_says_what_lies_there_instead(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").write_text("")
     (tmp_path / "in" / ".DS_Store").write_text("")
-    with pytest.raises(UserError, match=r"no image \(png .*\); 2 files or folders passed over: 1 hidden, 1 no image"):
+    with pytest.raises(UserError, match=r"no image \(png .*\); 2 files or folders skipped: 1 hidden, 1 no image"):
         Inputs([str(tmp_path / "in")])
 
 
@@ -232,7 +232,7 @@ def test_rows_and_masks_of_no_image_are_told(tmp_path: Path, capsys: pytest.Capt
     (root / "images" / "scan 1.jpg").unlink()
     with pytest.raises(DataError, match=r"scan 1_m.png has no image"):
         together.read(root)
-    with pytest.raises(DataError, match="say with mask_suffix"):
+    with pytest.raises(DataError, match="set mask_suffix"):
         Folders("images", "images")
 
 

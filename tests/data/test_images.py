@@ -52,7 +52,7 @@ def test_a_file_reads_as_its_array_does(name: str, tmp_path: Path) -> None:
 
 
 REFUSED_ALIKE = {
-    "12 bits in 16": ((GREY * 16).astype(np.uint16), r"is 3824, as where 12 bits .*: multiply its levels by 16,"),
+    "12 bits in 16": ((GREY * 16).astype(np.uint16), r"is 3824, as when 12 bits .*: multiply its levels by 16,"),
     "8 bits in 16": (GREY.astype(np.uint16), r"is 239, as where 8 bits .*: multiply its levels by 256,"),
     "14 bits in 16": ((GREY * 64).astype(np.uint16), r"is 15296, as where 14 bits .* by 4,"),
     "int32 of 16 bits": ((GREY * 257).astype(np.int32), "from 0 to 61423: integers must lie between 0 and 255"),
@@ -82,7 +82,7 @@ def test_a_files_own_word_decides(tmp_path: Path) -> None:
     fractions = GREY.astype(np.float32)
     assert np.array_equal(read_grey(save_tiff(tmp_path / "stated.tif", fractions, tag_341=255.0)), GREY)
     # the brightest level of this one image is no scale
-    with pytest.raises(DataError, match="as where 12 bits"):
+    with pytest.raises(DataError, match="as when 12 bits"):
         read_grey(save_tiff(tmp_path / "stated.tif", twelve, tag_281=int(twelve.max())))
     with pytest.raises(DataError, match="must lie between 0 and 255, which the file states as white"):
         read_grey(save_tiff(tmp_path / "stated.tif", (300 * GREY).astype(np.int32), tag_341=255))
@@ -119,7 +119,7 @@ def test_deep_colours_keep_their_bits(suffix: str, alpha: bool, tmp_path: Path) 
     assert np.array_equal(read_native(Path(path)), rgb >> 8)
     # 12 bits in 16: read by their upper 8 they would be black without a word
     cv2.imwrite(path, np.dstack([rgb[..., ::-1] >> 4, *opaque]))
-    with pytest.raises(DataError, match="as where 12 bits were stored in 16"):
+    with pytest.raises(DataError, match="as when 12 bits were stored in 16"):
         read_native(Path(path))
 
 
@@ -173,8 +173,8 @@ FAULTY_MASKS = {
     "0/1, 16 bit": (lambda: Image.fromarray((LESION * 1).astype(np.uint16)), "above 1 of 65535", 0),
     "0/1, 32 bit": (lambda: Image.fromarray((LESION * 1).astype(np.int32)), "above 1 of 255", 0),
     "palette of dark colours": (lambda: palette_mask(), "above 60 of 255", 30),  # noqa: PLW0108 (it is defined below)
-    "transparency, black": (lambda: flat(0), "drawing in the transparency", None),
-    "transparency, white": (lambda: flat(255), "drawing in the transparency", None),
+    "transparency, black": (lambda: flat(0), "drawing only in the transparency", None),
+    "transparency, white": (lambda: flat(255), "drawing only in the transparency", None),
 }
 
 
@@ -260,7 +260,7 @@ def test_smoothed_outlines_and_the_noise_of_jpeg_are_no_levels_of_their_own(tmp_
 
 def test_a_mask_of_no_numbers_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.where(LESION, np.nan, 0).astype(np.float32)).save(tmp_path / "mask.tif")
-    with pytest.raises(DataError, match="levels that are no numbers"):
+    with pytest.raises(DataError, match="levels that are not numbers"):
         read_mask(tmp_path / "mask.tif")
     with pytest.raises(DataError, match="lesion_above is -1"):
         Folders(lesion_above=-1)

@@ -193,12 +193,12 @@ def test_two_images_of_one_id_are_refused_wherever_sources_are_read(tmp_path: Pa
     assert [(problem.kind, problem.wrong) for problem in problems] == [("two images of one id", True)] * 10
     combined = Combined([Part(BUSI(), str(root))])
     for source, name in ((BUSI(), "001"), (combined, "busi/001")):
-        with pytest.raises(DataError, match=rf"benign/001.png and .*malignant/001.png have one id, '{name}'"):
+        with pytest.raises(DataError, match=rf"benign/001.png and .*malignant/001.png have the same id, '{name}'"):
             source.read(root)
         data = UltrasoundDataModule(root=str(root), source=source, image_size=32)
-        with pytest.raises(DataError, match="have one id"):
+        with pytest.raises(DataError, match="have the same id"):
             data.prepare_data()
-        with pytest.raises(DataError, match="have one id"):
+        with pytest.raises(DataError, match="have the same id"):
             data.setup("fit")
 
 

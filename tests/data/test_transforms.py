@@ -40,7 +40,7 @@ FAULTY = {
         [A.HorizontalFlip(), MirroredImage(p=0.5)],
         "moved without its mask, .* by MirroredImage",
     ),
-    "blotted out": ([A.RandomBrightnessContrast((-1, -1), (0, 0))], "blotted out, by RandomBrightnessContrast"),
+    "erased": ([A.RandomBrightnessContrast((-1, -1), (0, 0))], "erased, by RandomBrightnessContrast"),
 }
 
 

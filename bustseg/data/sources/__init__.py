@@ -1,4 +1,4 @@
-"""Readers of public data-set layouts: a folder on disk becomes a list of :class:`Sample`."""
+"""Readers of data-set layouts: each turns a folder into a list of :class:`Sample`."""
 
 from bustseg.data.files import natural_key
 from bustseg.data.images import image_mode, image_size, read_grey, read_native, to_grey

@@ -1,4 +1,4 @@
-"""What every data-set layout shares: :class:`Sample`, :class:`Problem`, :class:`Source`, and how files are decoded."""
+"""What all data-set layouts share: :class:`Sample`, :class:`Problem`, :class:`Source`, and the decoding of files."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ LABELS = ("benign", "malignant", "normal", "unknown")
 
 @dataclass(frozen=True)
 class Sample:
-    """One ultrasound image and what is known of it.
+    """One ultrasound image with its masks and metadata.
 
     Attributes:
-        id: name that is unique in its source, and by which split files refer to it (BUSI: ``benign (1)``)
+        id: name that is unique in its source, and that split files use (BUSI: ``benign (1)``)
         image: path of the image
         masks: paths of its mask files; several are OR-ed, none means an empty mask
         label: one of :data:`LABELS`
         group: samples of one patient (or of one set of duplicates) share it; None when unknown
         source: name of the data set
         frame: position of the image in a file that holds several
-        box: part of the file's picture that is the image, as (top, left, height, width); None for all of it
+        box: image region within the file's picture as (top, left, height, width); None for all of it
         spacing: size of a pixel in mm as (row, column); None when unknown
         lesion_above: level of a mask's pixels above which they belong to the lesion, in the file's own levels; half of
             white by default
-        private: file names may tell who the patient is, so that only ``id`` may be shown
-        columns: what the source's table says beside class and patient, by lower-case column name (BUS-BRA: ``device``)
+        private: whether file names may identify the patient, so that only ``id`` may be shown
+        columns: further values from the source's table, by lower-case column name (BUS-BRA: ``device``)
     """
 
     id: str
@@ -61,11 +61,11 @@ class Sample:
     columns: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def shown(self, path: Path) -> str:
-        """A file of the sample as messages and reports may name it."""
+        """The name of a file of the sample for messages and reports."""
         return f"of {self.id}" if self.private else str(path)
 
     def public(self, path: Path) -> Path:
-        """A file of the sample as lists of problems may hold it."""
+        """The path of a file of the sample for lists of problems."""
         return Path(self.id) if self.private else path
 
     def read_native(self) -> np.ndarray:
@@ -78,20 +78,20 @@ class Sample:
         return to_grey(self.read_native())
 
     def read_mask_file(self, path: Path) -> MaskFile:
-        """One of the masks, drawn on the whole picture or on its ``box`` alone.
+        """One of the masks, drawn on the whole picture or only on its ``box``.
 
         Raises:
-            DataError: the file is missing, truncated or no image
+            DataError: the file is missing, truncated or not an image
         """
         with self._anonymous_errors():
             mask = read_mask(path, self.lesion_above)
         return mask if self.box is None or mask.lesion.shape == self.box[2:] else mask.cut(self.box)
 
     def read_mask(self, shape: tuple[int, int] | None = None) -> np.ndarray:
-        """Union of the masks as ``bool`` of ``shape`` (H, W); without ``shape``, of the masks' own.
+        """Union of the masks as ``bool`` of ``shape`` (H, W); without ``shape``, of the masks' own shape.
 
         Raises:
-            DataError: a mask has another size than the image, or its levels cannot mean what they seem to
+            DataError: a mask and the image differ in size, or the mask's levels are not plausible
         """
         if shape is None and not self.masks:
             image = self.read_image()
@@ -137,11 +137,11 @@ class Problem:
     """Something wrong with a file of a data set.
 
     Attributes:
-        kind: short name by which problems are counted, such as ``image without mask``
+        kind: short name for counting problems, such as ``image without mask``
         path: the file
         message: what is wrong and what to do, in one line
-        image: id of the sample that it belongs to, if any
-        wrong: training on it would be wrong; otherwise only worth knowing
+        image: id of the sample that it concerns, if any
+        wrong: whether the data must not be trained on; otherwise it is only a note
     """
 
     kind: str
@@ -152,25 +152,25 @@ class Problem:
 
 
 def passed_over(passed: PassedOver, root: Path) -> list[Problem]:
-    """One note on what a search in a data folder has passed over; none for nothing."""
+    """One note about what a search in a data folder has skipped; empty for nothing."""
     message = f"{passed.told()} in {root}"
-    return [Problem("passed over", root, message, wrong=False)] if passed.total() else []
+    return [Problem("skipped", root, message, wrong=False)] if passed.total() else []
 
 
 class Source(ABC):
-    """A data-set layout. A subclass reads one folder; its ``init_args`` in YAML are its options."""
+    """A data-set layout. A subclass reads one layout; its ``init_args`` in YAML are its options."""
 
     name: str = "source"
 
     def default_root(self) -> Path | None:
-        """Folder to use when none is named, if the source has one."""
+        """Folder to use when none is given, if the source has a default."""
         return None
 
     def prepare(self, root: Path) -> None:
         """Make the data available under ``root`` (once per machine). The default only checks that the folder exists.
 
         Raises:
-            DataError: ``root`` is no folder
+            DataError: ``root`` is not a folder
         """
         if not root.is_dir():
             raise DataError(
@@ -179,16 +179,16 @@ class Source(ABC):
 
     @abstractmethod
     def scan(self, root: Path) -> tuple[list[Sample], list[Problem]]:
-        """List the samples under ``root``, sorted naturally by id, and the files that do not fit, without decoding any.
+        """List the samples under ``root`` in natural order of ids, and the files that do not fit, without decoding.
 
         Raises:
             DataError: the folder does not hold this layout at all
         """
 
     def survey(self, root: Path) -> tuple[list[Sample], list[Problem]]:
-        """:meth:`scan`, and what must hold in every layout: one id for each image, and one image for each id.
+        """:meth:`scan`, plus checks that apply to every layout: one id per image, and one image per id.
 
-        Splits, caches and tables know images by their ids; two images of one id would be in train and test at once.
+        Splits, caches and tables refer to images by id; two images with one id could be in train and test at once.
 
         Raises:
             DataError: as :meth:`scan`
@@ -197,9 +197,9 @@ class Source(ABC):
         return samples, [*problems, *_shared_ids(samples), *_shared_files(samples), *_unread_pages(samples)]
 
     def read(self, root: Path) -> list[Sample]:
-        """List the samples under ``root``, sorted naturally by id, without decoding any image.
+        """List the samples under ``root``, in natural order of their ids, without decoding any image.
 
-        Images that a source leaves out on purpose are told once on standard error.
+        Images that a source leaves out on purpose are reported once on standard error.
 
         Raises:
             DataError: the folder does not hold this layout, a file in it does not fit, or two images share an id
@@ -221,7 +221,9 @@ def _shared_ids(samples: Sequence[Sample]) -> list[Problem]:
         other = first.setdefault(sample.id, sample)
         if other is not sample:
             both = f"{other.shown(other.image)} and {sample.shown(sample.image)}"
-            message = f"{both} have one id, {sample.id!r}, by which splits and tables know them: rename one of them"
+            message = (
+                f"{both} have the same id, {sample.id!r}, which must be unique in splits and tables: rename one of them"
+            )
             problems.append(Problem("two images of one id", sample.public(sample.image), message, sample.id))
     return problems
 
@@ -233,15 +235,17 @@ def _shared_files(samples: Sequence[Sample]) -> list[Problem]:
         other = first.setdefault((os.path.realpath(sample.image), sample.frame), sample)
         if other.id != sample.id:
             message = (
-                f"{other.id!r} and {sample.id!r} are one file, {sample.shown(sample.image)}, which could train and "
-                "test at once: name its folder once, or remove the link"
+                f"{other.id!r} and {sample.id!r} are the same file, {sample.shown(sample.image)}, which could be in "
+                "train and test at once: name its folder once, or remove the link"
             )
             problems.append(Problem("one file as two images", sample.public(sample.image), message, sample.id))
     owners: dict[Path, str] = {}
     for sample in samples:
         for mask in sample.masks:
             if (owner := owners.setdefault(mask, sample.id)) != sample.id:
-                message = f"{owner!r} and {sample.id!r} have one mask, {sample.shown(mask)}: rename one of the images"
+                message = (
+                    f"{owner!r} and {sample.id!r} have the same mask, {sample.shown(mask)}: rename one of the images"
+                )
                 problems.append(Problem("one mask of two images", sample.public(mask), message, sample.id))
     return problems
 
@@ -252,20 +256,20 @@ def _unread_pages(samples: Sequence[Sample]) -> list[Problem]:
     for path, number in read.items():
         try:
             pages = count_pages(path)
-        except DataError:  # reading it will tell
+        except DataError:  # reading it will report the error
             continue
         if pages > number:
-            message = f"{path} holds {pages} images, of which {number} is read: save each as a file of its own"
+            message = f"{path} holds {pages} images, of which {number} is read: save each as a separate file"
             problems.append(Problem("left out: further pages", path, message, path.stem, wrong=False))
     return problems
 
 
 def values_by_name(names: Iterable[str], values: Iterable[str], table: Path, private: bool = False) -> dict[str, str]:
-    """Value of each name in two columns of a table, which may repeat a row but not contradict itself.
+    """Value of each name from two columns of a table, which may repeat a row but not contradict itself.
 
     Args:
         table: the table's file, for messages
-        private: names may tell who the patient is, so that messages count rows instead
+        private: whether names may identify the patient, so that messages give row numbers instead
 
     Raises:
         DataError: a name has two values
@@ -275,16 +279,17 @@ def values_by_name(names: Iterable[str], values: Iterable[str], table: Path, pri
         if found.setdefault(name, value) != value:
             shown = "the image" if private else repr(name)
             raise DataError(
-                f"line {line} of {table} says {value!r} of {shown}, and a line before it {found[name]!r}: keep one"
+                f"line {line} of {table} gives {value!r} for {shown}, but an earlier line gives {found[name]!r}: keep "
+                "one"
             )
     return found
 
 
 def further_columns(table: pd.DataFrame, names: Iterable[str], known: Iterable[str]) -> dict[str, dict[str, str]]:
-    """What a table says of each name beside what a source has a use for: non-empty values by column.
+    """Further non-empty values of a table, by name and column.
 
     Args:
-        names: of the table's rows
+        names: name of each row
         known: columns that the source reads itself
     """
     further = [column for column in table.columns if column and column not in set(known)]

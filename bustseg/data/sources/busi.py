@@ -13,9 +13,9 @@ from bustseg.errors import DataError
 class BUSI(Source):
     """Breast Ultrasound Images data set (Al-Dhabyani et al. 2020) in its official layout.
 
-    ``root/{benign,malignant,normal}/<class> (<n>).png``, beside it ``<class> (<n>)_mask.png``, ``_mask_1.png``, ...;
-    upper case and other pictures than PNG are read too.
-    ``root`` may also be the folder that contains ``Dataset_BUSI_with_GT``.
+    ``root/{benign,malignant,normal}/<class> (<n>).png``, with ``<class> (<n>)_mask.png``, ``_mask_1.png``, ...;
+    suffixes in upper case and other picture formats are read too. ``root`` may also be the folder that contains
+    ``Dataset_BUSI_with_GT``.
     """
 
     name = "busi"

@@ -1,4 +1,4 @@
-"""Ultrasound in DICOM files with masks beside them."""
+"""Ultrasound in DICOM files with masks in picture files."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from bustseg.errors import DataError
 class DICOMFolder(Source):
     """DICOM ultrasound files with masks, in a folder and its sub-folders.
 
-    A file's mask is the PNG file beside it (or under ``masks``) that is called ``<file>_mask.png``, and for a frame of
+    A file's mask is the PNG file next to it (or under ``masks``) with the name ``<file>_mask.png``, and for a frame of
     a multi-frame file ``<file>_frame<k>_mask.png`` with k from 0; ``<file>`` is the name without ``.dcm``. It is drawn
-    on the whole picture or on the region that is cut out. Frames of a multi-frame file without a mask are left out.
+    on the whole picture or on the cropped region. Frames of a multi-frame file without a mask are left out.
 
-    File names and headers may name patients, so that samples are called after a keyed hash of the file and grouped by
-    one of the patient. Pictures are cut to the scanned region; a file that declares burned-in text and names no region
-    is left out. So is a file that is no ultrasound, and a copy of another; files that share an identifier but not their
-    content, as careless anonymisers leave them, are called after their content too.
+    File names and headers may name patients, so samples are named by a keyed hash of the file and grouped by one of the
+    patient. Pictures are cropped to the scanned region. A file that declares burned-in text but no region is left out,
+    as are files that are not ultrasound, and copies; files that share an identifier but not their content, as careless
+    anonymisers create them, are named by their content too.
 
     Args:
-        masks: folder of the masks in the data folder, laid out as the files; beside the files when not given
-        label: class of every image; where not given, a folder called benign, malignant or normal on the way decides
+        masks: folder of the masks in the data folder, with the same layout as the files; next to the files when not
+            given
+        label: class of every image; when not given, it is taken from a parent folder named benign, malignant or normal
         labels: CSV file in the data folder with the columns ``image`` (path or name without ``.dcm``) and ``label``
-        crop: cut pictures to the scanned region
-        burned_in: read files that declare burned-in text and name no region
+        crop: crop pictures to the scanned region
+        burned_in: also read files that declare burned-in text but no region
     """
 
     name = "dicom"
@@ -53,7 +54,7 @@ class DICOMFolder(Source):
         passed = PassedOver()
         files = self._files(root, passed)
         if not files:
-            raise DataError(f"{root} holds no DICOM files (*.dcm, or files that begin as DICOM)")
+            raise DataError(f"{root} holds no DICOM files (*.dcm, or files with the DICOM mark)")
         labels = self._read_labels(root, Counter(map(_stem, files)))
         samples: list[Sample] = []
         problems: list[Problem] = []
@@ -63,7 +64,7 @@ class DICOMFolder(Source):
             try:
                 headers[number] = dicom.read_header(path)
             except dicom.NotUltrasound as other:
-                message = f"{where} is left out: it is no ultrasound image ({other.kind})"
+                message = f"{where} is left out: it is not an ultrasound image ({other.kind})"
                 problems.append(Problem("left out: no ultrasound", root, message, wrong=False))
             except DataError as error:
                 if "pip install" in str(error):
@@ -80,7 +81,7 @@ class DICOMFolder(Source):
                 continue
             known.add(name)
             if header.burned_in and not self.burned_in and (header.box is None or not self.crop):
-                message = f"{name} is left out: it declares burned-in text and names no region to cut out ({where})"
+                message = f"{name} is left out: it declares burned-in text but no region to crop to ({where})"
                 problems.append(Problem("left out: burned-in text", root, message, wrong=False))
                 continue
             own = self._frames(path, root, header, name, labels)
@@ -92,7 +93,7 @@ class DICOMFolder(Source):
 
     @staticmethod
     def _files(root: Path, passed: PassedOver) -> list[Path]:
-        """DICOM files of the folder and those in it, links followed; their directory and pictures are none."""
+        """DICOM files of the folder and its sub-folders, following links; DICOMDIR and pictures do not count."""
         files: list[Path] = []
         for listing in walk(root, passed):
             if not listing.readable:
@@ -100,7 +101,7 @@ class DICOMFolder(Source):
             for path in listing.files:
                 if path.name != "DICOMDIR" and dicom.is_dicom(path):
                     files.append(path)
-                elif path.suffix.lower() not in (*IMAGE_SUFFIXES, *DOCUMENTS):  # masks and tables belong here
+                elif path.suffix.lower() not in (*IMAGE_SUFFIXES, *DOCUMENTS):  # masks and tables are expected here
                     passed.add("no DICOM")
         return sorted(files, key=lambda path: natural_key(str(path)))
 
@@ -164,7 +165,7 @@ def _stem(path: Path) -> str:
 
 
 def _names(files: Mapping[Path, str]) -> dict[Path, str]:
-    """What each file's sample is called: by its identifier's pseudonym, and its content where several share one."""
+    """The name of each file's sample: the pseudonym of its identifier, and of its content where several share one."""
     names = {path: f"dicom {identifier}" for path, identifier in files.items()}
     counts = Counter(names.values())
     contents = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path, name in names.items() if counts[name] > 1}

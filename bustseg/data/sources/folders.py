@@ -1,4 +1,4 @@
-"""Data of one's own: plain folders, and several sources as one."""
+"""A user's own data in plain folders, and several sources combined."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from bustseg.errors import DataError
 
 
 class Folders(Source):
-    """Images in one folder and masks of the same names in another.
+    """Images in one folder and masks with the same names in another.
 
     Args:
         images: folder of the images, in the data folder
         masks: folder of the masks
-        mask_suffix: what a mask's name has more than its image's, such as ``_mask``
-        labels: CSV file in the data folder with the column ``image`` and, as far as they are known, ``label`` (benign,
-            malignant, normal) and ``patient``; images of a patient stay together in splits. An image that it calls
-            normal needs no mask. Further columns, such as the device, can be left out in turn (``left_out_by``).
+        mask_suffix: suffix of a mask's name after its image's name, such as ``_mask``
+        labels: CSV file in the data folder with the column ``image`` and, where known, ``label`` (benign,
+            malignant, normal) and ``patient``; images of a patient stay together in splits. An image labelled normal
+            needs no mask. Values of further columns, such as the device, can be left out in turn (``left_out_by``).
         lesion_above: level of a mask's pixels above which they are lesion, in the file's own levels: 0 for masks of 0
             and 1; half of white by default
     """
@@ -47,9 +47,9 @@ class Folders(Source):
         lesion_above: int = HALF,
     ) -> None:
         if lesion_above < 0:
-            raise DataError(f"lesion_above is {lesion_above}, so that all of a mask would be lesion: give 0 or more")
+            raise DataError(f"lesion_above is {lesion_above}, so the whole mask would be lesion: give 0 or more")
         if images == masks and not mask_suffix:
-            raise DataError(f"images and masks are both in {images}: say with mask_suffix how a mask's name ends")
+            raise DataError(f"images and masks are both in {images}: set mask_suffix to the ending of the masks' names")
         self.images, self.masks, self.mask_suffix = images, masks, mask_suffix
         self.labels = labels
         self.lesion_above = lesion_above
@@ -87,7 +87,7 @@ class Folders(Source):
             )
         if not samples:
             raise DataError(f"{root / self.images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        # in one folder, what is called as a mask and is none's is an orphan too
+        # in a shared folder, a file with a mask's name but without an image is an orphan too
         left = masks.items() if self.images != self.masks else [one for one in masks.items() if one[0].endswith(suffix)]
         for _, path in left:
             message = f"mask {path} has no image: add the image or remove the mask"
@@ -99,7 +99,7 @@ class Folders(Source):
         if not unknown:
             return []
         rows = "row names" if len(unknown) == 1 else "rows name"
-        message = f"in {self.labels} {len(unknown)} {rows} no image, such as {unknown[0]!r}: is it spelled alike?"
+        message = f"in {self.labels} {len(unknown)} {rows} no image, such as {unknown[0]!r}: is it spelled the same?"
         return [Problem("label without image", Path(self.labels or ""), message, wrong=False)]
 
     @staticmethod
@@ -107,14 +107,14 @@ class Folders(Source):
         found: dict[str, Path] = {}
         for path in images_in(folder, passed):
             if path.stem in found:
-                message = f"{path} and {found[path.stem].name} have one name: rename one of them"
+                message = f"{path} and {found[path.stem].name} have the same name: rename one of them"
                 problems.append(Problem("two files of one name", path, message, path.stem))
                 continue
             found[path.stem] = path
         return found
 
     def _read_labels(self, root: Path) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, str]]]:
-        """Class, patient and further columns of each image that the table names."""
+        """Class, patient and further columns of each image in the table."""
         if self.labels is None:
             return {}, {}, {}
         table = read_table(root / self.labels, "the labels")
@@ -128,7 +128,7 @@ class Folders(Source):
             labels = values_by_name(stems, told, root / self.labels)
             for stem, label in labels.items():
                 if label not in LABELS:
-                    raise DataError(f"{root / self.labels} calls {stem} {label!r}: use {', '.join(LABELS)}")
+                    raise DataError(f"{root / self.labels} gives {stem} the label {label!r}: use {', '.join(LABELS)}")
         patients: dict[str, str] = {}
         if "patient" in table:
             patients = values_by_name(stems, (name.strip() for name in table["patient"]), root / self.labels)
@@ -137,12 +137,12 @@ class Folders(Source):
 
 @dataclass
 class Part:
-    """One of several sources.
+    """One of several combined sources.
 
     Attributes:
         source: its layout
         root: its folder; the source's own default when not given
-        name: what its ids begin with; the source's name when not given
+        name: prefix of its ids; the source's name when not given
     """
 
     source: Source
@@ -153,14 +153,14 @@ class Part:
 class Combined(Source):
     """Several sources as one. Ids become ``<name>/<id>``; patients of different sources stay different.
 
-    Every part names its own folder, so ``data.root`` is not needed. A split CSV decides what a part is used for:
-    images that it does not name are left out, so a part may serve for training or for testing alone.
+    Every part names its own folder, so ``data.root`` is not needed. A split CSV decides how a part is used: images that
+    it does not name are left out, so a part may be used only for training or only for testing.
 
     Args:
         parts: the sources with their folders
 
     Raises:
-        DataError: no parts, or two of one name
+        DataError: no parts, or two with the same name
     """
 
     name = "combined"
@@ -171,7 +171,7 @@ class Combined(Source):
             raise DataError("Combined needs at least one part: a list of source and root")
         for name in names:
             if names.count(name) > 1:
-                raise DataError(f"two parts of Combined are called {name!r}: give each a name of its own")
+                raise DataError(f"two parts of Combined have the name {name!r}: give each a different name")
         self.parts = dict(zip(names, parts, strict=True))
         self.name = "+".join(names)
 
@@ -183,7 +183,7 @@ class Combined(Source):
         return Path(root).expanduser()
 
     def default_root(self) -> Path:
-        """Folder that contains all parts; the cache goes beside it."""
+        """Folder that contains all parts; the cache is placed next to it."""
         return Path(os.path.commonpath([self._folder(name).resolve() for name in self.parts]))
 
     def prepare(self, root: Path) -> None:

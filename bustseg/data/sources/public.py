@@ -1,4 +1,4 @@
-"""Public breast-ultrasound data sets beside BUSI, each in the layout that its archive unpacks to."""
+"""Public breast-ultrasound data sets other than BUSI, each in the layout of its archive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bustseg.errors import DataError
 
 
 def _inner(root: Path, marks: tuple[str, ...], what: str) -> Path:
-    """``root``, or the one folder in it that holds all of ``marks``."""
+    """``root``, or the only folder in it that contains all of ``marks``."""
     for folder in (root, *list_folder(root).folders):
         if all((folder / mark).exists() for mark in marks):
             return folder
@@ -94,9 +94,9 @@ class BUSBRA(Source):
 class BUSUCLM(Source):
     """BUS-UCLM (Vallez et al. 2025, doi:10.1038/s41597-025-04562-3): 683 images of 38 patients.
 
-    ``root/INFO.csv``, ``root/images/ALWI_000.png``, ``root/masks/ALWI_000.png``. The start of the name is the patient.
-    Masks are coloured: green is benign, red malignant, black nothing; both colours are lesion. An image whose mask has
-    another size is left out and reported.
+    ``root/INFO.csv``, ``root/images/ALWI_000.png``, ``root/masks/ALWI_000.png``. The first part of the name is the
+    patient. Masks are coloured: green is benign, red malignant, black background; both colours are lesion. An image
+    whose mask differs in size is left out and reported.
     """
 
     name = "bus-uclm"
@@ -143,7 +143,7 @@ def _unequal(image: Path, mask: Path) -> Problem | None:
     try:
         (height, width), (mask_height, mask_width) = image_size(image), image_size(mask)
     except DataError:
-        return None  # reading it will say so
+        return None  # reading it will report the error
     if (height, width) == (mask_height, mask_width):
         return None
     message = f"image {image.name} is left out: it is {width}x{height} but its mask is {mask_width}x{mask_height}"
@@ -151,11 +151,11 @@ def _unequal(image: Path, mask: Path) -> Problem | None:
 
 
 class BrEaST(Source):
-    """BrEaST-Lesions-USG (Pawlowska et al. 2024, doi:10.7937/9wkk-q141): 256 images, one of each patient.
+    """BrEaST-Lesions-USG (Pawlowska et al. 2024, doi:10.7937/9wkk-q141): 256 images, one per patient.
 
-    ``root/case001.png`` (RGBA) and ``root/case001_tumor.png``. Masks named ``_other`` show other findings and are no
-    tumour; a case without a tumour mask is normal. The class stands in the annotation table (.xlsx, .csv; columns
-    ``Image_filename`` and ``Classification``) where it lies beside the images, else it is ``unknown``.
+    ``root/case001.png`` (RGBA) and ``root/case001_tumor.png``. Masks named ``_other`` show other findings, not tumours;
+    a case without a tumour mask is normal. The class comes from the annotation table (.xlsx, .csv; columns
+    ``Image_filename`` and ``Classification``) if it is next to the images, else it is ``unknown``.
     """
 
     name = "breast"
