@@ -1,4 +1,4 @@
-"""Networks that were trained, in use: prediction, export, benches."""
+"""Use of trained networks: prediction, export and benchmarks."""
 
 from bustseg.deploy.formats import ExportFormat, NetworkToWrite, register_format, unregister_format
 

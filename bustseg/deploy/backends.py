@@ -1,4 +1,4 @@
-"""What computes a network: torch (eager or compiled), or the runtime of an export format, behind one call.
+"""Backends that compute a network, with one interface: torch (eager or compiled), or the runtime of an export format.
 
 Nothing is imported before it is used: torch takes seconds to import, and predicting needs one runtime only.
 """
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class TorchBackend:
-    """A task in torch, in float32 unless told otherwise.
+    """A task in torch, in float32 by default.
 
     Args:
         task: the task; it is put into evaluation mode
         device: where to compute
-        compiled: compile the network for the shapes that come (seconds at the first call; needs a C++ compiler)
+        compiled: compile the network for the shapes that occur (seconds at the first call; needs a C++ compiler)
     """
 
     def __init__(self, task: SegmentationTask, device: str | torch.device = "cpu", compiled: bool = False) -> None:
@@ -46,15 +46,15 @@ class TorchBackend:
 
 
 def exported_backend(model: ExportedModel, threads: int | None = None, mirrored: bool = True) -> Backend:
-    """What computes an exported model: the runtime of its format.
+    """The backend of an exported model: the runtime of its format.
 
     Args:
         model: the exported model
         threads: the machine's cores when not given
-        mirrored: look at each image's mirror image, too, where the model was exported so
+        mirrored: also predict each image's mirror image, if the model was exported with it
 
     Raises:
-        UserError: the runtime is not installed, or cannot load the file, or the mirror image is a part of it
+        UserError: the runtime is not installed, or cannot load the file, or the mirror image cannot be left out
     """
     format = find_format(model.metadata["format"])
     if mirrored or not model.metadata.get("flip"):
@@ -65,7 +65,7 @@ def exported_backend(model: ExportedModel, threads: int | None = None, mirrored:
 
 
 def cores() -> int:
-    """Cores that this process may use, or ``OMP_NUM_THREADS`` if that says fewer."""
+    """Number of cores that this process may use, or ``OMP_NUM_THREADS`` if that is lower."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores

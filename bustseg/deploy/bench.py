@@ -1,7 +1,7 @@
 """``bustseg bench``: the same network in torch, ONNX Runtime and OpenVINO, measured side by side in one run.
 
-Every contestant lives in a process of its own and all take turns in short rounds, so that whatever else the machine
-does hits all of them alike: on a busy machine ratios hold where milliseconds do not.
+Every contestant runs in a separate process and all take turns in short rounds, so that other load on the machine
+affects all of them equally: on a busy machine ratios are reliable where milliseconds are not.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _CALLS = 5
 
 @dataclass
 class Contestant:
-    """A network at one size and precision in one runtime, and what was measured of it.
+    """A network at one size and precision in one runtime, and its measurements.
 
     Attributes:
         model: the name that the user gave
@@ -78,17 +78,17 @@ def bench_command(
     json_file: Path | None = None,
     markdown: Path | None = None,
 ) -> int:
-    """`bustseg bench`: measures, prints a table, and writes ``json_file`` and ``markdown`` if they are named.
+    """`bustseg bench`: measures, prints a table, and writes ``json_file`` and ``markdown`` if they are given.
 
     Args:
         models: checkpoints and runs, exported folders, or config files (whose networks then have random weights)
         sizes: sides of the network's input; the trained one when not given
-        batches: images at once, network only; end to end it is always one
+        batches: batch sizes for the network alone; end to end it is always one image
         precisions: of the exported networks; torch computes in float32
         backends: what to compare
         threads: the machine's cores when not given
-        rounds: in which all take turns
-        root: the run's data, for the Dice, if they are not where the training found them
+        rounds: number of rounds in which all take turns
+        root: the run's data, for the Dice, if they have moved since the training
         images: folder of images (and masks) to use instead
 
     Raises:
@@ -143,7 +143,7 @@ def _groups(
     if is_exported(model):
         exported = ExportedModel.read(model)
         if sizes and any((size, size) != exported.image_size for size in sizes):
-            raise UserError(f"{model} takes images of {exported.image_size} and no others: leave --size out")
+            raise UserError(f"{model} takes only images of {exported.image_size}: leave --size out")
         format = find_format(exported.metadata["format"])
         backend = format.runtime or format.name
         contestant = Contestant(model, exported.image_size, backend, exported.metadata["precision"])
@@ -171,7 +171,7 @@ def _groups(
 
 
 def _files(images: Path | None, folder: Path, n: int = 8) -> list[Path]:
-    """Image files for the time from file to mask: the user's, or phantoms of BUSI's sizes."""
+    """Image files for timing from file to mask: the user's, or phantoms with BUSI's sizes."""
     if images is not None:
         return _readable(Inputs([str(images)]), 100)
     from bustseg.data.phantom import write_phantoms
@@ -195,20 +195,20 @@ def _readable(inputs: Inputs, most: int) -> list[Path]:
 
 
 def untrained_checkpoint(config: Path, path: Path) -> Path:
-    """Write a checkpoint of a config's network with random weights: speed does not depend on them."""
+    """Write a checkpoint of a config's network with random weights, which do not affect speed."""
     from bustseg.experiment import Experiment
     from bustseg.runs.checkpoint import build_task
 
     section = Experiment.read(config).config
     task = build_task(section["model"]).eval()
-    # what only training needs stays out: a test's process has no use for it
+    # leave out what only training needs
     model = {key: value for key, value in section["model"].items() if key not in ("loss", "optimizer", "lr_scheduler")}
     torch.save({RECORD: {"config": {**section, "model": model}}, "state_dict": task.state_dict()}, path)
     return path
 
 
 def _format_of(backend: str) -> ExportFormat | None:
-    """The format that a runtime computes; None for torch."""
+    """The format that a runtime executes; None for torch."""
     return next((format for format in shipped_formats() if format.runtime == backend), None)
 
 
@@ -220,7 +220,7 @@ def _job(
     check: CheckImages,
     folder: Path,
 ) -> dict[str, Any] | None:
-    """What a contestant's process needs; None (and the reason in its ``problem``) where it cannot be."""
+    """The job for a contestant's process; None (with the reason in its ``problem``) where it is impossible."""
     if format is None:
         return {"backend": contestant.backend, "model": str(checkpoint)}
     if absent := not_installed(format, contestant.precision):
@@ -232,7 +232,7 @@ def _job(
         check = CheckImages(check.images, None, check.images, check.origin)
     try:
         reference = logits_of(TorchBackend(task), check.images) if contestant.precision == "int8" else np.empty(0)
-        # whatever it costs: the Dice stands beside the speed
+        # whatever Dice it loses: the table shows Dice and speed together
         path = write_network(
             task, contestant.size, format.name, contestant.precision, out, check, reference, Limits(dice_drop=1)
         )
@@ -285,7 +285,7 @@ class _Process:
 
 
 def _measure(group: _Group, batches: list[int], threads: int, rounds: int, folder: Path) -> None:
-    """Start the contestants of a group one after the other, let them take turns, and fill in their figures."""
+    """Start the contestants of a group one after the other, let them take turns, and fill in their results."""
     running: dict[int, _Process] = {}
     times: dict[int, list[dict[str, Any]]] = {}
     with ExitStack() as stack:
@@ -353,7 +353,7 @@ def _megabytes(path: Path) -> float:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Description of the machine that the results were measured on."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     fields = {key.strip(): value.strip() for key, value in fields.items()}
@@ -453,7 +453,7 @@ def _machine_line(content: Mapping[str, Any]) -> str:
 
 
 def as_markdown(content: Mapping[str, Any]) -> str:
-    """The figures as Markdown: what they were measured on, and a table for each model and size."""
+    """The results as Markdown: the machine, and a table for each model and size."""
     parts = [_machine_line(content), "Milliseconds are median / 95th percentile of a call."]
     for title, header, rows in _tables(content):
         lines = ([*row, *[""] * (len(header) - len(row))] for row in rows)
@@ -471,7 +471,7 @@ _SHOWN = {
     "memory, MB": "MB",
     "Dice lesion": "Dice",
 }
-"""Columns that fit a terminal, of the many that the files have."""
+"""The columns that are shown in the terminal; the files have more."""
 
 
 def _print(content: Mapping[str, Any]) -> None:

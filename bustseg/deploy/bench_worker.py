@@ -1,4 +1,4 @@
-"""One contestant of ``bustseg bench``, in a process of its own: its memory and start-up are then its own, too.
+"""One contestant of ``bustseg bench``, in a separate process, so that its memory and start-up can be measured.
 
 Started as ``python -m bustseg.deploy.bench_worker``. Reads one job and then commands as lines of JSON from standard
 input, and answers each with a line of JSON.
@@ -41,16 +41,16 @@ class _Worker:
         self.predictor = _predictor(job)
         self.random = np.random.default_rng(0).integers(0, 256, (64, 1, *self.predictor.image_size), dtype=np.uint8)
         self._next = 0
-        self.end_to_end()  # of a new process, up to the first mask
+        self.end_to_end()  # start-up of a new process, up to the first mask
         self.start_up = time.time() - job["started"]
 
     def end_to_end(self) -> None:
-        """A file to a mask of the image's own size."""
+        """From a file to a mask of the image's own size."""
         self.predictor(read_native(self.files[self._next % len(self.files)]))
         self._next += 1
 
     def network(self, batch: int) -> None:
-        """Prepared images to logits."""
+        """From prepared images to logits."""
         self.predictor.backend(self.random[:batch])
 
     def round(self, batches: list[int], calls: int) -> dict[str, Any]:
@@ -71,9 +71,9 @@ class _Worker:
 
     @staticmethod
     def memory() -> dict[str, Any]:
-        """Most memory that the process has held, in bytes."""
+        """Peak memory of the process in bytes."""
         status = Path("/proc/self/status")
-        if status.is_file():  # getrusage counts what the parent held when it forked, too
+        if status.is_file():  # getrusage also counts what the parent held when it forked
             line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
             return {"bytes": 1024 * int(line.split()[1])}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -102,7 +102,7 @@ def _serve(answers: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    # libraries print as they like: what is on standard output from here on is no answer
+    # libraries may print to standard output, so answers need a separate channel
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _serve(channel)

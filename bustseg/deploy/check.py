@@ -1,4 +1,4 @@
-"""Images to check an exported model on, and how far it is from the network that it was made of."""
+"""Images to check an exported model on, and measures of its difference from the original network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bustseg.masks import MaskRule, probability_of
 from bustseg.progress import tell_once
 
 CALIBRATION_IMAGES = 300
-"""How many images the ranges of an int8 model's activations are taken from, at most (NNCF's own default)."""
+"""Most images that calibrate the activation ranges of an int8 model (NNCF's default)."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,13 @@ class CheckImages:
     Attributes:
         images: grey ``uint8`` (N, h, w)
         masks: ``uint8`` 0 or 1 (N, h, w); None where they are not known
-        calibration: grey ``uint8`` (M, h, w), others where there are others; None for images that are not real
-        origin: what they are, in words
+        calibration: grey ``uint8`` (M, h, w), different from ``images`` where possible; None for images that are not
+            real
+        origin: description of the images
         data_digest: digest of the data set; None without one
         split_digest: digest of its split; None without one
-        training: range of the training images; None where they are not known. Then ``images`` and ``masks`` are those
-            of validation
+        training: range of the training images, in which case ``images`` and ``masks`` are the validation images; None
+            when unknown
     """
 
     images: np.ndarray
@@ -48,13 +49,13 @@ class CheckImages:
 def check_images(
     checkpoint: Path | None, size: tuple[int, int], root: Path | None = None, folder: Path | None = None
 ) -> CheckImages:
-    """The validation images that a checkpoint was trained with, if they are at hand.
+    """The validation images of a checkpoint's training, if they are available.
 
     Args:
-        checkpoint: of a run; None for a network that was not trained
+        checkpoint: a run's checkpoint; None for an untrained network
         size: (h, w) of the network
         root: where the run's data are now
-        folder: images to take instead; a mask beside an image is used as in BUSI
+        folder: images to use instead, with masks in the same folder as in BUSI
 
     Returns:
         images of ``folder``, else of ``root``, else of the run's own root if it is still there, else phantoms
@@ -84,7 +85,7 @@ def _of_run(checkpoint: Path, size: tuple[int, int], root: Path | None) -> Check
         return None
     assert data.cache is not None
     val, train = data.indices["val"], data.indices["train"]
-    # they are in order of the classes, so that the first ones would all be benign
+    # they are ordered by class, so the first ones would all be benign
     spread = train[np.linspace(0, max(len(train) - 1, 0), min(len(train), CALIBRATION_IMAGES)).astype(np.int64)]
     if not len(val):
         return None
@@ -114,7 +115,7 @@ def _of_folder(folder: Path, size: tuple[int, int]) -> CheckImages:
     if not pairs:
         raise UserError(f"none of the {failed} images in {folder} can be read")
     images = np.stack([image for image, _ in pairs])
-    # an image without a mask file may show a lesion all the same, unless its folder says that it does not
+    # an image without a mask file may still show a lesion, unless its folder says that it does not
     known = all(sample.masks or sample.label == "normal" for sample in samples)
     masks = np.stack([mask for _, mask in pairs]) if known else None
     return CheckImages(images, masks, images[:CALIBRATION_IMAGES], f"{len(images)} images of a folder")
@@ -137,13 +138,13 @@ def logits_of(backend: Backend, images: np.ndarray, batch_size: int = 8) -> np.n
 
 
 def largest_difference(logits: np.ndarray, reference: np.ndarray) -> float:
-    """The largest difference of two probabilities of one pixel, from logits of one shape (N, h, w)."""
+    """The largest difference of a pixel's probability, from two sets of logits (N, h, w)."""
     pairs = zip(logits, reference, strict=True)
     return max(float(np.abs(probability_of(one) - probability_of(other)).max()) for one, other in pairs)
 
 
 def overlap(logits: np.ndarray, masks: np.ndarray, rule: MaskRule) -> dict[str, float]:
-    """Mean scores as of :func:`bustseg.metrics.aggregate` of what a rule makes of logits.
+    """Mean scores, as from :func:`bustseg.metrics.aggregate`, of the masks that a rule makes from logits.
 
     Args:
         logits: ``float32`` (N, h, w)
@@ -166,17 +167,17 @@ def dice_by_convention(scores: dict[str, float], conventions: Sequence[str]) -> 
 
 
 def dice_of(logits: np.ndarray, masks: np.ndarray, rule: MaskRule) -> dict[str, float]:
-    """Dice of what a rule makes of logits (N, h, w), by convention; those that the masks do not define are left out."""
+    """Dice of the masks that a rule makes from logits (N, h, w), by convention; undefined ones are left out."""
     from bustseg.metrics import CONVENTIONS
 
     return dice_by_convention(overlap(logits, masks, rule), CONVENTIONS)
 
 
 def decisive(dice: Mapping[str, float]) -> list[str]:
-    """The conventions that a drop is judged by, of those that the masks define."""
+    """The conventions by which a drop is judged, as far as the masks define them."""
     return [name for name in ("lesion", "empty_one") if name in dice]
 
 
 def largest_drop(before: Mapping[str, float], after: Mapping[str, float]) -> float:
-    """The largest loss of Dice among the conventions that a drop is judged by."""
+    """The largest loss of Dice among the conventions by which a drop is judged."""
     return max(before[name] - after[name] for name in decisive(before))

@@ -1,4 +1,4 @@
-"""``bustseg predict clip.mp4``: a video with the outline on it, and a table with a row for each frame."""
+"""``bustseg predict clip.mp4``: a video with outlines, and a table with a row for each frame."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bustseg.deploy.predictor import Predictor
 
 FORMATS = {"mp4": "mp4v", "webm": "VP80", "avi": "MJPG"}
-"""Formats of the video that is written, and their codecs: all that OpenCV's wheels can write without a licence."""
+"""Formats of the video that is written, and their codecs: those that OpenCV's wheels can write without a licence."""
 
 COLUMNS = (
     "frame",
@@ -51,11 +51,11 @@ Thing = TypeVar("Thing")
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """What a clip takes beside what every prediction takes.
+    """Options of clips, in addition to those of every prediction.
 
     Attributes:
         smooth: seconds over which logits are averaged (the time constant of an exponential mean); 0 for none
-        format: of the video that is written
+        format: format of the video that is written
     """
 
     smooth: float = 0.0
@@ -69,7 +69,7 @@ class ClipOptions:
 
 
 class Smoother:
-    """Exponential mean of logits over time: steadier outlines, which lag behind by about ``seconds``.
+    """Exponential mean of logits over time: steadier outlines, with a lag of about ``seconds``.
 
     Logits are averaged, not masks, so that a lesion that fades in and out keeps its shape.
 
@@ -85,8 +85,8 @@ class Smoother:
         """The mean after one more map of logits.
 
         Args:
-            logits: of any shape, always the same
-            elapsed: seconds since the one before
+            logits: of any shape, the same in every call
+            elapsed: seconds since the previous call
         """
         if self.seconds <= 0:
             return logits
@@ -99,7 +99,7 @@ class Smoother:
 
 
 def outlined(frame: np.ndarray, found: Prediction) -> np.ndarray:
-    """A frame ``uint8`` (H, W, 3) in RGB with its outline, and the words that this is no diagnosis."""
+    """A frame ``uint8`` (H, W, 3) in RGB with its outline and the disclaimer."""
     picture = overlay(frame, found.mask)
     scale = max(0.35, picture.shape[1] / 1600)
     where = (max(4, round(8 * scale)), picture.shape[0] - max(5, round(10 * scale)))
@@ -113,7 +113,7 @@ def is_clip(given: str) -> bool:
 
 
 def predict_all(given: Sequence[str], model: str | None, out: Path, options: Options, clips: ClipOptions) -> int:
-    """Predict videos one by one and everything else as :func:`bustseg.deploy.predict.predict` does.
+    """Predict videos one by one, and everything else with :func:`bustseg.deploy.predict.predict`.
 
     Returns:
         exit code: 0, 1 when an image or video could not be read, 2 when none could
@@ -129,17 +129,18 @@ def predict_all(given: Sequence[str], model: str | None, out: Path, options: Opt
 def predict_clips(videos: Sequence[Path], model: str | None, out: Path, options: Options, clips: ClipOptions) -> int:
     """Outline lesions in videos: for each ``NAME_outlined.mp4``, ``NAME_frames.csv`` and ``NAME_clip.json``.
 
-    A video that is done already, by the same model and settings, is skipped.
+    A video that is already done with the same model and settings is skipped.
 
     Returns:
         exit code: 0, 1 when a video could not be read, 2 when none could
 
     Raises:
-        UserError: the model or an option cannot be used, or ``out`` holds the same video's results of another kind
+        UserError: the model or an option cannot be used, or ``out`` holds results of the same video with another model
+            or other settings
     """
     names = [path.stem for path in videos]
     if len(set(names)) < len(names):
-        raise UserError("two clips have the same name: give them an --out of their own")
+        raise UserError("two clips have the same name: predict them into separate folders with --out")
     from bustseg.deploy.predictor import Predictor
 
     predictor = Predictor(model if model is not None else str(boxed_model()), threshold=options.threshold)
@@ -171,9 +172,9 @@ def _predict_clip(path: Path, out: Path, predictor: Predictor, options: Options,
     if end.is_file() and not options.overwrite:
         known = json.loads(end.read_text())
         if {key: known.get(key) for key in head} == head:
-            console.print(f"{path.name} is done already", highlight=False, markup=False)
+            console.print(f"{path.name} is already done", highlight=False, markup=False)
             return
-        raise UserError(f"{end} is of another model or setting: name another --out, or --overwrite it")
+        raise UserError(f"{end} was made with another model or setting: name another --out, or give --overwrite")
     end.unlink(missing_ok=True)
     rows: list[dict[str, Any]] = []
     video = out / f"{path.stem}_outlined.{clips.format}"
@@ -217,7 +218,7 @@ def _predict_clip(path: Path, out: Path, predictor: Predictor, options: Options,
 def follow(
     clip: Clip, predictor: Predictor, smooth: float = 0.0, batch_size: int = 8
 ) -> Iterator[tuple[float, np.ndarray, Prediction]]:
-    """Each frame of a clip: its seconds from the first, ``uint8`` (H, W, 3) in RGB, and its prediction.
+    """Each frame of a clip: seconds since the first, picture ``uint8`` (H, W, 3) in RGB, and prediction.
 
     Holds one batch at a time.
     """
@@ -262,7 +263,9 @@ class _Video:
         self._last: np.ndarray | None = None
         self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), clip.rate, self._size)
         if not self._writer.isOpened():
-            raise UserError(f"cannot write {path.name}: no room, or this OpenCV lacks {codec} (try --clip_format avi)")
+            raise UserError(
+                f"cannot write {path.name}: the disk is full, or this OpenCV lacks {codec} (try --clip_format avi)"
+            )
 
     def __enter__(self) -> _Video:
         return self
@@ -271,13 +274,13 @@ class _Video:
         self._writer.release()
 
     def add(self, frame: np.ndarray, seconds: float) -> None:
-        """Append a frame in RGB, at its seconds from the first: the one before is shown until then.
+        """Append a frame in RGB at its time since the first; the frame before it is repeated until then.
 
-        A frame of another size, as some broken files have, is stretched to the first's.
+        A frame of another size, as in some broken files, is stretched to the size of the first.
         """
         if (frame.shape[1], frame.shape[0]) != self._size:
             frame = cv2.resize(frame, self._size)
-        # half a frame is what rounding and an uneven clock may take
+        # allow half a frame for rounding and an uneven clock
         while self._last is not None and self._written / self._rate < seconds - 0.5 / self._rate:
             self._write(self._last)
         self._last = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)

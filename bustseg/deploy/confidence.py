@@ -1,8 +1,8 @@
-"""How far a mask can be trusted, and which images a person should look at. Formulas: docs/explanation/confidence.md.
+"""How reliable a mask is, and which images a person should look at. Formulas: docs/explanation/confidence.md.
 
-A network's probabilities are not frequencies: most networks are too sure. One number, the temperature T, corrects that;
-it is fitted on validation images and travels with the model as ``calibration: {temperature: T}``. Without it there is
-no confidence.
+A network's probabilities are not frequencies: most networks are overconfident. One number, the temperature T, corrects
+that; it is fitted on validation images and stored with the model as ``calibration: {temperature: T}``. Without it no
+confidence is reported.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from bustseg.masks import inside_bounds, logit_of
 from bustseg.presence import Presence
 
 CALIBRATION = "calibration"
-"""Where a model's record keeps its temperature."""
+"""Key of the temperature in a model's record."""
 
 TRAINING_IMAGES = "training_images"
-"""Where a model's record keeps the range of the images that it was trained on, see :func:`image_range`."""
+"""Key of the range of the training images in a model's record, see :func:`image_range`."""
 
 LOW_CONFIDENCE = 0.75
-"""A mask of less is looked at."""
+"""Masks with a lower confidence should be looked at."""
 
 NEAR_THRESHOLD = 0.15
-"""An image whose highest probability is this close to the threshold may as well have come out the other way."""
+"""If an image's highest probability is this close to the threshold, whether a lesion is found is nearly a coin toss."""
 
 TINY = 0.005
 """Share of the image below which a lesion is tiny; of BUSI's 647 annotated masks 2 in 100 are smaller."""
 
-_LARGEST_LOGIT = 16.0  # beyond it float32 probabilities can no longer be told from 0 and 1
+_LARGEST_LOGIT = 16.0  # beyond it float32 probabilities are indistinguishable from 0 and 1
 _BINS = 4096
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What makes a model's probabilities frequencies.
+    """Converts a model's probabilities into frequencies.
 
     Args:
-        temperature: logits are divided by it; above 1 the network was too sure
-        presence: makes a probability of the evidence that an image shows a lesion, where the model knows
+        temperature: logits are divided by it; above 1 for an overconfident network
+        presence: converts an image's evidence into the probability of a lesion; None where the model has none
 
     Raises:
-        UserError: not a positive number
+        UserError: the temperature is not a positive number
     """
 
     temperature: float
@@ -69,7 +69,7 @@ class Calibration:
         if not settings:
             return None
         if "temperature" not in settings:
-            raise UserError(f"the model's {CALIBRATION} has no temperature, and this version knows nothing else")
+            raise UserError(f"the model's {CALIBRATION} has no temperature, and this version supports nothing else")
         return cls(settings["temperature"], Presence.from_dict(settings))
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Calibration:
         """Calibrated probabilities, ``float32`` of the same shape."""
         if self.temperature == 1:
             return probability
-        # sigmoid(logit(p) / T) as a power of the odds, in place: passes over memory are what it costs
+        # sigmoid(logit(p) / T) as a power of the odds, in place, since memory traffic dominates the time
         odds = inside_bounds(probability)
         np.divide(1, odds, out=odds)
         odds -= 1
@@ -91,20 +91,20 @@ class Calibration:
 
 
 def fit_temperature(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Temperature that makes probabilities of validation images most likely: the least cross-entropy over all pixels.
+    """Fit the temperature by maximum likelihood: the lowest cross-entropy over all pixels of validation images.
 
-    Pixels are counted in a histogram of their logits, so that any number of images needs the same memory.
+    Pixels are counted in a histogram of their logits, so memory does not depend on the number of images.
 
     Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
 
     Args:
-        pairs: probabilities (H, W) of a network that is not calibrated, and the masks (H, W) of 0 and 1
+        pairs: uncalibrated probabilities (H, W) of a network, and the masks (H, W) of 0 and 1
 
     Raises:
         UserError: no image, no lesion, or lesions only
     """
     counts = np.zeros((2, _BINS))
-    sums = np.zeros(_BINS)  # of logits, for the exact mean of each bin
+    sums = np.zeros(_BINS)  # sums of logits, for the exact mean of each bin
     for probability, mask in pairs:
         if np.shape(probability) != np.shape(mask):
             raise ValueError(f"probability {np.shape(probability)} and mask {np.shape(mask)} must have the same shape")
@@ -115,7 +115,7 @@ def fit_temperature(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         for row, chosen in enumerate((~lesion, lesion)):
             counts[row] += np.bincount(position[chosen], minlength=_BINS)
     if not counts.any(axis=1).all():
-        raise UserError("a temperature needs validation images with lesion pixels and with others")
+        raise UserError("a temperature needs validation images with both lesion and background pixels")
     used = counts.sum(axis=0) > 0
     logits, negatives, positives = sums[used] / counts[:, used].sum(axis=0), *counts[:, used]
 
@@ -130,9 +130,9 @@ def fit_temperature(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
 def mask_confidence(mask: np.ndarray, calibrated: np.ndarray) -> float:
     """Confidence of a mask M under calibrated probabilities p: ``2 * sum(p over M) / (sum(p) + |M|)``.
 
-    If the pixels are lesion independently with p, this is (up to the order of a ratio and an expectation) the Dice that
-    the mask can expect. An empty mask has the probability ``1 - max(p)`` of being right about the pixel that is most
-    likely to be wrong.
+    If each pixel is lesion independently with probability p, this is the expected Dice of the mask, except that the
+    ratio is taken of expectations. For an empty mask it is ``1 - max(p)``, the probability of being right about the
+    pixel that is most likely to be wrong.
 
     Args:
         mask: 0 and 1 (H, W)
@@ -150,7 +150,7 @@ def mask_confidence(mask: np.ndarray, calibrated: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class ImageRange:
-    """Brightness and contrast that a model's training images had, in grey levels of 0 to 255.
+    """Brightness and contrast of a model's training images, in grey levels from 0 to 255.
 
     Attributes:
         mean: lowest and highest mean of an image
@@ -158,7 +158,7 @@ class ImageRange:
     """
 
     mean: tuple[float, float] = (0.0, 255.0)
-    contrast: tuple[float, float] = (5.0, 255.0)  # a blank image is like no training image
+    contrast: tuple[float, float] = (5.0, 255.0)  # blank images are always outside
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> ImageRange:
@@ -182,7 +182,7 @@ class ImageRange:
         return {"mean": list(self.mean), "contrast": list(self.contrast)}
 
     def unlike(self, prepared: np.ndarray) -> list[str]:
-        """What of an image, as the network sees it, lies outside the range."""
+        """Descriptions of how an image, as the network sees it, lies outside the range."""
         mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(prepared))
         words = []
         if not self.mean[0] <= mean <= self.mean[1]:
@@ -203,7 +203,7 @@ def image_range(images: Iterable[np.ndarray]) -> ImageRange:
     """
     statistics = np.array([[value[0, 0] for value in cv2.meanStdDev(image)] for image in images])
     if not len(statistics):
-        raise UserError("the range of the training images needs images")
-    # rounded outwards, so that no training image is unlike itself
+        raise UserError("the range of the training images needs at least one image")
+    # rounded outwards, so that no training image lies outside
     low, high = np.floor(100 * statistics.min(axis=0)) / 100, np.ceil(100 * statistics.max(axis=0)) / 100
     return ImageRange((float(low[0]), float(high[0])), (float(low[1]), float(high[1])))

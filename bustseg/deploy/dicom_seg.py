@@ -1,7 +1,7 @@
-"""Masks as DICOM segmentation objects (SEG) that a PACS or viewer lays over the images that they were made from.
+"""Masks as DICOM segmentation objects (SEG) that a PACS or viewer overlays on their source images.
 
-The standard demands that a SEG repeats the patient's and study's data of its source, so this is the one output that
-carries an identity, and it is written only when asked for.
+The standard requires a SEG to repeat the patient's and study's data of its source, so this is the only output that
+identifies a patient, and it is written only on request.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ def check() -> None:
 def segmentation(source: Path, masks: Sequence[np.ndarray], model: str, settings: str) -> bytes:
     """The DICOM file of a SEG for one ultrasound file.
 
-    Of a loop, frames without a lesion are not stored, but for the last: readers take it that a source has no frames
-    beyond those that they are told of. The same source, masks, model and settings give the same unique identifiers.
+    For a loop, frames without a lesion are not stored, except the last: readers assume that a source has no frames
+    after the last stored one. The same source, masks, model and settings give the same unique identifiers.
 
     Args:
         source: the DICOM file that the masks belong to
-        masks: a mask (H, W) of 0 and 1 for each of its frames, of the whole picture
+        masks: a mask (H, W) of 0 and 1 of the whole picture for each of its frames
         model: digest of the model
-        settings: what else the masks depend on
+        settings: everything else that the masks depend on
 
     Raises:
-        DataError: the file lacks what a SEG must repeat; the message names nothing of it
+        DataError: the file lacks data that a SEG must repeat; the message quotes nothing from the file
         UserError: highdicom is not installed
     """
     check()
@@ -70,19 +70,19 @@ def segmentation(source: Path, masks: Sequence[np.ndarray], model: str, settings
     logging.getLogger("highdicom").setLevel(logging.CRITICAL)
     pydicom = _pydicom()
     with _anonymous_errors("a DICOM file's segmentation"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote values
+        warnings.simplefilter("ignore")  # warnings quote values
         data = pydicom.dcmread(source, stop_before_pixels=True)
         _mend(data, read_header(source).spacing)
         kind, loop = data.SOPClassUID, "NumberOfFrames" in data
         if loop:
-            # highdicom takes several frames only where they have positions in space, which frames of a loop have not
+            # highdicom accepts several frames only if they have positions in space, which frames of a loop do not have
             data.SOPClassUID = UltrasoundImageStorage
             del data.NumberOfFrames
 
         drawn = hashlib.sha256(b"".join(np.packbits(mask).tobytes() for mask in masks)).hexdigest()
 
         def uid(what: str) -> str:
-            # with what is drawn: other files may have the same identifier
+            # includes the drawing, since other files may have the same identifier
             return generate_uid(entropy_srcs=[str(data.SOPInstanceUID), drawn, model, settings, what])
 
         segment = highdicom.seg.Segmentation(
@@ -111,7 +111,7 @@ def segmentation(source: Path, masks: Sequence[np.ndarray], model: str, settings
 
 
 def _lesion(model: str) -> Any:
-    """What the segment is, and what has found it, in the codes of the standard."""
+    """The description of the segment and of its algorithm, in the codes of the standard."""
     import highdicom
     from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
     from pydicom.sr.codedict import codes
@@ -130,11 +130,11 @@ def _lesion(model: str) -> Any:
 
 
 def _mend(data: Any, spacing: tuple[float, float] | None) -> None:
-    """Bring a source's header into a form that a SEG can repeat: what is optional and malformed is emptied.
+    """Repair a source's header so that a SEG can repeat it: optional elements that are malformed are emptied.
 
     Args:
         data: the header
-        spacing: size of a pixel in mm as (row, column), where it is known
+        spacing: size of a pixel in mm as (row, column); None when unknown
 
     Raises:
         DataError: an identifier is missing, without which nothing can refer to the file
@@ -144,7 +144,7 @@ def _mend(data: Any, spacing: tuple[float, float] | None) -> None:
     missing = [name for name in _NEEDED if not data.get(name)]
     if missing:
         raise DataError(f"the file lacks {', '.join(missing)}, which a SEG must repeat")
-    for name in _PATIENT_AND_STUDY:  # type 2: must be there, may be empty
+    for name in _PATIENT_AND_STUDY:  # type 2: required, may be empty
         if name not in data:
             setattr(data, name, "")
     for names, check_value in (
@@ -159,19 +159,19 @@ def _mend(data: Any, spacing: tuple[float, float] | None) -> None:
                 data[name].value = ""
     if spacing is not None:
         data.PixelSpacing = list(spacing)
-        # readers ask for a thickness wherever there is a size; a picture has none, and its pixel's side stands in
+        # readers expect a thickness wherever there is a pixel size; a picture has none, so the pixel's side is used
         thickness = _number(data, "SliceThickness")
         data.SliceThickness = thickness if thickness and thickness > 0 else min(spacing)
     else:
         data.pop("PixelSpacing", None)
-    # a place in the patient that is told in part is none
+    # an incomplete position in the patient is dropped
     if spacing is None or not all(data.get(name) for name in _PLACE):
         for name in _PLACE:
             data.pop(name, None)
 
 
 def _spread(segment: Any, masks: Sequence[np.ndarray], kind: str) -> None:
-    """Make the SEG of a loop out of one that has its first frame: a frame for each that has a lesion.
+    """Extend a SEG of the first frame to a SEG of a loop, with a frame for each frame that has a lesion.
 
     Each refers to its frame of the source, and frames are ordered by their position in time (PS3.3, C.7.6.16.2.2.1 and
     C.7.6.17): ultrasound loops have no position in space that could order them.
@@ -197,5 +197,5 @@ def _spread(segment: Any, masks: Sequence[np.ndarray], kind: str) -> None:
     for element in segment.iterall():
         if element.keyword == "ReferencedSOPClassUID":
             element.value = kind
-    # of all frames the bits follow each other without a gap
+    # the bits of all frames follow each other without a gap
     segment.PixelData = pack_bits(np.stack([masks[index] for index in stored]).astype(np.uint8).ravel(), pad=True)

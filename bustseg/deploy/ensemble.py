@@ -1,4 +1,4 @@
-"""`bustseg ensemble`: one checkpoint of several, which every other command takes as it takes its members."""
+"""`bustseg ensemble`: combine several checkpoints into one, which all other commands accept like its members."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bustseg.training.preflight import try_size
 from bustseg.whole import write_whole
 
 SAME = ("mean", "std", "flip", "threshold", "postprocess")
-"""Settings of the task that belong to all members together."""
+"""Settings of the task that all members must share."""
 
 
 def ensemble_command(models: Sequence[str], out: Path, overwrite: bool = False, image_size: int | None = None) -> int:
     """Write an ensemble of trained checkpoints to ``out``; returns the exit code.
 
-    ``image_size`` is the side, in pixels, of the images that the ensemble sees; None: that of its members.
+    ``image_size`` is the side in pixels of the ensemble's input images; None takes that of its members.
 
     Raises:
         UserError: fewer than two checkpoints, members that do not fit together, or ``out`` exists
@@ -45,8 +45,8 @@ def ensemble_command(models: Sequence[str], out: Path, overwrite: bool = False, 
         _check(paths[0], contents[0], path, content)
     if len({content[RECORD].get("split_digest") for content in contents}) > 1:
         error_console.print(
-            "the members were trained on different images: what one is tested on, another may have learnt from; "
-            "score the ensemble on data that none of them has seen",
+            "the members were trained on different images: one member's test images may be another's training images; "
+            "score the ensemble on data that none of them was trained on",
             style="yellow",
             soft_wrap=True,
         )
@@ -67,7 +67,7 @@ def ensemble_command(models: Sequence[str], out: Path, overwrite: bool = False, 
 
 
 def combined(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Content of the ensemble's checkpoint; the first member's settings stand for all that may differ."""
+    """Content of the ensemble's checkpoint; where the members' settings may differ, the first member's are used."""
     records = [content[RECORD] for content in contents]
     model = dict(records[0]["config"]["model"])
     networks = [record["config"]["model"]["network"] for record in records]
@@ -75,7 +75,7 @@ def combined(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     tracking = dict(records[0]["config"].get("tracking") or {}, run_name=None)
     record = {key: value for key, value in records[0].items() if key in ("versions", "git_commit")}
     record["config"] = {**records[0]["config"], "model": model, "tracking": tracking}
-    # no run of its own yet: a test opens one
+    # it has no run yet: a test creates one
     record["members"] = [member.get("run_id") for member in records]
     for key in ("data_digest", "split_digest"):
         if key in records[0] and all(member.get(key) == records[0][key] for member in records):
@@ -102,4 +102,6 @@ def _check(first: Path, one: Mapping[str, Any], path: Path, other: Mapping[str, 
         differ.append("data.image_size")
     if differ:
         hint = "; name one with --image_size" if differ == ["data.image_size"] else ""
-        raise UserError(f"{path} and {first} differ in {', '.join(differ)}, which an ensemble has only once{hint}")
+        raise UserError(
+            f"{path} and {first} differ in {', '.join(differ)}, which all members of an ensemble must share{hint}"
+        )

@@ -53,9 +53,9 @@ class _Explainer(Protocol):
 
     Attributes:
         method: its name
-        maps: names of the heat maps that it makes, the one that is written to a file first
+        maps: names of its heat maps; the first is the one that is written to a file
         shape: (H, W) of a prepared image
-        rule: what makes the model's masks
+        rule: turns the model's logits into masks
     """
 
     method: str
@@ -69,7 +69,7 @@ class _Explainer(Protocol):
 
 
 class _ByLayers:
-    """Grad-CAM and its relatives, of a chosen layer and of each encoder's last stage."""
+    """Grad-CAM and related methods, of a chosen layer and of each encoder's last stage."""
 
     def __init__(self, task: SegmentationTask, shape: tuple[int, int], method: str, layer: str | None) -> None:
         find_method(method, [OCCLUSION])
@@ -87,7 +87,7 @@ class _ByLayers:
 
 
 class _ByOcclusion:
-    """Occlusion, which needs no gradients and knows no layers."""
+    """Occlusion, which needs neither gradients nor layers."""
 
     method = OCCLUSION
 
@@ -112,8 +112,8 @@ def explain_images(
 ) -> int:
     """Explain a trained network's predictions of image files, found as ``bustseg predict`` finds them.
 
-    Writes for each image ``NAME_heat.png`` (16 bit grey, the layer's heat at the image's own size, 65535 its maximum)
-    and ``NAME_panel.png`` (also as SVG), and for all of them ``explain.csv``.
+    Writes ``NAME_heat.png`` (16 bit grey, the layer's heat at the image's own size, 65535 its maximum) and
+    ``NAME_panel.png`` (also as SVG) for each image, and one ``explain.csv``.
 
     Args:
         inputs: image files, folders and globs
@@ -137,13 +137,13 @@ def explain_images(
     if explainer is None:
         return 0
     if not inputs or out is None:
-        raise UserError("name images or folders, and with --out a folder to write to")
+        raise UserError("name images or folders, and a folder to write to with --out")
     found = Inputs([str(given) for given in inputs], out)
     out.mkdir(parents=True, exist_ok=True)
     items = list({item.key: item for item in track(found, "looking for images")}.values())
     names, as_sample, rows, hidden = Names(), LooseSamples(), [], 0
     with (out / EXPLAINED).open("w", newline="") as file:
-        # row by row, so that what is done stays, whatever becomes of the rest
+        # row by row, so that finished rows are kept if a later image fails
         writer = csv.DictWriter(file, _columns(explainer.maps))
         writer.writeheader()
         for item in track(items, "explaining", total=len(items)):
@@ -161,7 +161,7 @@ def explain_images(
 def _explainer(
     model: str | None, method: str | None, layer: str | None, size: Sequence[int] | None, only_list: bool
 ) -> _Explainer | None:
-    """What explains a model; None when its layers were only to be listed, which is done then.
+    """The explainer of a model; None after its layers were listed, if only that was requested.
 
     Raises:
         UserError: the model, the method, the layer or the size cannot be used
@@ -181,7 +181,7 @@ def _explainer(
     if method != OCCLUSION:
         return _ByLayers(task, shape, method or "GradCAM", layer)
     if layer is not None:
-        raise UserError(f"{OCCLUSION} covers parts of the image and knows no layers: leave --layer out")
+        raise UserError(f"{OCCLUSION} covers parts of the image and does not use layers: leave --layer out")
     return _ByOcclusion(Predictor(task, image_size=shape))
 
 
@@ -192,10 +192,10 @@ def _probe(shape: tuple[int, int]) -> torch.Tensor:
 def _check_for_exported(
     model: str | None, method: str | None, layer: str | None, size: Sequence[int] | None, only_list: bool
 ) -> None:
-    """Refuse what an exported model cannot do.
+    """Refuse options that an exported model does not support.
 
     Raises:
-        UserError: so it is
+        UserError: there are such options
     """
     who = "the model in the box" if model is None else f"the exported model {model}"
     if method not in (None, OCCLUSION):
@@ -207,7 +207,7 @@ def _check_for_exported(
     given = {"--list-layers": only_list, "--layer": layer is not None, "--size": bool(size)}
     if refused := [option for option, is_given in given.items() if is_given]:
         raise UserError(
-            f"{who} has one input size and no layers that could be asked for: leave {' and '.join(refused)} out, or "
+            f"{who} has a fixed input size and no layers to choose from: leave {' and '.join(refused)} out, or "
             "name a checkpoint or a run with --model"
         )
 
@@ -227,7 +227,7 @@ def _columns(layers: Sequence[str]) -> list[str]:
 
 
 def _tell(rows: Sequence[dict[str, Any]], out: Path, hidden: int, passed_over: str) -> int:
-    """Say what was done; returns the exit code."""
+    """Print a summary; returns the exit code."""
     failed = [row for row in rows if row.get("error")]
     done = sum("height" in row for row in rows)
     lines = [f"panels, heat maps (16 bit PNG) and {EXPLAINED} of {done} images in {out}"]
@@ -283,12 +283,12 @@ def _write_one(
 
 
 def _explain_one(explainer: _Explainer, sample: Sample, tolerance: float) -> tuple[Case, dict[str, Any]]:
-    """Everything at the image's own size, the mask as prediction makes it; the network's maps are interpolated."""
+    """Explain one image at its own size, with the mask of a prediction; the network's maps are interpolated."""
     image = sample.read_image()
     error, drawn = "", bool(sample.masks)
     try:
         truth = sample.read_mask((image.shape[0], image.shape[1])).astype(np.uint8)
-    except DataError as fault:  # the network's view needs no mask
+    except DataError as fault:  # an explanation needs no mask
         truth, error, drawn = np.zeros_like(image), str(fault), False
     logits, maps, attention = explainer(resize_image(image, explainer.shape))
 
@@ -330,7 +330,7 @@ def _print_layers(task: SegmentationTask, probe: torch.Tensor) -> None:
     for layer in layers:
         note = "  (default)" if layer.name == chosen else "  (encoder's last stage)" if layer.name in stages else ""
         size = " x ".join(map(str, layer.shape))
-        # no table: it would fold names that are meant to be copied
+        # not a table, which would wrap names that are meant to be copied
         line = f"{layer.name:{name_width}}  {layer.kind:{kind_width}}  {size}{note}"
         console.print(line, highlight=False, markup=False)
 
@@ -347,4 +347,4 @@ def _print_means(rows: Sequence[dict[str, Any]], layers: Sequence[str], method: 
         table.add_row(layer, *(f"{100 * cell:.1f} %" for cell in cells))
     console.print(table)
     baseline = 100 * np.mean([row["energy_baseline"] for row in known])
-    console.print(f"heat that is the same everywhere would have {baseline:.1f} % in the lesion", highlight=False)
+    console.print(f"uniform heat would have {baseline:.1f} % in the lesion", highlight=False)

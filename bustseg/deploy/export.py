@@ -1,9 +1,9 @@
-"""``bustseg export``: a checkpoint becomes a folder that ONNX Runtime or OpenVINO computes, once it is shown to agree.
+"""``bustseg export``: convert a checkpoint into a folder for ONNX Runtime or OpenVINO, and check that results agree.
 
 The graph takes grey ``uint8`` images of the trained size and gives logits: repeating the channel, normalisation and
-test-time flips are inside. Resizing to and from the image's own size, the sigmoid and the threshold are
-:class:`~bustseg.deploy.predictor.Predictor`'s, which reads what it needs from ``bustseg.json``: OpenCV's averaging over
-areas, which the network was trained on, has no counterpart in either format.
+test-time flips are inside. Resizing to and from the image's own size, the sigmoid and the threshold are done by
+:class:`~bustseg.deploy.predictor.Predictor`, which reads its settings from ``bustseg.json``: neither format has
+OpenCV's area averaging, with which the network was trained.
 """
 
 from __future__ import annotations
@@ -58,17 +58,18 @@ from bustseg.runs.tracker import tracking_uri
 from bustseg.task import SegmentationTask
 
 MAX_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.05, "int8": None}
-"""Largest difference of probabilities that a precision may make; None where Dice decides alone.
+"""Largest allowed difference of probabilities by precision; None where only Dice decides.
 
-The half-precision weights of ``bf16`` are compared in float32 arithmetic, so that the CPU at hand does not matter.
+The half-precision weights of ``bf16`` are compared in float32 arithmetic, so that the result does not depend on the
+CPU.
 """
 
 MAX_DICE_DROP = 0.005
-"""Loss of Dice on validation images that an export may cost: half a point."""
+"""Largest allowed loss of Dice on validation images: half a point."""
 
 
 class DeployedNetwork(nn.Module):
-    """What is exported: grey ``uint8`` (B, 1, h, w) -> logits (B, 1, h, w), as the task in evaluation mode.
+    """The exported network: grey ``uint8`` (B, 1, h, w) -> logits (B, 1, h, w), as the task in evaluation mode.
 
     An image and its mirror image go through one copy of the network, as a batch.
 
@@ -94,13 +95,13 @@ class DeployedNetwork(nn.Module):
 
 
 def fold_input(task: SegmentationTask) -> nn.Module | None:
-    r"""A copy of a FusionUNet whose first convolutions take grey values and ones; None for other networks.
+    r"""A copy of a FusionUNet whose first convolutions take a grey channel and ones; None for other networks.
 
-    Of channels :math:`x_c = a_c g + b_c` a convolution makes :math:`\sum_c w_c x_c = (\sum_c w_c a_c) g + (\sum_c w_c
-    b_c) 1`, zero padding included. Filters that were trained on colours have weights of opposite sign for red, green
-    and blue, which cancel on grey images, and whose BatchNorm magnifies what is left: with weights or channels of 8 or
-    16 bits that would be their rounding. Folded, the sums are taken here in float64, and the input is integers that
-    bf16 and int8 hold exactly.
+    From channels :math:`x_c = a_c g + b_c` a convolution computes :math:`\sum_c w_c x_c = (\sum_c w_c a_c) g + (\sum_c
+    w_c b_c) 1`, zero padding included. Filters that were trained on colours have weights of opposite sign for red,
+    green and blue. On grey images they cancel, and BatchNorm magnifies the remainder, which with 8 or 16 bits would be
+    mostly rounding error. Here the sums are computed in float64, and the input consists of integers that bf16 and int8
+    represent exactly.
     """
     if not isinstance(task.network, FusionUNet):
         return None
@@ -118,11 +119,11 @@ def fold_input(task: SegmentationTask) -> nn.Module | None:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an export may cost.
+    """Limits on the loss of accuracy by an export.
 
     Attributes:
-        difference: of probabilities; None for the precision's own of :data:`MAX_DIFFERENCE`
-        dice_drop: of the conventions ``lesion`` and ``empty_one`` on validation images
+        difference: largest difference of probabilities; None for the precision's default in :data:`MAX_DIFFERENCE`
+        dice_drop: largest loss of Dice, by the conventions ``lesion`` and ``empty_one``, on validation images
     """
 
     difference: float | None = None
@@ -130,7 +131,7 @@ class Limits:
 
 
 def export_command(model: str, format: str, precision: str, out: Path, **options: Any) -> int:
-    """`bustseg export`: prints what the checks of :func:`export_model` found, which takes the options."""
+    """`bustseg export`: calls :func:`export_model` with the options and prints the results of its checks."""
     exported = export_model(model, format, precision, out, **options)
     checks = exported.metadata["checks"]
     size = sum(file["bytes"] for file in exported.metadata["files"].values()) / 1e6
@@ -144,7 +145,7 @@ def export_command(model: str, format: str, precision: str, out: Path, **options
         console.print(f"Dice ({name}) {before:.4f} -> {before - drop:.4f}", highlight=False)
     if not checks["dice"]["drop"] and precision != "fp32":
         error_console.print(
-            "[yellow]note:[/] no images with masks at hand, so what this precision costs in Dice was not measured: "
+            "[yellow]note:[/] no images with masks are available, so the loss of Dice was not measured: "
             "name the data with --data.root",
             highlight=False,
         )
@@ -165,17 +166,17 @@ def export_model(
     threshold: float | None = None,
     min_area: float | None = None,
 ) -> ExportedModel:
-    """Export a trained network into the folder ``out``, which appears only when all checks are passed.
+    """Export a trained network into the folder ``out``, which is created only if all checks pass.
 
     Args:
-        model: a checkpoint, as of :func:`bustseg.runs.resolve.resolve_checkpoint`
-        format: ``onnx``, ``openvino``, or one that another package brings
-        precision: one that the format has
-        out: folder to make
-        root: where the run's data are, if not where the training found them
+        model: a checkpoint, as in :func:`bustseg.runs.resolve.resolve_checkpoint`
+        format: ``onnx``, ``openvino``, or one from another package
+        precision: one that the format supports
+        out: folder to create
+        root: folder of the run's data, if they have moved since the training
         images: folder of images to check and calibrate on instead
-        limits: what the export may cost
-        overwrite: replace an exported model that is there
+        limits: limits on the loss of accuracy
+        overwrite: replace an existing exported model
         threshold: probability above which a pixel belongs to a lesion; the checkpoint's when not given
         min_area: share of the image below which a component is removed; the checkpoint's when not given
 
@@ -188,7 +189,7 @@ def export_model(
     checkpoint = resolve_checkpoint(model)
     task = load_task(checkpoint)
     if threshold is not None:
-        logit_threshold(threshold)  # which knows what a threshold may be
+        logit_threshold(threshold)  # raises an error for an invalid threshold
         task.threshold = threshold
     if min_area is not None:
         task.postprocess = replace(task.postprocess, min_area_px_relative=min_area)
@@ -196,7 +197,7 @@ def export_model(
     check = check_images(checkpoint, size, root, images)
     if precision == "int8" and check.calibration is None:
         raise UserError(
-            "int8 needs images to calibrate with, and the run's data are not at hand: "
+            "int8 needs images to calibrate with, and the run's data are not available: "
             "name them with --data.root, or any ultrasound images with --images"
         )
     reference = logits_of(TorchBackend(task), check.images)
@@ -221,8 +222,8 @@ def _check_asked(format: str, precision: str) -> None:
     if precision not in precisions:
         others = [other.name for other in shipped_formats() if precision in other.precisions]
         raise UserError(
-            f"no format {format} with precision {precision}: it has {', '.join(precisions)}, and {precision} is in "
-            f"{', '.join(others)}"
+            f"format {format} does not support precision {precision}: it supports {', '.join(precisions)}, and "
+            f"{precision} is supported by {', '.join(others)}"
         )
     if absent := not_installed(find_format(format), precision):
         raise missing(absent, format)
@@ -232,7 +233,7 @@ def _check_place(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / METADATA).is_file():
-        raise UserError(f"{out} exists and is no exported model: name another folder with --out")
+        raise UserError(f"{out} exists and is not an exported model: name another folder with --out")
     if not overwrite:
         raise UserError(f"{out} holds an exported model: give --overwrite to replace it, or name another folder")
 
@@ -247,7 +248,7 @@ def write_network(
     reference: np.ndarray,
     limits: Limits,
 ) -> Path:
-    """Write the network's file or files into ``folder`` and return the one that a runtime opens.
+    """Write the network's file or files into ``folder`` and return the file that a runtime opens.
 
     Args:
         task: the task
@@ -255,8 +256,8 @@ def write_network(
         format, precision: what to write
         folder: where
         check: images to calibrate int8 with
-        reference: the task's logits of ``check.images``, for int8 that must not cost accuracy
-        limits: what int8 may cost
+        reference: the task's logits of ``check.images``, to limit int8's loss of accuracy
+        limits: limits on int8's loss of accuracy
     """
     network = DeployedNetwork(task).eval()
     what = NetworkToWrite(network, size, precision, folder, check, reference, task.mask_rule, limits.dice_drop)
@@ -265,9 +266,9 @@ def write_network(
 
 
 def _check(exported: ExportedModel, reference: np.ndarray, check: CheckImages, limits: Limits) -> dict[str, Any]:
-    """What the written files give, by the side of the task; fails where that costs more than allowed.
+    """Compare the results of the written files with the task; fails where the loss exceeds the limits.
 
-    Dice is that of the masks that the exported model will make, post-processing included.
+    Dice is computed from the masks that the exported model will produce, including post-processing.
 
     Raises:
         UserError: the probabilities or the Dice differ too much
@@ -275,16 +276,16 @@ def _check(exported: ExportedModel, reference: np.ndarray, check: CheckImages, l
     precision, rule = exported.metadata["precision"], exported.mask_rule
     backend = exported_backend(exported)
     logits = _runtime_logits(backend, check.images)
-    # bf16 arithmetic is the CPU's choice; what the file holds shows in float32
+    # whether bf16 arithmetic is used depends on the CPU; the file's content is compared in float32
     stored = logits if precision != "bf16" else _runtime_logits(_in_float32(exported), check.images)
     if not np.isfinite(logits).all():
-        raise UserError(f"the exported model gives values that are no numbers ({check.origin}): nothing was written")
+        raise UserError(f"the exported model gives values that are not numbers ({check.origin}): nothing was written")
     difference = largest_difference(stored, reference)
     limit = MAX_DIFFERENCE[precision] if limits.difference is None else limits.difference
     if limit is not None and difference > limit:
         raise UserError(
-            f"the exported model's probabilities differ by {difference:.3g} from the network's and may by {limit:g} "
-            f"({check.origin}): nothing was written; --max_difference allows more"
+            f"the exported model's probabilities differ by {difference:.3g} from the network's, and at most {limit:g} "
+            f"is allowed ({check.origin}): nothing was written; --max_difference allows more"
         )
     before: dict[str, float] = {}
     drop: dict[str, float] = {}
@@ -294,8 +295,8 @@ def _check(exported: ExportedModel, reference: np.ndarray, check: CheckImages, l
         if largest_drop(before, after) > limits.dice_drop:
             name = max(decisive(before), key=lambda one: drop[one])
             raise UserError(
-                f"the export costs {100 * drop[name]:.2f} points of Dice ({name}, {check.origin}) and may cost "
-                f"{100 * limits.dice_drop:g}: nothing was written; --max_dice_drop allows more"
+                f"the export costs {100 * drop[name]:.2f} points of Dice ({name}, {check.origin}), and at most "
+                f"{100 * limits.dice_drop:g} are allowed: nothing was written; --max_dice_drop allows more"
             )
     agreement = dice_of(logits, np.stack([rule.mask(plane) for plane in reference]), rule)
     return {
@@ -314,16 +315,16 @@ def _check(exported: ExportedModel, reference: np.ndarray, check: CheckImages, l
 
 
 def _in_float32(exported: ExportedModel) -> Backend:
-    """What computes the files of a bf16 model in float32."""
+    """A backend that computes the files of a bf16 model in float32."""
     return exported_backend(replace(exported, metadata={**exported.metadata, "precision": "fp32"}))
 
 
 def _runtime_logits(backend: Backend, images: np.ndarray) -> np.ndarray:
-    """Logits of all images; the first also goes alone and in a batch of three, which must not matter."""
+    """Logits of all images; also checks that the first gives the same alone and in a batch of three."""
     logits = logits_of(backend, images)
     alone, three = backend(images[:1, None])[:, 0], backend(images[[0, 0, 0], None])[:, 0]
     if not (np.allclose(alone[0], logits[0], atol=1e-3) and np.allclose(three[2], logits[0], atol=1e-3)):
-        raise UserError("the exported model's answer depends on the other images of a batch: nothing was written")
+        raise UserError("the exported model's result depends on the other images of a batch: nothing was written")
     return logits
 
 
@@ -335,7 +336,7 @@ def write_metadata(folder: Path, metadata: dict[str, Any]) -> None:
 def describe(
     task: SegmentationTask, size: tuple[int, int], format: str, precision: str, file: Path, folder: Path
 ) -> dict[str, Any]:
-    """Content of ``bustseg.json`` but for the checks; writes ``model_card.md`` where the run is known."""
+    """Content of ``bustseg.json`` without the checks; writes ``model_card.md`` if the run is known."""
     record = task.record or {}
     network = record["config"]["model"]["network"]
     metadata: dict[str, Any] = {
@@ -358,7 +359,7 @@ def describe(
         "output": {"name": "logits", "type": "float32", "resize": "bilinear, before the sigmoid"},
         "threshold": task.threshold,
         "flip": task.flip,
-        # what a predictor does with the masks, and with the probabilities where the checkpoint's record says so
+        # post-processing of the masks, and calibration of the probabilities if the checkpoint's record has it
         **({} if task.postprocess == PostProcess() else {POSTPROCESS: task.postprocess.to_dict()}),
         **{key: record[key] for key in (CALIBRATION, TRAINING_IMAGES) if key in record},
         "classes": ["background", "lesion"],
@@ -374,7 +375,7 @@ def describe(
         "versions": {"trained": record.get("versions"), "exported": package_versions()},
         "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if Path(str(metadata["split"])).is_absolute():  # a user's folders are nobody else's business
+    if Path(str(metadata["split"])).is_absolute():  # do not disclose a user's folders
         metadata["split"] = Path(metadata["split"]).name
     known = _read_run(record.get("run_id"))
     if known is not None:
@@ -388,10 +389,10 @@ def describe(
 
 
 def learned(check: CheckImages, reference: np.ndarray) -> dict[str, Any]:
-    """What validation and training images say of a model: its temperature, its presence, and what images it knows.
+    """What is fitted on validation and training images: a model's temperature, presence, and range of training images.
 
     Args:
-        check: images; nothing is learned from others than those of the model's own training
+        check: images; nothing is fitted unless they are from the model's own training
         reference: the task's logits of ``check.images``
     """
     if check.training is None or check.masks is None:
@@ -407,7 +408,7 @@ def learned(check: CheckImages, reference: np.ndarray) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what writes and runs exported networks, as far as it is installed."""
+    """Versions of the installed packages that write and run exported networks."""
     found = {}
     for name in ("bustseg", "torch", "onnx", "onnxruntime", "openvino", "nncf"):
         try:
@@ -418,7 +419,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _read_run(run_id: str | None) -> tuple[Any, dict[str, float]] | None:
-    """The run that a checkpoint is from, and its validation metrics; None where the store in use has no such run."""
+    """The run of a checkpoint, and its validation metrics; None where the store in use has no such run."""
     uri = tracking_uri()
     if run_id is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
         return None

@@ -1,8 +1,8 @@
-"""An exported folder: a network's file beside ``bustseg.json``, which says everything that using it takes.
+"""An exported folder: a network's file with ``bustseg.json``, which contains everything needed to use it.
 
-Read without torch, so that a process that only predicts starts in a fraction of a second. The folder may come from
-anyone: its metadata are checked against a schema, and only the files that it lists, in the folder itself and with the
-checksums that it gives, are opened.
+It is read without torch, so a process that only predicts starts in a fraction of a second. The folder may come from
+anyone: its metadata are checked against a schema, and only files that it lists, that lie in the folder itself and that
+match their checksums are opened.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ METADATA = "bustseg.json"
 """Name of the file that makes a folder an exported model."""
 
 FORMAT_VERSION = 1
-"""Raised when a reader of today could not use a folder written tomorrow."""
+"""Increased when existing readers cannot use newly written folders."""
 
 MAX_SIDE = 8192
-"""Pixels of an image's side that a network may ask for."""
+"""Largest side of a network's input in pixels."""
 
 _MAX_METADATA = 4_000_000
-"""Bytes of ``bustseg.json``, which has some ten thousand."""
+"""Most bytes of ``bustseg.json``, which usually has about ten thousand."""
 
 PRECISIONS = ("fp32", "bf16", "int8")
 BACKENDS = ("eager", "compiled", "onnxruntime", "openvino")
-"""What can compute a network, see :mod:`bustseg.deploy.backends`."""
+"""Names of the backends, see :mod:`bustseg.deploy.backends`."""
 
 
 class _Part(BaseModel):
-    """What is said of one of the folder's files."""
+    """The metadata of one of the folder's files."""
 
     model_config = ConfigDict(strict=True)
 
@@ -56,7 +56,7 @@ _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_l
 
 
 class _Metadata(BaseModel):
-    """What a folder must say before anything in it is used; further fields are for people."""
+    """The fields that a folder must have before anything in it is used; further fields are for people."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -72,7 +72,7 @@ class _Metadata(BaseModel):
     training_images: dict[str, tuple[float, float]] | None = None
 
     def needed(self) -> list[str]:
-        """Files that the runtime opens."""
+        """Names of the files that the runtime opens."""
         return [self.model, str(Path(self.model).with_suffix(".bin"))] if self.format == "openvino" else [self.model]
 
 
@@ -102,10 +102,10 @@ class ExportedModel:
 
     @classmethod
     def read(cls, path: str | Path) -> ExportedModel:
-        """The model in a folder, once its files are as they were written.
+        """The model in a folder, after checking that its files are unchanged.
 
         Raises:
-            UserError: not an exported folder, one of a later version, or a file that is missing or was changed
+            UserError: not an exported folder, one of a later version, or a file that is missing or has been changed
         """
         folder = Path(path).parent if Path(path).name == METADATA else Path(path)
         text = _text(folder)
@@ -116,7 +116,7 @@ class ExportedModel:
             raise UserError(f"{folder / METADATA} cannot be read: export the model again") from error
         if version != FORMAT_VERSION:
             raise UserError(
-                f"{folder} has format version {version!r:.20} and this bustseg reads {FORMAT_VERSION}: "
+                f"{folder} has format version {version!r:.20}, and this bustseg reads {FORMAT_VERSION}: "
                 "update bustseg, or export the model again"
             )
         try:
@@ -158,7 +158,7 @@ class ExportedModel:
 
     @property
     def mask_rule(self) -> MaskRule:
-        """What makes masks of the logits.
+        """The rule that turns logits into masks.
 
         Raises:
             UserError: settings that this version does not know
@@ -170,19 +170,19 @@ def _text(folder: Path) -> str:
     file = folder / METADATA
     try:
         if file.stat().st_size > _MAX_METADATA or not file.is_file():
-            raise UserError(f"{file} is no file of up to {_MAX_METADATA} bytes: export the model again")
+            raise UserError(f"{file} is not a file of at most {_MAX_METADATA} bytes: export the model again")
         return file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise UserError(f"{folder} is no exported model: it has no {METADATA}") from error
+        raise UserError(f"{folder} is not an exported model: it has no {METADATA}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: export the model again") from error
 
 
 def _check_file(folder: Path, name: str, expected: _Part) -> None:
-    """Refuse a file that is missing, elsewhere, or not as it was written.
+    """Refuse a file that is missing, outside of the folder, or changed.
 
     Raises:
-        UserError: so it is
+        UserError: it is refused
     """
     file = folder / name
     if not file.is_file():

@@ -1,8 +1,8 @@
-"""Formats that a network can be exported to, and what a computed network is to all of them.
+"""Export formats, and the common interface of the backends that compute exported networks.
 
-``onnx`` and ``openvino`` ship. A package adds its own by :func:`register_format`, or by an entry point of the group
-``bustseg.export_formats`` that names a format or a sequence of formats. An exported folder only names its format: what
-computes it comes from what is installed here, never from the folder.
+``onnx`` and ``openvino`` are built in. A package adds its own with :func:`register_format`, or with an entry point of
+the group ``bustseg.export_formats`` that refers to a format or a sequence of formats. An exported folder only names its
+format: the code that computes it is always installed here, and never comes from the folder.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ ENTRY_POINTS = "bustseg.export_formats"
 """Group of entry points under which an installed package offers formats."""
 
 _SHIPPED = {"onnx": "bustseg.deploy.onnx_format", "openvino": "bustseg.deploy.openvino_format"}
-"""Modules of the formats that ship, imported when they are used; each has its format under the name ``FORMAT``."""
+"""Modules of the built-in formats, imported on use; each has its format under the name ``FORMAT``."""
 
 NAME = re.compile(r"[a-z0-9_]{1,50}")
-"""What a format may be called: it stands in metadata and on command lines."""
+"""Valid names of a format, which appear in metadata and on command lines."""
 
 
 class Backend(Protocol):
     """Computes a network. Safe to call from several threads at once.
 
     Attributes:
-        name: ``eager``, ``compiled``, ``onnxruntime``, ``openvino``, or that of another format's runtime
+        name: ``eager``, ``compiled``, ``onnxruntime``, ``openvino``, or the name of another format's runtime
     """
 
     name: str
@@ -52,18 +52,18 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class NetworkToWrite:
-    """What a format is given to write.
+    """The input of a format's writer.
 
     Attributes:
         network: grey images ``uint8`` (B, 1, h, w) to logits ``float32`` (B, 1, h, w), in evaluation mode
         size: (h, w)
-        precision: one of the format's
-        folder: where the files go; nothing else is in it
+        precision: one that the format supports
+        folder: empty folder for the files
         check: images that the written network will be compared on, and those to calibrate int8 with
-        reference: the network's logits of ``check.images``, ``float32`` (N, h, w); of precisions other than int8 they
-            may be missing
-        rule: makes masks of logits
-        max_dice_drop: what the precision may cost on ``check``'s masks
+        reference: the network's logits of ``check.images``, ``float32`` (N, h, w); may be missing for precisions other
+            than int8
+        rule: turns logits into masks
+        max_dice_drop: largest allowed loss of Dice on ``check``'s masks
     """
 
     network: nn.Module
@@ -81,12 +81,12 @@ class ExportFormat:
     """A format that a network can be exported to.
 
     Attributes:
-        name: of small letters, digits and underscores
+        name: lower-case letters, digits and underscores
         write: writes a network into a folder and returns the file that a runtime opens
-        open: makes what computes an exported model, with a number of threads for one image
-        open_without_mirror: the same without the pass over the mirror image; None where that is a part of the file
-        runtime: what `bustseg bench` calls the runtime; the name of the format when empty
-        precisions: those that it can be asked for, of ``fp32``, ``bf16`` and ``int8``
+        open: creates the backend of an exported model, with a number of threads per image
+        open_without_mirror: the same without the pass over the mirror image; None where the file includes that pass
+        runtime: name of the runtime in `bustseg bench`; the name of the format when empty
+        precisions: the supported ones of ``fp32``, ``bf16`` and ``int8``
         packages: names of the modules that writing and computing a precision need
     """
 
@@ -103,22 +103,24 @@ _FORMATS: dict[str, ExportFormat] = {}
 
 
 def register_format(*formats: ExportFormat) -> None:
-    """Let every command export to formats, and use what was exported to them.
+    """Make formats available for export and use in every command.
 
     Args:
-        formats: a name that is known already is replaced
+        formats: the formats; one with a known name replaces it
 
     Raises:
-        UserError: a name that cannot be one, or is that of a format that ships
+        UserError: an invalid name, or that of a built-in format
     """
     for format in formats:
         if format.name in _SHIPPED or not NAME.fullmatch(format.name):
-            raise UserError(f"a format cannot be called {format.name!r:.60}: take small letters, digits, underscores")
+            raise UserError(
+                f"invalid name of a format, {format.name!r:.60}: use lower-case letters, digits and underscores"
+            )
         _FORMATS[format.name] = format
 
 
 def unregister_format(name: str) -> None:
-    """Take a format out again."""
+    """Remove a registered format."""
     _FORMATS.pop(name, None)
 
 
@@ -126,7 +128,7 @@ def find_format(name: str) -> ExportFormat:
     """A format by its name.
 
     Raises:
-        UserError: there is none of that name, or an installed package's entry point cannot be used
+        UserError: there is no format with that name, or an installed package's entry point cannot be used
     """
     if name in _SHIPPED:
         return importlib.import_module(_SHIPPED[name]).FORMAT
@@ -134,18 +136,18 @@ def find_format(name: str) -> ExportFormat:
     if name not in _FORMATS:
         known = ", ".join((*_SHIPPED, *_FORMATS))
         raise UserError(
-            f"no export format {name:.60}: there are {known}; others come with the package that brings them"
+            f"no export format {name:.60}: there are {known}; for others install the package that provides them"
         )
     return _FORMATS[name]
 
 
 def shipped_formats() -> list[ExportFormat]:
-    """The formats that ship."""
+    """The built-in formats."""
     return [find_format(name) for name in _SHIPPED]
 
 
 def not_installed(format: ExportFormat, precision: str) -> list[str]:
-    """Modules that a precision of a format needs and that are not installed."""
+    """Modules that a precision of a format needs but that are not installed."""
     return [name for name in format.packages(precision) if importlib.util.find_spec(name) is None]
 
 

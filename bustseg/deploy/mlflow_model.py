@@ -1,6 +1,6 @@
 """A trained network as an MLflow model: images of any size in, masks and probabilities of that size out.
 
-The model carries its weights, bustseg's code and its requirements, so that ``mlflow.pyfunc.load_model`` and
+The model includes its weights, bustseg's code and its requirements, so that ``mlflow.pyfunc.load_model`` and
 ``mlflow models serve`` need nothing else. It holds no pickled code: :func:`_load_pyfunc` rebuilds the network from the
 configuration in the checkpoint.
 """
@@ -34,7 +34,7 @@ _ENCODINGS = ("array", "png")
 
 
 class SegmentationModel:
-    """What MLflow calls. See :func:`signature` for what goes in and comes out."""
+    """The object that MLflow calls. See :func:`signature` for its input and output."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -60,7 +60,7 @@ class SegmentationModel:
             if encoding not in _ENCODINGS:
                 raise DataError(f"unknown encoding {encoding!r}: use {' or '.join(_ENCODINGS)}")
             if threshold is not None and not 0 <= threshold <= 1:
-                raise DataError(f"the threshold is {threshold}: it must lie between 0 and 1")
+                raise DataError(f"the threshold is {threshold}: give a value from 0 to 1")
             images = as_images(model_input)
             return [
                 _as_record(prediction, encoding)
@@ -71,10 +71,10 @@ class SegmentationModel:
 
 
 def _load_pyfunc(path: str) -> SegmentationModel:
-    """MLflow's way in: ``path`` is the model's folder.
+    """MLflow's entry point: ``path`` is the model's folder.
 
-    Modules that the model brings may be named by its configuration: MLflow has put them on Python's path already, and
-    whoever could change them could run anything. Functions and all else stay refused.
+    The configuration may name modules that are part of the model: MLflow has already put them on Python's path, so
+    whoever could change them could run anything. Functions and everything else are still refused.
     """
     brought = [file.stem for file in (Path(path) / "code").glob("*") if file.stem.isidentifier()]
     with trusting([name for name in brought if name != "bustseg"]):
@@ -82,10 +82,10 @@ def _load_pyfunc(path: str) -> SegmentationModel:
 
 
 def as_images(value: Any) -> list[np.ndarray]:
-    """The images in an array, list, mapping or table, in the forms that :meth:`SegmentationModel.predict` takes.
+    """The images in an array, list, mapping or table, in the forms that :meth:`SegmentationModel.predict` accepts.
 
     Raises:
-        DataError: no image can be made of it
+        DataError: the value cannot be converted into images
     """
     if hasattr(value, "columns") or isinstance(value, Mapping):
         if "image" not in value:
@@ -98,7 +98,7 @@ def as_images(value: Any) -> list[np.ndarray]:
     if isinstance(items, str | bytes):
         return [_decode(items)]
     if not isinstance(items, list | tuple) or not len(items):
-        raise DataError(f"{type(items).__name__} holds no image: give an array, or PNG bytes or base64 text")
+        raise DataError(f"{type(items).__name__} does not hold an image: give an array, or PNG bytes or base64 text")
     if any(isinstance(item, str | bytes | np.ndarray) for item in items):
         return [image for item in items for image in as_images(item)]
     try:
@@ -108,7 +108,7 @@ def as_images(value: Any) -> list[np.ndarray]:
 
 
 def _split(array: np.ndarray) -> list[np.ndarray]:
-    """One image or a stack as a list of images; three or four values in the last place are a colour."""
+    """One image or a stack as a list of images; a last dimension of three or four is a colour."""
     colour = array.ndim >= 3 and array.shape[-1] in (1, 3, 4)
     if array.ndim == 2 + colour:
         return [array]
@@ -124,12 +124,12 @@ def _decode(data: str | bytes) -> np.ndarray:
         except (binascii.Error, ValueError) as error:
             raise DataError("a text in the input is not base64 of an image file") from error
     try:
-        with tempfile.TemporaryDirectory() as folder:  # the reader of data sets reads paths
+        with tempfile.TemporaryDirectory() as folder:  # the reader needs a path
             path = Path(folder) / "image"
             path.write_bytes(data)
             return read_native(path)
     except DataError as error:
-        raise DataError("bytes in the input are no readable PNG, JPEG or TIFF image") from error
+        raise DataError("bytes in the input are not a readable PNG, JPEG or TIFF image") from error
 
 
 def _as_record(prediction: Prediction, encoding: str) -> dict[str, Any]:

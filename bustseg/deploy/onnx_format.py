@@ -1,6 +1,6 @@
-"""The export format ``onnx``: torch's exporters write it, ONNX Runtime computes it.
+"""The export format ``onnx``: written by torch's exporters, computed by ONNX Runtime.
 
-Nothing is imported before it is used: predicting needs the runtime and not torch.
+Libraries are imported on first use: prediction needs the runtime but not torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 18
-"""ONNX operator set: the first whose Resize has what bilinear upsampling needs; read by every runtime since 2023."""
+"""ONNX operator set: the first whose Resize supports this bilinear upsampling; every runtime since 2023 reads it."""
 
 
 class OnnxRuntimeBackend:
@@ -31,7 +31,7 @@ class OnnxRuntimeBackend:
 
     Args:
         path: the file, images in and logits out
-        threads: threads of one image; the machine's cores when not given
+        threads: threads per image; the machine's cores when not given
 
     Raises:
         UserError: ONNX Runtime is not installed, or cannot load the file
@@ -58,10 +58,10 @@ class OnnxRuntimeBackend:
 
 
 def write_onnx(network: nn.Module, size: tuple[int, int], path: Path) -> None:
-    """Write a network as ONNX: input ``image`` ``uint8`` (B, 1, h, w), output ``logits``, B being free.
+    """Write a network as ONNX: input ``image`` ``uint8`` (B, 1, h, w), output ``logits``, with any B.
 
-    torch has two exporters. The older takes a second where the newer takes fifteen and folds BatchNorm by itself, but
-    lacks a few operators; the newer is used where it fails.
+    torch has two exporters. The older one takes a second instead of fifteen and folds BatchNorm, but lacks a few
+    operators; the newer one is used where the older fails.
 
     Args:
         network: in evaluation mode, such as a :class:`bustseg.deploy.export.DeployedNetwork`
@@ -98,7 +98,7 @@ def write_onnx(network: nn.Module, size: tuple[int, int], path: Path) -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No warnings, log lines or progress of exporters: they describe their own insides."""
+    """Suppress warnings, log lines and progress of exporters, which describe only their internals."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -107,7 +107,7 @@ def quiet_libraries() -> Iterator[None]:
                 warnings.filterwarnings("ignore", module=rf"{library}\b")
             import torch
 
-            # of what a tracer cannot follow, which the check of the exported file would find
+            # about code that a tracer cannot follow, which the check of the exported file would find
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             yield
     finally:
@@ -115,7 +115,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def _quantise(path: Path, calibration: np.ndarray) -> None:
-    """int8 by ONNX Runtime's own static quantisation; weights have 7 bits, as in OpenVINO's."""
+    """int8 with ONNX Runtime's static quantisation; weights have 7 bits, as for OpenVINO."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -1,4 +1,4 @@
-"""The export format ``openvino``: OpenVINO converts an ONNX file, and computes what it has made of it."""
+"""The export format ``openvino``: OpenVINO converts an ONNX file, and computes the result."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from bustseg.deploy.exported import ExportedModel
 
 FIRST_LAYERS = 3
-"""Convolutions in a row after the image that stay in float32 in an int8 model."""
+"""Number of consecutive convolutions after the input that stay in float32 in an int8 model."""
 
 RESTORED_LAYERS, RANKING_IMAGES = 16, 24
-"""What the search for layers that do not bear int8 may take: layers put back into float32, images to rank them by."""
+"""Limits of the search for layers that are not suited to int8: layers restored to float32, images to rank them by."""
 
 
 class OpenVINOBackend:
     """A network file in OpenVINO on the CPU.
 
     One image is computed by all threads together, several by one thread each: on two cores the second takes about
-    two thirds of the time that a batch takes. Either way the graph is compiled for one image, whose shapes are known.
+    two thirds of the time that a batch takes. In both cases the graph is compiled for one image, with known shapes.
 
     Args:
         path: OpenVINO's ``.xml`` or an ONNX file, images in and logits out
-        precision: what floating-point layers compute in. OpenVINO takes bf16 by itself on some CPUs, so that ``f32``
-            must be asked for; ``bf16`` on a CPU without it computes in float32
+        precision: precision of floating-point layers. OpenVINO chooses bf16 by itself on some CPUs, so ``f32`` must be
+            requested; ``bf16`` on a CPU without it computes in float32
         threads: the machine's cores when not given
-        mirrored: with the image's mirror image, where the graph has it; without, it takes half the time
+        mirrored: include the mirror image, if the graph has it; without it a prediction takes half the time
 
     Raises:
         UserError: OpenVINO is not installed, or cannot load the file
@@ -59,7 +59,7 @@ class OpenVINOBackend:
         except Exception as error:
             raise UserError(f"OpenVINO cannot load {path}: {brief(error)}") from error
         self._model = model
-        self._own = threading.local()  # an infer request is one thread's
+        self._own = threading.local()  # an infer request belongs to one thread
         self._lock = threading.Lock()
         self._queue: Any = None
 
@@ -83,7 +83,7 @@ class OpenVINOBackend:
 
     @staticmethod
     def _copy(result: np.ndarray) -> np.ndarray:
-        return np.array(result, dtype=np.float32)  # the request's own memory is written again by the next image
+        return np.array(result, dtype=np.float32)  # the next image overwrites the request's memory
 
     def _many(self, images: np.ndarray) -> np.ndarray:
         with self._lock:  # callers share the streams
@@ -104,7 +104,7 @@ class OpenVINOBackend:
 
 
 def _cut_mirror(model: Any) -> None:
-    """Take the mirror image out of a graph of :class:`bustseg.deploy.export.DeployedNetwork`; others stay as they are.
+    """Remove the mirror image from a graph of :class:`bustseg.deploy.export.DeployedNetwork`; others are unchanged.
 
     There an image and its mirror image are one batch, and the result is the mean of their logits.
     """
@@ -142,7 +142,7 @@ def openvino_core() -> Any:
 
 
 def _nncf() -> Any:
-    # it reports its use to a server unless it takes itself to be in a test
+    # it reports its use to a server unless it believes that it runs in a test
     os.environ.setdefault("NNCF_CI", "1")
     try:
         with quiet_libraries():
@@ -154,13 +154,13 @@ def _nncf() -> Any:
 
 
 def _quantisation(nncf: Any) -> dict[str, Any]:
-    # CPUs without VNNI add products of 8 bits in 16 bits, which overflow: weights of 7 bits cannot
+    # CPUs without VNNI add products of 8 bits in 16 bits, which can overflow; with weights of 7 bits they cannot
     fix = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
     return {"preset": nncf.QuantizationPreset.MIXED, "advanced_parameters": fix}
 
 
 def _quantise(network: Any, what: NetworkToWrite) -> Any:
-    """int8 weights and activations; layers that cost more Dice than allowed stay as they are."""
+    """int8 weights and activations; layers that lose more Dice than allowed stay in float32."""
     from bustseg.deploy.check import decisive, dice_of, largest_drop
 
     nncf = _nncf()
@@ -169,7 +169,7 @@ def _quantise(network: Any, what: NetworkToWrite) -> Any:
     samples = nncf.Dataset([image[None, None] for image in check.calibration])
     options = {**_quantisation(nncf), "subset_size": len(check.calibration)}
     scope = nncf.IgnoredScope(
-        # the layers next to the image bear the least: their few channels have the widest ranges
+        # the layers next to the input are the most sensitive: their few channels have the widest ranges
         names=_first_convolutions(network, FIRST_LAYERS),
         # with one thread, OpenVINO 2026.4 multiplies the small int8 matrices of channel attention wrongly
         types=["MatMul"],
@@ -184,7 +184,7 @@ def _quantise(network: Any, what: NetworkToWrite) -> Any:
     if largest_drop(before, dice_of(_compiled_logits(quantised, check.images), masks, rule)) <= what.max_dice_drop:
         return quantised
     console.print(
-        "int8 costs too much Dice: looking for the layers that must stay in float32 (minutes, up to "
+        "int8 loses too much Dice: searching for the layers that must stay in float32 (minutes, up to "
         f"{RESTORED_LAYERS} layers)",
         highlight=False,
     )
@@ -194,7 +194,7 @@ def _quantise(network: Any, what: NetworkToWrite) -> Any:
         images, wanted = zip(*samples, strict=True)
         logits = np.concatenate([compiled(image[None, None])[0][:, 0] for image in images])
         found = dice_of(logits, np.stack(wanted), rule)
-        # a subset may lack one kind of image
+        # a subset may lack images with or without a lesion
         return min(found[name] for name in judged_by if name in found), None
 
     with quiet_libraries():
@@ -208,7 +208,7 @@ def _quantise(network: Any, what: NetworkToWrite) -> Any:
             subset_size=options["subset_size"],
             ignored_scope=scope,
             advanced_quantization_parameters=options["advanced_parameters"],
-            # layers are compared on few images, and a network that needs more of them in float32 is none for int8
+            # layers are compared on few images, and a network that needs more of them in float32 is not suited to int8
             advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
                 max_num_iterations=RESTORED_LAYERS, ranking_subset_size=RANKING_IMAGES
             ),
@@ -244,7 +244,7 @@ def _write(what: NetworkToWrite) -> Path:
         network.reshape([1, 1, *what.size])
         network = _quantise(network, what)
         network.reshape([-1, 1, *what.size])
-    # 16 bits halve the file; float32 must stay what it is
+    # 16 bits halve the file; float32 must stay unchanged
     path = what.folder / "model.xml"
     openvino.save_model(network, path, compress_to_fp16=what.precision == "bf16")
     del network

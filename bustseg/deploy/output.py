@@ -1,4 +1,4 @@
-"""A folder of predictions that can be killed at any moment: files whole or not at all, a row only after its files."""
+"""An output folder that survives a kill at any moment: files are complete or absent, and a row follows its files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bustseg.whole import remove_unfinished, whole, write_whole
 HEAD = "predictions.json"
 
 ORDER = "look_first.csv"
-"""The images in the order in which a look at them is worth most, see :func:`worth_of_a_look`."""
+"""The images in the order in which reviewing them gains most, see :func:`worth_of_a_look`."""
 
 GALLERY = "gallery.html"
 """Page of all images, see :mod:`bustseg.reports.gallery`."""
@@ -49,7 +49,7 @@ COLUMNS = {
     "milliseconds": "from file to mask; the network's time is shared equally in its batch",
     "error": "why there is no prediction",
 }
-"""Columns of the table and what they say."""
+"""Columns of the table and their meaning."""
 
 FOLDERS = {
     "masks": "masks/{}.png",
@@ -57,7 +57,7 @@ FOLDERS = {
     "probabilities": "probabilities/{}.png",
     "segmentations": "segmentations/{}.dcm",
 }
-"""Files of one image by their kind, ``{}`` standing for its name (of a segmentation: for the DICOM file's)."""
+"""Files of one image by kind; ``{}`` is its name (for a segmentation, that of the DICOM file)."""
 
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _EXTRAS = ("overlays", "probabilities")
@@ -65,32 +65,33 @@ _IDENTITY = ("model", "threshold", "postprocess", "calibration", "training_image
 
 
 def worth_of_a_look(confidence: float) -> float:
-    """What correcting an image can be expected to gain: Dice that its mask lacks, by its calibrated confidence."""
+    """Expected gain from correcting an image: the Dice that its mask lacks according to its calibrated confidence."""
     return 1 - confidence
 
 
 def png(image: np.ndarray) -> bytes:
-    """PNG of ``uint8`` or ``uint16``, (H, W), or (H, W, 3) in RGB; quick, little compressed."""
+    """PNG of ``uint8`` or ``uint16``, (H, W), or (H, W, 3) in RGB; fast, with light compression."""
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1].tobytes()
 
 
 class Output:
-    """The folder of a prediction, opened to go on with what is there or to begin anew.
+    """The folder of a prediction, opened to continue with its content or to start again.
 
     Args:
-        folder: is made when it does not exist
-        head: what ``predictions.json`` says; what is there must be of the same model and settings
-        overwrite: drop what is there
+        folder: created if it does not exist
+        head: content of ``predictions.json``; existing predictions must have the same model and settings
+        overwrite: remove existing predictions
 
     Attributes:
-        done: rows that are there already
-        looked_at: how many of them a person should look at
+        done: number of rows that are already there
+        looked_at: number of them that a person should look at
         names: names of their files
 
     Raises:
-        UserError: ``folder`` is a file, cannot be written, is in use, or holds predictions of another kind
+        UserError: ``folder`` is a file, cannot be written, is in use, or holds predictions with another model or other
+            settings
     """
 
     def __init__(self, folder: Path, head: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -124,7 +125,8 @@ class Output:
         if not path.is_file():
             if (self.folder / TABLE).exists():
                 raise UserError(
-                    f"{self.folder} has a {TABLE} without its {HEAD}: name another --out, or --overwrite to drop it"
+                    f"{self.folder} has a {TABLE} without its {HEAD}: name another --out, or give --overwrite to "
+                    "remove it"
                 )
             return
         try:
@@ -133,19 +135,22 @@ class Output:
             for name in _IDENTITY:
                 if known[name] != own[name]:
                     raise UserError(
-                        f"{self.folder} holds predictions of another {name} "
-                        f"({_short(known[name])}, now {_short(own[name])}): name another --out, or --overwrite them"
+                        f"{self.folder} holds predictions with another {name} ({_short(known[name])}, now "
+                        f"{_short(own[name])}): name another --out, or give --overwrite to replace them"
                     )
             for name in _EXTRAS:
                 if own[name] and not known[name]:
                     raise UserError(
-                        f"{self.folder} holds predictions without {name}: name another --out, or --overwrite them"
+                        f"{self.folder} holds predictions without {name}: name another --out, or give --overwrite to "
+                        "replace them"
                     )
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} cannot be read: name another --out, or --overwrite what is there") from error
+            raise UserError(
+                f"{path} cannot be read: name another --out, or give --overwrite to replace the predictions"
+            ) from error
 
     def _drop(self) -> None:
-        """Remove what the table names, and nothing else: the folder may hold the user's own files."""
+        """Remove only the files that the table names: the folder may hold the user's own files."""
         for row in self._rows():
             name = row["mask"].removeprefix("masks/").removesuffix(".png")
             for file in [
@@ -158,11 +163,11 @@ class Output:
             (self.folder / name).unlink(missing_ok=True)
 
     def file(self, kind: str, name: str) -> Path:
-        """Where a file of one of the :data:`FOLDERS` is, if it was written."""
+        """Path of a file of one of the :data:`FOLDERS`, whether or not it was written."""
         return self.folder / FOLDERS[kind].format(name)
 
     def _rows(self) -> Iterator[dict[str, str]]:
-        """Whole rows of the table that is there; a last line that was torn off is none."""
+        """Complete rows of the existing table, without a truncated last line."""
         path = self.folder / TABLE
         if not path.is_file():
             return
@@ -173,7 +178,7 @@ class Output:
                     values = next(rows)
                 except StopIteration:
                     return
-                except csv.Error:  # a field that is longer than any of a row
+                except csv.Error:  # a field longer than any that is written
                     continue
                 if len(values) == len(COLUMNS) and values != list(COLUMNS):
                     yield dict(zip(COLUMNS, values, strict=True))
@@ -202,7 +207,7 @@ class Output:
         return hash(key) in self._finished
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row; its files must be there. A row that does not fit on the disk leaves no part of it."""
+        """Append a row; its files must exist. A row that does not fit on the disk leaves nothing behind."""
         line = _line([row.get(column, "") for column in COLUMNS])
         before = os.fstat(self._file).st_size
         try:
@@ -214,10 +219,10 @@ class Output:
             raise
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """End with what is to be said of all, under ``summary`` of the head."""
+        """Finish, and store the overall results under ``summary`` of the head."""
         try:
             self._write_order()
-            # imported only here: what only reads a folder needs no templates
+            # imported here, since reading a folder needs no templates
             from bustseg.reports.gallery import gallery_page
 
             page = gallery_page(self._rows(), self.folder, self.head)
@@ -228,12 +233,12 @@ class Output:
             self.release()
 
     def _write_order(self) -> None:
-        """Write :data:`ORDER` of all rows; without calibrated confidences there is none."""
+        """Write :data:`ORDER` for all rows, unless there are no calibrated confidences."""
         rows = [row for row in self._rows() if row["confidence"]]
         if not rows:
             (self.folder / ORDER).unlink(missing_ok=True)
             return
-        # sorted keeps the order of the input among equals
+        # the sort is stable, so equal rows stay in the order of the input
         rows.sort(key=lambda row: (-worth_of_a_look(float(row["confidence"])), row["look_at_this"] != "1"))
         lines = [_line(list(ORDER_COLUMNS))]
         for rank, row in enumerate(rows, 1):
@@ -243,7 +248,7 @@ class Output:
         write_whole(self.folder / ORDER, b"".join(lines))
 
     def release(self) -> None:
-        """Let go of the folder as it is; a second call does nothing."""
+        """Release the folder as it is; a second call does nothing."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -257,7 +262,7 @@ def _line(values: list[Any]) -> bytes:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a PNG is there to its end: after a crash of the machine a file may be empty."""
+    """Whether a PNG is complete: after a crash of the machine a file may be empty."""
     try:
         with path.open("rb") as file:
             file.seek(-len(_PNG_END), os.SEEK_END)

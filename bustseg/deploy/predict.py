@@ -52,28 +52,28 @@ Made = TypeVar("Made")
 
 
 def check_threshold(threshold: float | None) -> None:
-    """Refuse a threshold that is no probability; None stands for the model's own.
+    """Refuse a threshold that is not a probability; None stands for the model's own.
 
     Raises:
-        UserError: so it is
+        UserError: it is below 0 or above 1
     """
     if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"the threshold is {threshold}: it must lie between 0 and 1")
+        raise UserError(f"the threshold is {threshold}: give a value from 0 to 1")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What ``bustseg predict`` takes beside input, model and folder.
+    """Options of ``bustseg predict`` other than input, model and folder.
 
     Attributes:
         threshold: probability above which a pixel belongs to a lesion; the model's when not given
         batch_size: images per step of the network
-        workers: threads that decode, and as many that write; by the number of cores when not given
+        workers: number of decoding threads, and of writing threads; by the number of cores when not given
         overlays: draw the outline on the image
-        probabilities: write the probabilities too
+        probabilities: also write the probabilities
         dicom_seg: write a DICOM SEG for each DICOM file; it names the patient
-        overwrite: do everything again, where predictions are there already
-        recursive: look into folders of folders
+        overwrite: replace existing predictions
+        recursive: search sub-folders
     """
 
     threshold: float | None = None
@@ -100,7 +100,7 @@ class Options:
 @dataclass
 class _Decoded:
     item: Item
-    picture: np.ndarray | None = None  # the part that the network sees; None for a large one, and for one with an error
+    picture: np.ndarray | None = None  # the part that the network sees; None for a large picture or an error
     inner: tuple[int, int] = (0, 0)  # size of that part
     shape: tuple[int, int] = (0, 0)  # of the whole picture
     prepared: np.ndarray | None = None
@@ -119,9 +119,10 @@ class _Count:
 
 
 def predict(given: Sequence[str], model: str | None, out: Path, options: Options) -> int:
-    """Predict images of any number into a folder, see :mod:`bustseg.deploy.output` for what it holds.
+    """Predict any number of images into a folder, see :mod:`bustseg.deploy.output` for its content.
 
-    Images that the folder has already, of the same model and settings, are skipped; it may be interrupted at any time.
+    Images that the folder already has, with the same model and settings, are skipped; it may be interrupted at any
+    time.
 
     Args:
         given: files, folders and globs
@@ -140,7 +141,7 @@ def predict(given: Sequence[str], model: str | None, out: Path, options: Options
     if options.dicom_seg:
         seg.check()
     name = model if model is not None else str(boxed_model())
-    # imported only here: it may bring torch, which bad input need not wait for
+    # imported here: it may import torch, and errors in the input should not wait for that
     from bustseg.deploy.predictor import Predictor
 
     predictor = Predictor(name, threshold=options.threshold)
@@ -152,15 +153,15 @@ def predict(given: Sequence[str], model: str | None, out: Path, options: Options
     except OSError as error:
         if not disk_is_full(error):
             raise
-        done = f"{output.done} images are done and stay" if output is not None else "nothing was written"
-        raise UserError(f"no room left in {out}: {done}; make room and start the same command again") from error
+        done = f"{output.done} images are done and kept" if output is not None else "nothing was written"
+        raise UserError(f"the disk of {out} is full: {done}; free some space and run the same command again") from error
     finally:
         if output is not None:
             output.release()
 
 
 def _head(name: str, predictor: Predictor, options: Options) -> dict[str, Any]:
-    """What ``predictions.json`` says before the first image; it names no input, which may be called after patients."""
+    """Content of ``predictions.json`` before the first image; it names no input, since names may identify patients."""
     versions = {"bustseg": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -190,10 +191,10 @@ def _now() -> str:
 def _predict_into(output: Output, inputs: Inputs, predictor: Predictor, options: Options) -> int:
     before, count = output.done, _Count()
     if before:
-        console.print(f"{before} images are done already", highlight=False)
+        console.print(f"{before} images are already done", highlight=False)
     segments = _Segments(output, predictor, options.dicom_seg)
     progress = StreamProgress()
-    # counting apart from reading gives the time left, without a list of all files
+    # counting in a separate thread gives the time left without a list of all files
     counter = threading.Thread(target=_count_files, args=(inputs, progress), daemon=True)
     ahead = options.batch_size + 2 * options.threads
     readers, writers = (ThreadPoolExecutor(options.threads, thread_name_prefix=name) for name in ("read", "write"))
@@ -217,7 +218,7 @@ def _predict_into(output: Output, inputs: Inputs, predictor: Predictor, options:
                 segments.finish(item, failed=bool(row.get("error")))
                 progress.advance()
     except (KeyboardInterrupt, RuntimeError):
-        text = f"{output.done} images are done in {output.folder}; the same command goes on from there"
+        text = f"{output.done} images are done in {output.folder}; the same command continues from there"
         error_console.print(text, highlight=False, markup=False)
         raise
     finally:
@@ -248,7 +249,7 @@ def _told(item: Item, error: str) -> str:
 def _tell(
     output: Output, count: _Count, looked_at: int, progress: StreamProgress, segments: _Segments, passed_over: str
 ) -> int:
-    """Say what was done; returns the exit code."""
+    """Print a summary; returns the exit code."""
     rate = f" ({progress.rate:.1f} images/s)" if count.written else ""
     head = output.head
     lines = [
@@ -257,13 +258,13 @@ def _tell(
     ]
     lines.append(f"to look at them, open {output.folder / GALLERY} in a browser")
     if (output.folder / ORDER).is_file():
-        lines.append(f"{ORDER} has them in the order in which a look is worth most")
+        lines.append(f"{ORDER} lists the images in the order in which reviewing them gains most")
     if segments.written:
         lines.append(
-            f"{segments.written} DICOM SEG files in segmentations/: they name the patients, as the standard asks"
+            f"{segments.written} DICOM SEG files in segmentations/: they name the patients, as the standard requires"
         )
     if count.repeated:
-        lines.append(f"{count.repeated} images were named more than once and are there once")
+        lines.append(f"{count.repeated} images were named more than once and are listed once")
     if passed_over:
         lines.append(passed_over)
     for line in lines:
@@ -281,7 +282,7 @@ def _tell(
 
 
 def _count_files(inputs: Inputs, progress: StreamProgress) -> None:
-    """Tell the number of files; more images in one of them are added when it is opened."""
+    """Report the number of files; further images in a file are added when it is opened."""
     with suppress(OSError):
         progress.expect(sum(1 for _ in inputs.paths()))
 
@@ -307,14 +308,14 @@ def _to_do(
             segments.finish(item)
             progress.advance(worked=False)
         else:
-            # here and not by the threads, so that the same input gives the same names
+            # here and not in the threads, so that the same input gives the same names
             yield replace(item, name=output.names.take(item.name, item.key))
 
 
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[Given], Made], items: Iterable[Given], depth: int
 ) -> Iterator[Made]:
-    """Results of ``work`` in the order of ``items``, of which at most ``depth`` are taken before their turn."""
+    """Results of ``work`` in the order of ``items``, with at most ``depth`` items in progress."""
     pending: deque[Future[Made]] = deque()
     for item in items:
         pending.append(pool.submit(work, item))
@@ -333,7 +334,7 @@ def _decode(item: Item, predictor: Predictor) -> _Decoded:
             made.shape = (picture.shape[0], picture.shape[1])
             picture = item.cut(picture)
             made.prepared = predictor.prepare(picture)
-        # a large one is read again when it is written: a dozen wait in memory for their turn
+        # a large picture is read again when it is written, since a dozen may be waiting in memory
         made.inner = (picture.shape[0], picture.shape[1])
         made.picture = picture if picture.size < LARGE else None
     except DataError as error:
@@ -347,7 +348,7 @@ def _decode(item: Item, predictor: Predictor) -> _Decoded:
 
 
 def _segment(decoded: Iterable[_Decoded], predictor: Predictor, batch_size: int) -> Iterator[_Decoded]:
-    """Give each image its logits, a batch at a time; what could not be read passes in its turn."""
+    """Add the logits to each image, a batch at a time; unreadable images pass through in order."""
     batch: list[_Decoded] = []
     for one in decoded:
         batch.append(one)
@@ -372,7 +373,7 @@ def _with_logits(batch: list[_Decoded], predictor: Predictor) -> list[_Decoded]:
 
 @dataclass(frozen=True)
 class _Writer:
-    """From logits to files and a row."""
+    """Turns logits into files and a row of the table."""
 
     output: Output
     predictor: Predictor
@@ -389,7 +390,7 @@ class _Writer:
                 found = self.predictor.finish(one.logits, one.inner, prepared=one.prepared)
                 one.seconds += time.perf_counter() - start
                 return item, row | self._write(one, found)
-        except DataError as error:  # a large one that was changed in between
+        except DataError as error:  # a large picture that was changed in between
             return item, row | {"error": " ".join(str(error).split())}
         except OSError as error:
             if error.errno not in _OF_THE_IMAGE:
@@ -436,7 +437,7 @@ class _Writer:
 
 
 def placed(part: np.ndarray, box: tuple[int, int, int, int] | None, shape: tuple[int, int]) -> np.ndarray:
-    """``part`` where it was cut out of a picture of ``shape`` (H, W), zeros around it."""
+    """``part`` at the place from which it was cropped in a picture of ``shape`` (H, W), with zeros around it."""
     if box is None:
         return part
     whole = np.zeros(shape, part.dtype)
@@ -462,17 +463,17 @@ def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def caption(confidence: float | None, reasons: Sequence[str]) -> str:
-    """What stands on an overlay: ``confidence 0.83, look at this``; empty when there is nothing to say."""
+    """Caption of an overlay: ``confidence 0.83, look at this``; empty when there is nothing to say."""
     words = [] if confidence is None else [f"confidence {confidence:.2f}"]
     return ", ".join([*words, "look at this"] if reasons else words)
 
 
 def captioned(picture: np.ndarray, words: str) -> np.ndarray:
-    """A picture with words in its upper left corner, white on a black edge; ``uint8`` (H, W, 3), changed in place."""
+    """A picture with words in its upper left corner, white with a black edge; ``uint8`` (H, W, 3), changed in place."""
     (length, height), _ = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, 1, 1)
     if not length:
         return picture
-    # so large that it can be read where the picture is shown small, but not wider than the picture
+    # large enough to be read in a small view, but not wider than the picture
     scale = min(min(picture.shape[:2]) / 600, 0.94 * picture.shape[1] / length)
     thickness = max(1, round(1.6 * scale))
     draw_words(picture, words, (round(12 * scale), round(height * scale + 12 * scale)), scale, thickness)
@@ -482,7 +483,7 @@ def captioned(picture: np.ndarray, words: str) -> np.ndarray:
 def draw_words(picture: np.ndarray, words: str, where: tuple[int, int], scale: float, thickness: int) -> None:
     """Draw white words with a black edge into a picture, ``uint8`` (H, W, 3).
 
-    The edge is the same text, moved by its thickness: in OpenCV 5 thicker text is wider, and would stand out behind.
+    The edge is the same text, shifted by its thickness: in OpenCV 5 thicker text is wider and would not align.
 
     Args:
         picture: changed in place
@@ -510,7 +511,7 @@ class _Segments:
             self._left.setdefault(item.image, item.frames)
 
     def finish(self, item: Item, failed: bool = False) -> None:
-        """Count a frame as done; a file of which one failed gets no SEG, which would call that frame empty."""
+        """Count a frame as done; a file with a failed frame gets no SEG, which would show that frame as empty."""
         if item.image not in self._left:
             return
         self._left[item.image] = -1 if failed or self._left[item.image] < 0 else self._left[item.image] - 1

@@ -1,4 +1,4 @@
-"""What a network says of one image: mask, probabilities, and everything that follows from the two."""
+"""The result for one image: mask, probabilities, and everything derived from them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bustseg.masks import MaskRule, evidence_of, highest_probability, labelled, 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one image of H x W pixels.
+    """A network's prediction for one image of H x W pixels.
 
     Attributes:
         mask: ``uint8`` (H, W), 1 where a lesion is predicted
         probability: ``float32`` (H, W), each pixel's probability of belonging to a lesion, as the network gives it
         threshold: probability above which a pixel is in the mask
-        calibration: what makes the probabilities frequencies, where the model knows
-        unlike: what sets the image apart from the training's
-        evidence: of a lesion, see :func:`bustseg.masks.evidence_of`
+        calibration: converts the probabilities into frequencies; None where the model has none
+        unlike: how the image differs from the training images
+        evidence: evidence of a lesion, see :func:`bustseg.masks.evidence_of`
     """
 
     mask: np.ndarray
@@ -42,15 +42,16 @@ class Prediction:
         images: ImageRange | None = None,
         evidence: float | None = None,
     ) -> Prediction:
-        """The prediction that logits (H, W) of the image's own size make.
+        """The prediction from logits (H, W) at the image's own size.
 
         Args:
             logits: ``float32`` (H, W)
-            rule: what makes the mask
-            calibration: the model's, if it has one
+            rule: turns the logits into the mask
+            calibration: the model's calibration, if it has one
             prepared: the image as the network saw it, to compare with ``images``
             images: range of the training images
-            evidence: of a lesion, from the logits at the network's own size; of ``logits`` when not given
+            evidence: evidence of a lesion from the logits at the network's own size; computed from ``logits`` when not
+                given
         """
         probability = probability_of(logits)
         mask = rule.mask(logits, probability)
@@ -67,7 +68,7 @@ class Prediction:
     def presence(self) -> float | None:
         """The probability that the image shows a lesion, see :mod:`bustseg.presence`; it changes no mask.
 
-        None when the model was not calibrated for it: nothing stands in for it.
+        None when the model is not calibrated for it; there is no substitute.
         """
         if self.calibration is None or self.calibration.presence is None or self.evidence is None:
             return None
@@ -86,9 +87,9 @@ class Prediction:
 
     @cached_property
     def confidence(self) -> float | None:
-        """How far the mask can be trusted (0 to 1), see :func:`bustseg.deploy.confidence.mask_confidence`.
+        """How reliable the mask is (0 to 1), see :func:`bustseg.deploy.confidence.mask_confidence`.
 
-        None when the model was not calibrated: nothing stands in for it.
+        None when the model is not calibrated; there is no substitute.
         """
         if self.calibration is None:
             return None
@@ -96,7 +97,7 @@ class Prediction:
 
     @cached_property
     def look_at_this(self) -> tuple[str, ...]:
-        """Reasons why a person should look at this image; none when nothing speaks for it."""
+        """Reasons why a person should look at this image; empty when there are none."""
         reasons = []
         if self.confidence is not None and self.confidence < LOW_CONFIDENCE:
             reasons.append("low confidence")
@@ -114,7 +115,7 @@ class Prediction:
         return (*reasons, *self.unlike)
 
     def summary(self, spacing: tuple[float, float] | None = None) -> dict[str, Any]:
-        """Everything that a table or an answer says of the mask, as plain types.
+        """Everything that a table or a response reports about the mask, as plain types.
 
         Args:
             spacing: size of a pixel in mm as (row, column); without it ``area_mm2`` is None

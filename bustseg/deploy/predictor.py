@@ -1,4 +1,4 @@
-"""From an ultrasound image of any size to a mask of that size, with the training's own preparation of the image."""
+"""From an ultrasound image of any size to a mask of that size, with the same preprocessing as in training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # an exported model needs no torch, whose import takes second
 
 
 def as_grey(image: np.ndarray) -> np.ndarray:
-    """An image of any common type as grey ``uint8`` (H, W), as training reads it from a file.
+    """An image of any common type as grey ``uint8`` (H, W), as in training.
 
     Levels are scaled as in :func:`bustseg.data.images.to_uint8`, colours are weighted as in
     :func:`bustseg.data.sources.to_grey`, an alpha channel is dropped.
@@ -57,25 +57,25 @@ class Predictor:
         >>> predictor(np.asarray(Image.open("scan.png"))).mask  # doctest: +SKIP
 
     Args:
-        model: an exported folder, a task, or what :func:`bustseg.runs.resolve.resolve_checkpoint` takes: a file,
+        model: an exported folder, a task, or what :func:`bustseg.runs.resolve.resolve_checkpoint` accepts: a file,
             a run, a registered model, ``latest``
         device: where to compute; exported models compute on the CPU
         threshold: probability above which a pixel belongs to a lesion; the model's when not given
         image_size: (H, W) that the network sees; the model's when not given
         threads: threads of an exported model; the machine's cores when not given
-        backend: computes the network in the model's place
+        backend: backend to use instead of the model's own
 
     Attributes:
         backend: computes the network
         exported: the exported model, if it is one
-        task: the task, if the model is no exported one
-        path: file that tells the model from all others: the checkpoint or the exported folder's metadata
-        rule: what makes its masks, see :mod:`bustseg.masks`
-        calibration, images: what the model's record says of its probabilities and of the images that it was trained
-            on, see :mod:`bustseg.deploy.confidence`
+        task: the task, unless the model is an exported one
+        path: file that identifies the model: the checkpoint or the exported folder's metadata
+        rule: turns logits into masks, see :mod:`bustseg.masks`
+        calibration, images: calibration of the model's probabilities and range of its training images, from its record;
+            see :mod:`bustseg.deploy.confidence`
 
     Raises:
-        UserError: no such model, one whose runtime is not installed, or a task that knows no image size
+        UserError: no such model, one whose runtime is not installed, or a task without an image size
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Predictor:
             if str(device) != "cpu":
                 raise UserError(f"{model.folder} is exported for the CPU and cannot compute on {device}")
             if image_size not in (None, model.image_size):
-                raise UserError(f"{model.folder} takes images of {model.image_size} and no others")
+                raise UserError(f"{model.folder} takes only images of {model.image_size}")
             self.backend = backend or exported_backend(model, threads)
             trained_size, rule = model.image_size, model.mask_rule
         else:
@@ -126,16 +126,16 @@ class Predictor:
 
     @property
     def postprocess(self) -> PostProcess:
-        """What is done to the masks."""
+        """The post-processing of the masks."""
         return self.rule.postprocess
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of :attr:`path`, 64 hex digits; empty for a task that came from no file."""
+        """SHA-256 of :attr:`path`, 64 hex digits; empty for a task that was not read from a file."""
         return "" if self.path is None else sha256(self.path)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """The network's view of an image: grey ``uint8`` of ``image_size``, resampled as the training's cache is."""
+        """An image as the network's input: grey ``uint8`` of ``image_size``, resampled as in the training's cache."""
         return resize_image(as_grey(image), self.image_size)
 
     def logits(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
@@ -149,13 +149,13 @@ class Predictor:
         threshold: float | None = None,
         prepared: np.ndarray | None = None,
     ) -> Prediction:
-        """Logits (1, h, w) to a prediction of ``shape`` (H, W); they are resampled before the sigmoid bends them.
+        """Turn logits (1, h, w) into a prediction of ``shape`` (H, W); they are resampled before the sigmoid.
 
         Args:
-            logits: one of :meth:`logits`
+            logits: those of one image from :meth:`logits`
             shape: the image's own size
             threshold: takes the place of the predictor's own
-            prepared: the image as :meth:`prepare` made it, to compare it with the training's
+            prepared: the image from :meth:`prepare`, to compare it with the training images
         """
         rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)
         own = resampled(logits[0], shape)
@@ -176,7 +176,7 @@ class Predictor:
     def predict_many(
         self, images: Iterable[np.ndarray], batch_size: int = 16, threshold: float | None = None
     ) -> Iterator[Prediction]:
-        """Predictions for images of any, even different, sizes, in their order; holds one batch at a time."""
+        """Predictions for images of any sizes, in order; holds one batch at a time."""
         stream = iter(images)
         while chunk := list(islice(stream, batch_size)):
             prepared = [self.prepare(image) for image in chunk]

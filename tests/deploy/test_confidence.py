@@ -36,7 +36,7 @@ def test_the_temperature_of_a_network_that_is_too_sure_is_found(temperature: flo
 def test_a_temperature_needs_both_kinds_of_pixels() -> None:
     half = np.full((2, 2), 0.5, np.float32)
     for pairs in ([], [(half, np.zeros((2, 2)))], [(half, np.ones((2, 2)))]):
-        with pytest.raises(UserError, match="with lesion pixels and with others"):
+        with pytest.raises(UserError, match="with both lesion and background pixels"):
             fit_temperature(pairs)
     with pytest.raises(ValueError, match="must have the same shape"):
         fit_temperature([(half, np.ones((2, 3)))])

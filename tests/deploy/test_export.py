@@ -332,7 +332,7 @@ def test_a_folder_that_was_changed_is_found_out(exported: Path, tmp_path: Path) 
 
 def test_an_exported_model_does_only_what_it_can(exported: Path, bustseg: Bustseg) -> None:
     folder = exported / "openvino-fp32"
-    with pytest.raises(UserError, match="takes images of"):
+    with pytest.raises(UserError, match="takes only images of"):
         Predictor(folder, image_size=(64, 64))
     with pytest.raises(UserError, match="exported for the CPU"):
         Predictor(folder, device="cuda")

@@ -147,7 +147,7 @@ def test_parameters_choose_threshold_and_encoding(model: mlflow.pyfunc.PyFuncMod
     ("value", "message"),
     [
         ("no base64!", "not base64"),
-        (base64.b64encode(b"no image").decode(), "no readable PNG"),
+        (base64.b64encode(b"no image").decode(), "not a readable PNG"),
         (np.zeros((2, 2, 2, 2, 2)), "holds no images"),
         ([], "holds no image"),
         (None, "holds no image"),

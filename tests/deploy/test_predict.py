@@ -317,7 +317,7 @@ def test_work_ahead_is_bounded_and_keeps_the_order() -> None:
         (["scan.bmp", "--workers", "-1"], "--workers is -1"),
         (["scan.bmp", "--model", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
         (["scan.bmp", "--out", "scan.bmp"], "scan.bmp is a file: name a folder with --out"),
-        (["folder", "--out", "folder"], "is the folder of the output too"),
+        (["folder", "--out", "folder"], "is also the output folder"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -370,7 +370,7 @@ def test_a_run_goes_on_where_it_was_torn_off(model: Path, tmp_path: Path, bustse
     save(scans / "4.png", scene())  # and the broken file was mended
     code, stdout, _ = bustseg(*command)
     assert code == 0
-    assert "2 images are done already" in stdout
+    assert "2 images are already done" in stdout
     rows = table(out)
     assert sorted(Path(row["image"]).stem for row in rows) == list("012345")
     assert not any(row["error"] for row in rows)
@@ -390,7 +390,7 @@ def test_a_table_with_a_field_without_end_is_gone_on_with(model: Path, tmp_path:
     (out / "predictions.csv").write_bytes(b"".join([head, rows[0], b"x" * 200_000 + b"\n", *rows[1:]]))
     code, stdout, err = bustseg(*command)
     assert (code, err) == (0, "")
-    assert "3 images are done already" in stdout
+    assert "3 images are already done" in stdout
     assert (out / "predictions.csv").read_bytes() == b"".join([head, *rows])
 
 
@@ -473,7 +473,7 @@ def test_a_full_disk_is_one_line_and_what_is_done_stays(
         patch.setattr("bustseg.deploy.predict.write_whole", full)
         code, _, stderr = bustseg(*command)
     assert (code, stderr.count("\n")) == (2, 1)
-    assert "20 images are done and stay" in stderr
+    assert "20 images are done and kept" in stderr
     assert len(table(Path("out"))) == 20
     # the table's own disk, in the middle of a row
     with monkeypatch.context() as patch:
@@ -505,7 +505,7 @@ def test_ctrl_c_says_how_to_go_on(
         patch.setattr(Output, "add", interrupted)
         code, _, stderr = bustseg("predict", scans, "--model", model, "--out", "out")
     assert code == 130
-    assert "5 images are done in out; the same command goes on from there" in stderr
+    assert "5 images are done in out; the same command continues from there" in stderr
     assert bustseg("predict", scans, "--model", model, "--out", "out")[0] == 0
     assert len(table(Path("out"))) == 8
 
@@ -538,7 +538,7 @@ def test_names_of_every_kind_are_found_again(model: Path, tmp_path: Path, bustse
     assert {Path(row["image"]).name for row in done} == set(names)
     assert all(mask_of(Path("out"), row).any() for row in done)
     stdout = bustseg(*command)[1]
-    assert f"{len(names)} images are done already" in stdout
+    assert f"{len(names)} images are already done" in stdout
     assert table(Path("out")) == done
 
 
@@ -610,7 +610,7 @@ def test_dicom_is_measured_and_the_patient_stays_unknown(
     levels = np.asarray(Image.open(Path("out") / still["mask"].replace("masks/", "probabilities/", 1)))
     assert levels.shape == screen.shape
     # again: nothing but the damaged file
-    assert "4 images are done already" in bustseg("predict", folder, "--model", model, "--out", "out")[1]
+    assert "4 images are already done" in bustseg("predict", folder, "--model", model, "--out", "out")[1]
 
 
 def test_a_picture_that_may_show_a_name_gets_no_overlay(model: Path, tmp_path: Path, bustseg: Bustseg) -> None:
@@ -661,7 +661,7 @@ def test_two_dicom_files_of_one_identifier_are_both_tried(model: Path, tmp_path:
     segments = [pydicom.dcmread(path).SOPInstanceUID for path in Path("out/segmentations").iterdir()]
     assert len(segments) == len(set(segments)) == 2
     # again: what is done is known by the same names
-    assert "2 images are done already" in bustseg("predict", folder, "--model", model, "--out", "out")[1]
+    assert "2 images are already done" in bustseg("predict", folder, "--model", model, "--out", "out")[1]
     assert {row["image"] for row in table(Path("out"))} == {row["image"] for row in rows}
 
 
@@ -694,7 +694,7 @@ def test_what_is_no_ultrasound_is_passed_over(model: Path, tmp_path: Path, busts
     code, stdout, stderr = bustseg(*command, "none")
     assert (code, stdout) == (2, "")
     assert stderr.strip() == (
-        "error: no ultrasound image to predict: 6 DICOM files passed over, being no ultrasound image: "
+        "error: no ultrasound image to predict: 6 DICOM files skipped, not ultrasound images: "
         "CT 1, DICOMDIR 1, MG 1, PR 1, SEG 1, SR 1"
     )
     image = scene(*SHAPE, 10, 20, 30)
@@ -706,7 +706,7 @@ def test_what_is_no_ultrasound_is_passed_over(model: Path, tmp_path: Path, busts
     code, stdout, stderr = bustseg(*command, "out")
     assert (code, stderr) == (0, "")
     assert "2 images in out" in stdout
-    assert "6 DICOM files passed over, being no ultrasound image: CT 1" in stdout
+    assert "6 DICOM files skipped, not ultrasound images: CT 1" in stdout
     rows = table(Path("out"))
     assert [row["error"] for row in rows] == ["", ""]
     unsure = [row for row in rows if "does not say that it is ultrasound" in row["reason"]]
@@ -740,7 +740,7 @@ def test_dicom_seg_refers_to_its_source_and_holds_the_masks(model: Path, tmp_pat
         assert len(masks) == frames
         seg = highdicom.seg.segread(path)
         assert seg.SOPClassUID == pydicom.uid.SegmentationStorage
-        assert (seg.PatientName, seg.PatientID) == (dicoms.NAME, dicoms.ID), "as the standard asks"
+        assert (seg.PatientName, seg.PatientID) == (dicoms.NAME, dicoms.ID), "as the standard requires"
         assert seg.StudyInstanceUID == original.StudyInstanceUID
         assert seg.SeriesInstanceUID != original.SeriesInstanceUID
         assert (seg.Rows, seg.Columns) == (original.Rows, original.Columns)
