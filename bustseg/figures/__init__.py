@@ -1,1 +1,1 @@
-"""Every picture that bustseg draws, in one style; matplotlib is imported when the first one is drawn."""
+"""All of bustseg's figures, in one style; matplotlib is imported when the first one is drawn."""

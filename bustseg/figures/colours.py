@@ -1,7 +1,7 @@
-"""Colours of outlines on images, wherever they are drawn."""
+"""Colours of outlines on images."""
 
 TRUTH, PREDICTION = "#35d0ff", "#ff9f1c"
-"""Outlines on grey images: cyan and orange stay apart for colour-blind readers, in print, and on the tissue."""
+"""Outlines on grey images: cyan and orange are distinguishable for colour-blind readers, in print, and on tissue."""
 
 OUTLINES = "truth cyan, prediction orange"
 

@@ -15,28 +15,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Bands = Mapping[str, pd.DataFrame]
-"""Limits of a curve by subset, as :class:`bustseg.metrics.bands.CurveBands` gives them."""
+"""Limits of a curve by subset, from :class:`bustseg.metrics.bands.CurveBands`."""
 
 _BAND = 0.18  # opacity
 
 
 def draw_roc(frame: pd.DataFrame, context: Mapping[str, Any], bands: Bands, path: Path) -> None:
-    """Draw pixel ROC curves with their bands, and enlarged the corner that matters.
+    """Draw pixel ROC curves with their bands, and an enlarged view of the upper left corner.
 
     Args:
         frame: columns ``subset``, ``false_positive_rate``, ``true_positive_rate``, ``threshold``
         context: ``scores`` by subset and the ``threshold`` in use, as in ``curves.json``
         bands: limits of the curves of some subsets
-        path: PNG to write; an SVG is written beside it
+        path: PNG to write; an SVG is written next to it
     """
     with chart("Pixel ROC", (5.6, 5.2)) as (figure, (axes,)):
         places = [axes]
-        if min(found["auc_pixel"] for found in context["scores"].values()) > 0.9:  # else the curves run there
+        # otherwise the curves run through that area
+        if min(found["auc_pixel"] for found in context["scores"].values()) > 0.9:
             corner = axes.inset_axes((0.42, 0.36, 0.56, 0.54))
             corner.set(xlim=(0, 0.3), ylim=(0.7, 1.005), xticks=[0, 0.1, 0.2, 0.3], yticks=[0.7, 0.8, 0.9, 1.0])
             corner.tick_params(labelsize=8)
             zoom = axes.indicate_inset_zoom(corner, edgecolor="#8c8c8c")
-            for line in zoom.connectors or ():  # they would cross the curves
+            for line in zoom.connectors or ():  # the connectors would cross the curves
                 line.set_visible(False)
             places.append(corner)
         for place in places:
@@ -54,7 +55,7 @@ def draw_roc(frame: pd.DataFrame, context: Mapping[str, Any], bands: Bands, path
 
 
 def draw_precision_recall(frame: pd.DataFrame, context: Mapping[str, Any], bands: Bands, path: Path) -> None:
-    """Draw precision-recall curves with their bands over lines of equal Dice.
+    """Draw precision-recall curves with their bands, over lines of equal Dice.
 
     Args:
         frame: columns ``subset``, ``recall``, ``precision``, ``threshold``
@@ -116,12 +117,12 @@ def draw_sweep(frame: pd.DataFrame, context: Mapping[str, Any], bands: Bands, pa
 
 
 def draw_reliability(frame: pd.DataFrame, context: Mapping[str, Any], bands: Bands, path: Path) -> None:
-    """Draw the reliability diagram, and below it the share of pixels behind each point.
+    """Draw the reliability diagram, and below it the share of pixels in each bin.
 
     Args:
         frame: columns ``subset``, ``pixels``, ``probability``, ``frequency``, a row per bin
         context, path: as in :func:`draw_roc`
-        bands: none here
+        bands: not used
     """
     with chart("Reliability of pixel probabilities", (5.6, 6.2), (3.4, 1)) as (figure, (axes, share)):
         axes.plot([0, 1], [0, 1], color=QUIET, linestyle="--", linewidth=1)
@@ -133,7 +134,7 @@ def draw_reliability(frame: pd.DataFrame, context: Mapping[str, Any], bands: Ban
             share.plot(part["probability"], part["pixels"] / part["pixels"].sum(), **style)
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), ylabel="share of the pixels that are lesion")
         share.set(yscale="log", xlabel="mean predicted probability of the bin", ylabel="share of\nall pixels")
-        note(axes, 0.97, "below the diagonal: too sure of lesions", "right")
+        note(axes, 0.97, "below the diagonal: overconfident about lesions", "right")
         axes.legend(loc="upper left")
         save(figure, path)
 

@@ -1,4 +1,4 @@
-"""Heat maps over images: a sheet of telling cases, and one with all layers and attention modules."""
+"""Heat maps over images: a sheet of informative cases, and one with all layers and attention modules."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CELL = 1.75  # inches: a sheet of cases has up to nine images in a row
+_CELL = 1.75  # inches; a sheet of cases has up to nine images in a row
 _HEAT_BAR = ("heat, as a share of each map's maximum", ("0", "0.5", "1"))
 _BOTH_BAR = ("heat and attention, each map by itself", ("low", "", "high"))
 
 
 @dataclass
 class Case:
-    """One image with everything that is drawn of it.
+    """One image with everything that is drawn for it.
 
     Attributes:
         picture: the image with truth and prediction
-        title: line or two above the image
+        title: one or two lines above the image
         heat: layer -> (h, w) in 0..1, stretched over the image
         energy: layer -> share of its heat that lies in the lesion; nan without a lesion
-        constant: share that heat would have in the lesion that is the same everywhere: the lesion's share of the image
+        constant: share of uniform heat that would lie in the lesion: the lesion's share of the image
         attention: attention module -> (h, w), any range
     """
 
@@ -52,12 +52,12 @@ class Case:
     attention: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def heat_title(self, layer: str) -> str:
-        """What is to be said of a layer's heat, in up to three lines."""
+        """Text about a layer's heat, in up to three lines."""
         lines = [layer]
         if not self.heat[layer].any():
             return "\n".join([*lines, "no evidence here"])
         if not self.picture.prediction.any():
-            # then the whole image is explained, and the hottest spot may be a speck
+            # in this case the whole image is explained, and the hottest spot may be a speck
             lines.append("nothing predicted")
         if self.picture.truth.any():
             lines.append(f"{100 * self.energy[layer]:.0f} % in lesion (constant {100 * self.constant:.0f} %)")
@@ -67,7 +67,7 @@ class Case:
 def draw_heat(axes: Axes, case: Case, layer: str, title: str) -> None:
     """Draw a case with its outlines and a layer's heat over the image, opaque where it is hot.
 
-    The prediction is white here: its own colour would drown in the heat.
+    The prediction is white here: its usual colour would not be visible on the heat.
     """
     draw_picture(axes, case.picture, outlines=False)
     heat = thinned(case.heat[layer])
@@ -83,7 +83,7 @@ def draw_heat(axes: Axes, case: Case, layer: str, title: str) -> None:
 
 
 def draw_attention(axes: Axes, case: Case, name: str, title: str) -> None:
-    """Draw an attention module's own map over the image's extent, but in its own pixels: it sees that coarsely."""
+    """Draw an attention module's map over the image's extent at its own resolution, to show how coarse it is."""
     attention, picture = case.attention[name], case.picture
     axes.imshow(attention, cmap=HEAT, extent=extent(picture), interpolation="nearest", aspect=picture.pixel_aspect)
     draw_outline(axes, picture, picture.truth, colors="white", linewidths=0.8)
@@ -95,8 +95,8 @@ def cases_figure(rows: Mapping[str, Sequence[Case]], layers: Sequence[str], titl
 
     Args:
         rows: cases by the name of their row
-        layers: whose heat is drawn: the decoder's, and an encoder's where there is one
-        title: stands above all
+        layers: layers whose heat is drawn: the decoder's, and an encoder's if there is one
+        title: title of the figure
     """
     across = max(len(cases) for cases in rows.values())
     aspects = [max(case.picture.aspect for case in cases) for cases in rows.values()]
@@ -113,7 +113,7 @@ def cases_figure(rows: Mapping[str, Sequence[Case]], layers: Sequence[str], titl
 
 
 def details_figure(cases: Sequence[Case], method: str) -> Figure:
-    """One row per case: the image, a heat map for each layer, and each attention module's own map."""
+    """One row per case: the image, a heat map for each layer, and each attention module's map."""
     layers, attentions = list(cases[0].heat), list(cases[0].attention)
     title = f"{method}; {OUTLINES} (dotted white over heat)"
     title += "; on attention maps truth white" * bool(attentions)

@@ -17,7 +17,7 @@ def class_histogram(series: Mapping[str, Sequence[float]], title: str) -> bytes 
 
     Args:
         series: values by class
-        title: what they are
+        title: description of the values
     """
     from matplotlib.ticker import MaxNLocator
 

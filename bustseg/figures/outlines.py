@@ -9,10 +9,10 @@ from bustseg.figures.colours import rgb
 
 
 def draw_outline(canvas: np.ndarray, mask: np.ndarray, colour: str, width: int = 1) -> None:
-    """Draw the edges of a mask, those of its holes too.
+    """Draw the edges of a mask, including those of its holes.
 
     Args:
-        canvas: ``uint8`` (H, W, 3) in RGB, contiguous; is drawn into
+        canvas: ``uint8`` (H, W, 3) in RGB, contiguous; changed in place
         mask: ``uint8`` of 0 and 1 (H, W)
         colour: ``#rrggbb``
         width: pixels

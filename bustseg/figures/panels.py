@@ -1,4 +1,4 @@
-"""Images with outlines: one at its own resolution and aspect ratio, and sheets of them."""
+"""Images with outlines at their own resolution and aspect ratio, and sheets of them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CELL = 2.3
 """Width of an image on a sheet, in inches."""
 
 MOST_DRAWN = 2048
-"""Pixels of an image's longer side that are drawn: a cell has about 300."""
+"""Most pixels of an image's longer side that are drawn: a cell has about 300."""
 
-_TALLEST = 1.25  # height of a cell as a multiple of its width, at most
+_TALLEST = 1.25  # largest height of a cell as a multiple of its width
 _GAP, _LINE, _TOP, _FOOT = 0.08, 0.135, 0.3, 0.12  # inches between cells, per line of a title, above and below all
 _BAR_LENGTHS = (1, 2, 5, 10, 20, 50)  # mm
 
@@ -35,7 +35,7 @@ class Picture:
 
     Attributes:
         image: grey ``uint8`` (H, W)
-        truth, prediction: 0 and 1, of any shape: they are stretched over the image
+        truth, prediction: 0 and 1, of any shape; they are stretched over the image
         spacing: size of the image's pixels in mm as (row, column); None when unknown
     """
 
@@ -46,7 +46,7 @@ class Picture:
 
     @classmethod
     def of(cls, sample: Sample, prediction: np.ndarray) -> Picture:
-        """An image of a data set as it is in its file, with its truth, and a prediction of any resolution.
+        """An image of a data set at its file's resolution, with its truth, and a prediction of any resolution.
 
         Raises:
             DataError: a file cannot be read
@@ -62,12 +62,12 @@ class Picture:
 
     @property
     def aspect(self) -> float:
-        """Height of the image by its width, as it is to be shown."""
+        """Height of the image by its width, as displayed."""
         return self.image.shape[0] / self.image.shape[1] * self.pixel_aspect
 
 
 def draw_picture(axes: Axes, picture: Picture, title: str = "", outlines: bool = True) -> None:
-    """Draw an image undistorted, with the outlines of truth and prediction, and a scale bar where it is known."""
+    """Draw an image undistorted, with outlines of truth and prediction, and a scale bar if the pixel size is known."""
     place: dict[str, Any] = {"extent": extent(picture), "aspect": picture.pixel_aspect}
     axes.imshow(thinned(picture.image), cmap="gray", vmin=0, vmax=255, **place)
     if outlines:
@@ -79,38 +79,38 @@ def draw_picture(axes: Axes, picture: Picture, title: str = "", outlines: bool =
 
 
 def finish(axes: Axes, title: str) -> None:
-    """Title and no frame, the image directly below its title."""
+    """Set the title and remove the frame; the image is directly below its title."""
     axes.set_title(title, fontsize=8, pad=3)
     axes.set_anchor("N")
     axes.set_axis_off()
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
-    """A map (H, W) without the pixels that no panel shows: matplotlib takes 64 bytes for each while it draws."""
+    """A map (H, W) downsampled to the resolution of a panel: matplotlib takes 64 bytes per pixel while it draws."""
     step = -(-max(values.shape) // MOST_DRAWN)
     return values[::step, ::step]
 
 
 def extent(picture: Picture) -> tuple[float, float, float, float]:
-    """Where a map of any resolution has to lie to cover the image, for ``imshow``."""
+    """Extent for ``imshow`` with which a map of any resolution covers the image."""
     height, width = picture.image.shape
     return -0.5, width - 0.5, height - 0.5, -0.5
 
 
 def draw_outline(axes: Axes, picture: Picture, mask: np.ndarray, **style: Any) -> None:
-    """Outline a mask of any resolution on an image, in its own colour or style.
+    """Outline a mask of any resolution on an image, in a given colour or style.
 
     Args:
         axes: where the image is
         picture: the image
         mask: (h, w) of 0 and 1
-        style: of matplotlib's ``contour``
+        style: options of matplotlib's ``contour``
     """
     if not mask.any():
         return
     mask = thinned(mask)
     (height, width), (rows, columns) = picture.image.shape, mask.shape
-    # a lesion that touches the border is outlined there too
+    # so that a lesion that touches the border is outlined there too
     framed = np.pad(mask.astype(np.float32), 1)
     x = (np.arange(-1, columns + 1) + 0.5) * width / columns - 0.5
     y = (np.arange(-1, rows + 1) + 0.5) * height / rows - 0.5
@@ -157,7 +157,7 @@ def picture_grid(
     """
     from matplotlib.figure import Figure
 
-    # placed by hand: a layout engine takes longer than the drawing
+    # placed explicitly: a layout engine takes longer than the drawing
     heights = [cell * min(max(aspect, 0.2), _TALLEST) for aspect in aspects]
     heading = _LINE * lines + 0.1
     right = 0.75 if bar else 0.0
@@ -186,7 +186,7 @@ def sheet(rows: Sequence[Sequence[tuple[Picture, str]]], title: str, columns: in
     Args:
         rows: images with their titles
         title: stands above all
-        columns: places in a row; as many as the longest row has when not given
+        columns: images per row; the length of the longest row when not given
     """
     aspects = [max(picture.aspect for picture, _ in row) for row in rows]
     figure, grid = picture_grid(aspects, columns or max(map(len, rows)), title)
@@ -197,17 +197,17 @@ def sheet(rows: Sequence[Sequence[tuple[Picture, str]]], title: str, columns: in
 
 
 def title_lines(text: str, width: float = CELL) -> str:
-    """Each line of a title cut to the width of an image."""
+    """A title with each line cut to the width of an image."""
     return "\n".join(fitted(line, width + 0.05) for line in text.split("\n"))
 
 
 def colour_bar(figure: Figure, cmap: str, label: str, ticks: Sequence[str]) -> None:
-    """Draw a colour bar into the room that :func:`picture_grid` has left for it.
+    """Draw a colour bar into the space that :func:`picture_grid` has reserved for it.
 
     Args:
-        figure: of :func:`picture_grid` with ``bar``
+        figure: figure from :func:`picture_grid` with ``bar``
         cmap: the colour map
-        label: what the colours say
+        label: meaning of the colours
         ticks: words at equal distances from the lowest value to the highest
     """
     from matplotlib.cm import ScalarMappable

@@ -1,4 +1,4 @@
-"""How pictures look: colours, fonts, sizes and files, in one place."""
+"""The style of all figures: colours, fonts, sizes and files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # matplotlib takes a third of a second that a training need not wait for
+if TYPE_CHECKING:  # importing matplotlib takes a third of a second
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -18,16 +18,16 @@ CLASSES = {"benign": "#2a7f9e", "malignant": "#b4532a", "normal": "#6b7f3a", "un
 """Colour of each class."""
 
 MAIN = "#1f5fa8"
-"""Marks of a picture that has one kind of them."""
+"""Colour of marks in a figure with only one kind of them."""
 
 GOOD, ALARM = "#1b7837", "#b2182b"
-"""What is best, and what went wrong."""
+"""Colours of the best result, and of failures."""
 
 QUIET = "#b8b8b8"
-"""Lines that only orient: diagonals, levels, chance; and what was left aside."""
+"""Colour of auxiliary lines (diagonals, levels, chance) and of less important data."""
 
 SERIES = ("#1f5fa8", "#e08214", "#1b7837", "#7b3294", "#b2182b", "#4d4d4d", "#01857d", "#c51b7d")
-"""Colours of several things of one kind, which stay apart for colour-blind readers."""
+"""Colours of several series, distinguishable for colour-blind readers."""
 
 HEAT = "inferno"
 """Colour map of heat: perceptually uniform, dark where there is none."""
@@ -39,7 +39,7 @@ _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 _BASE: Any = {
     "font.size": 10,
-    "svg.hashsalt": "bustseg",  # the same figure is the same file
+    "svg.hashsalt": "bustseg",  # equal figures give equal files
     "savefig.facecolor": "white",
 }
 
@@ -62,7 +62,7 @@ _CHART: Any = {
 
 @contextmanager
 def chart_style() -> Iterator[None]:
-    """Draw charts in the house style inside the ``with``."""
+    """Context in which charts have the house style."""
     import matplotlib
 
     with matplotlib.rc_context(_CHART):
@@ -73,12 +73,12 @@ def chart_style() -> Iterator[None]:
 def chart(
     title: str, size: tuple[float, float], ratios: tuple[float, ...] = (1,)
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Figure in the house style, as is what is drawn inside the ``with``.
+    """Context with a figure in the house style, which also applies to what is drawn inside.
 
     Args:
-        title: stands over the uppermost axes
+        title: title above the uppermost axes
         size: width and height in inches
-        ratios: height of each of the axes, which stand below each other and share x
+        ratios: relative heights of the axes, which are stacked and share x
     """
     from matplotlib.figure import Figure
 
@@ -91,7 +91,7 @@ def chart(
 
 @contextmanager
 def vector_style() -> Iterator[None]:
-    """Write vector files inside the ``with`` that are the same for the same figure."""
+    """Context in which equal figures give equal vector files."""
     import matplotlib
 
     with matplotlib.rc_context(_BASE):
@@ -101,12 +101,12 @@ def vector_style() -> Iterator[None]:
 def save(figure: Figure, path: Path, vector: bool = True) -> list[Path]:
     """Write a figure as PNG and as SVG.
 
-    SVG and not PDF: browsers, MLflow, office programs and Inkscape open it (which makes a PDF of it), and matplotlib
-    writes it three times faster, since it embeds no fonts.
+    SVG and not PDF: browsers, MLflow, office programs and Inkscape open it (and Inkscape converts it to PDF), and
+    matplotlib writes it three times faster, since it embeds no fonts.
 
     Args:
         figure: the figure
-        path: the PNG; the SVG stands beside it under the same name
+        path: the PNG; the SVG is written next to it with the same name
         vector: whether the SVG is written
 
     Returns:
@@ -115,9 +115,9 @@ def save(figure: Figure, path: Path, vector: bool = True) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with vector_style():
         if (layout := figure.get_layout_engine()) is not None:
-            layout.execute(figure)  # once; each file that is written would do it twice
+            layout.execute(figure)  # once here; otherwise it would be done twice for each file
             figure.set_layout_engine("none")
-        # the PNG's size hardly depends on the level, its time does
+        # the compression level hardly affects the PNG's size, but its time
         figure.savefig(path, dpi=DPI, pil_kwargs={"compress_level": 3})
         if not vector:
             return [path]
@@ -147,7 +147,7 @@ def _cut(text: str, width: float, size: float) -> str:
 
 
 def _text_width(text: str, size: float) -> float:
-    """Inches that a line of text takes in the default font, and a little more, as pixels round its letters."""
+    """Width of a line of text in the default font in inches, with a margin for the rounding to pixels."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -155,5 +155,5 @@ def _text_width(text: str, size: float) -> float:
 
 
 def note(axes: Axes, x: float, text: str, side: str, y: float = 0.02) -> None:
-    """Write small grey words into axes, at shares of their width and height."""
+    """Write small grey text into axes; positions are fractions of their width and height."""
     axes.text(x, y, text, ha=side, fontsize=8, color="#707070", transform=axes.transAxes)

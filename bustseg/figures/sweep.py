@@ -1,4 +1,4 @@
-"""Pictures of a sweep: how it went, what each key does, which trials were given up, and the front of two objectives."""
+"""Figures of a sweep: its history, the effect of each key, pruned trials, and the Pareto front of two objectives."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ State = Literal["complete", "pruned", "failed"]
 
 @dataclass(frozen=True)
 class Axis:
-    """One key that is searched, as it is drawn.
+    """One searched key, for drawing.
 
     Attributes:
         name: heading
         choices: labels of its choices, in the file's order; None for numbers
-        log: whether numbers lie evenly on a logarithmic scale
+        log: whether numbers are drawn on a logarithmic scale
     """
 
     name: str
@@ -38,15 +38,15 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """One trial, as it is drawn.
+    """One trial, for drawing.
 
     Attributes:
-        number: of the trial
+        number: number of the trial
         state: how it ended
         values: its objectives; empty when it has none
-        at: its value of each axis: a number, or a label of the choices
+        at: its value on each axis: a number, or a label of the choices
         epochs: the first objective by epoch, from 1
-        front: whether no other trial is better in one objective and as good in the others
+        front: whether it is on the Pareto front: no other trial is better in one objective and as good in the others
     """
 
     number: int
@@ -59,10 +59,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Objective:
-    """What trials are judged by.
+    """An objective of the sweep.
 
     Attributes:
-        name: of the metric
+        name: name of the metric
         maximize: whether more is better
     """
 
@@ -82,12 +82,12 @@ def write_plots(
     shares: Mapping[str, float],
     folder: Path,
 ) -> list[Path]:
-    """Draw the pictures that the trials allow, each as PNG and SVG; returns the PNG files.
+    """Draw the figures that the trials allow, each as PNG and SVG; returns the PNG files.
 
     Args:
         points: the trials, oldest first
-        axes: what is searched
-        objectives: what they are judged by
+        axes: the searched keys
+        objectives: the objectives
         shares: share of the first objective's variance that each axis accounts for, by name; may be empty
         folder: where to
     """
@@ -210,7 +210,7 @@ def draw_importances(shares: Mapping[str, float], objective: Objective, path: Pa
 
 
 def draw_epochs(points: Sequence[Point], objective: Objective, path: Path) -> list[Path]:
-    """The objective by epoch of every trial, and where those were stopped that were pruned."""
+    """The objective by epoch of every trial, and the epochs at which trials were pruned."""
     with chart(f"{objective.name} by epoch", (6.8, 4.4)) as (figure, (axes,)):
         done = _complete(points)
         sign = 1 if objective.maximize else -1
@@ -236,7 +236,7 @@ def draw_epochs(points: Sequence[Point], objective: Objective, path: Path) -> li
 
 
 def draw_front(points: Sequence[Point], objectives: Sequence[Objective], path: Path) -> list[Path]:
-    """Two objectives against each other, and the Pareto front; of more than two the first two."""
+    """The first two objectives against each other, and the Pareto front."""
     second, first = objectives[1], objectives[0]
     with chart(f"{first.name} against {second.name}", (6.4, 4.6)) as (figure, (axes,)):
         done = [point for point in points if point.state == "complete" and len(point.values) > 1]
@@ -247,7 +247,7 @@ def draw_front(points: Sequence[Point], objectives: Sequence[Objective], path: P
         x, y = [point.values[1] for point in front], [point.values[0] for point in front]
         axes.plot(x, y, color=GOOD, linewidth=1.2, drawstyle=corner, zorder=2)
         axes.plot(x, y, "o", color=GOOD, markersize=7, zorder=3, label="Pareto front, with the trials' numbers")
-        # on the side of the front where nothing lies
+        # on the empty side of the front
         across, up = (5 if second.maximize else -5), (5 if first.maximize else -5)
         for point in front:
             axes.annotate(
@@ -274,7 +274,7 @@ def _dots(points: Sequence[Point]) -> tuple[list[int], list[float]]:
 
 
 def _bottom(axes: Axes) -> Any:
-    """Data along x, the axes' own share along y."""
+    """Transform with data coordinates in x and axes fractions in y."""
     return axes.get_xaxis_transform()
 
 
@@ -290,7 +290,7 @@ def _few(numbers: Sequence[int]) -> list[int]:
 
 
 def _positions(values: Sequence[Any], key: Axis) -> np.ndarray:
-    """Where values lie on an axis; nan for one that is not there."""
+    """Positions of values on an axis; nan for a missing value."""
     if key.choices is not None:
         places = {label: place for place, label in enumerate(key.choices)}
         return np.array([places.get(str(value), np.nan) for value in values], dtype=float)
@@ -321,7 +321,7 @@ def _limits(values: Sequence[Any], key: Axis) -> tuple[float, float]:
 
 
 def _height(position: float, key: Axis, limits: tuple[float, float]) -> float:
-    """Share of the way from the lowest to the highest value."""
+    """Position as a fraction of the range from the lowest to the highest value."""
     low, high = limits
     if key.log:
         position, low, high = (math.log(value) for value in (position, low, high))
@@ -329,7 +329,7 @@ def _height(position: float, key: Axis, limits: tuple[float, float]) -> float:
 
 
 def _upright(axes: Axes, place: int, key: Axis, limits: tuple[float, float]) -> None:
-    """An axis of its own for a key, with its values beside it."""
+    """A vertical axis for a key, labelled with its values."""
     axes.plot([place, place], [0, 1], color="#4d4d4d", linewidth=1, zorder=5)
     if key.choices is not None:
         marks = {label: _height(k, key, limits) for k, label in enumerate(key.choices)}
