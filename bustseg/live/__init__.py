@@ -1,5 +1,5 @@
-"""``bustseg live``: a camera or a video with the outline on it, as it comes.
+"""``bustseg live``: outlines on a camera or a video in real time.
 
-* :mod:`bustseg.live.stream` reads, segments and draws; whatever is too slow drops frames and counts them;
+* :mod:`bustseg.live.stream` reads, segments and draws; a stage that is too slow drops frames, which are counted;
 * :mod:`bustseg.live.app` shows the newest picture to any number of browsers.
 """

@@ -1,4 +1,4 @@
-"""The page of ``bustseg live``: the newest picture, asked for again as soon as the last one is shown."""
+"""The page of ``bustseg live``: requests the newest picture again as soon as the last one is shown."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def create_app(live: Live, settings: Settings, name: str) -> FastAPI:
     """The page and the pictures as an ASGI application.
 
     Args:
-        live: what is shown
+        live: source of the pictures
         settings: host and token
-        name: what the model is called
+        name: name of the model
     """
     files = page_files()
     page = {path: files[file] for path, file in {**_PAGE, "/page/icon.svg": "/page/icon.svg"}.items()}
@@ -33,7 +33,7 @@ def create_app(live: Live, settings: Settings, name: str) -> FastAPI:
 
     @app.get("/frame", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     async def frame(after: Annotated[int, Query(ge=0)] = 0) -> Response:
-        """The newest picture once there is one after number `after`; 204 while there is none, 410 at the end."""
+        """The newest picture with a number above `after`; 204 if there is none yet, 410 at the end."""
         found = await asyncio.to_thread(live.shown.after, after, _WAIT_SECONDS)
         if found is None:
             if live.shown.ended:
@@ -55,7 +55,7 @@ def create_app(live: Live, settings: Settings, name: str) -> FastAPI:
 
     @app.get("/about")
     async def about() -> dict[str, str]:
-        """Which model draws."""
+        """Name of the model in use."""
         return {"model": name, "notice": NOTICE}
 
     app.add_middleware(Guard, settings=settings, public=list(page))

@@ -1,4 +1,4 @@
-"""``bustseg live``: start the frames, the page, and a line a second."""
+"""``bustseg live``: start reading frames, serve the page, and print a line per second."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def live(
     pace: bool,
     seconds: float | None,
 ) -> int:
-    """Show a camera or a video with its outline until Ctrl-C or the end.
+    """Show a camera or a video with outlines until Ctrl-C or the end.
 
     Args:
         device: number of a camera, or path of a video file
         model: a checkpoint, a run or an exported folder; the model in the box when not given
-        host: address of the page; on any other than this machine's own a token is asked for
+        host: address of the page; for any address other than this machine's own a token is required
         port: port of the page; 0 takes a free one
         smooth: seconds over which logits are averaged; 0 for none
         threshold: probability above which a pixel belongs to a lesion; the model's when not given
-        mirror: look at each frame's mirror image, too, where the model does
-        repeat: begin a file anew at its end
-        page: show a page; otherwise only a line a second
+        mirror: also predict each frame's mirror image, if the model does so
+        repeat: start a file again at its end
+        page: serve a page; otherwise only print a line per second
         pace: play a file at its own rate; otherwise as fast as it can be read
-        seconds: end after so many
+        seconds: stop after this time
 
     Returns:
-        exit code 0, 1 when the frames ended by an error
+        exit code 0, or 1 when the frames ended with an error
 
     Raises:
         UserError: the camera, the model or an option cannot be used
@@ -74,7 +74,7 @@ def live(
         called = "the model in the box" if model is None else Path(model).name
         server = _serve_page(shown, Settings(host, port, token), called, listening)
         where = address_of(host, listening.getsockname()[1], token)
-        console.print(f"bustseg live: {where} (Ctrl-C ends it)", highlight=False)
+        console.print(f"bustseg live: {where} (Ctrl-C stops it)", highlight=False)
     console.print(NOTICE, highlight=False)
     shown.start()
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Frames as they come: read, segmented, drawn. Between any two steps there is room for one frame and no queue."""
+"""Frames in real time: read, segmented, drawn. Between two stages there is room for only one frame, and no queue."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RATE_SECONDS = 2.0
 
 
 class Latest(Generic[Thing]):
-    """Room for one thing: what is not taken in time makes place for the next, and is counted."""
+    """Room for one item: an item that is not taken in time is replaced by the next, and counted."""
 
     def __init__(self) -> None:
         self._thing: Thing | None = None
@@ -39,7 +39,7 @@ class Latest(Generic[Thing]):
         self.dropped = 0
 
     def put(self, thing: Thing) -> None:
-        """Leave a thing."""
+        """Store an item."""
         with self._change:
             if self._thing is not None and self._taken < self._number:
                 self.dropped += 1
@@ -47,18 +47,18 @@ class Latest(Generic[Thing]):
             self._change.notify_all()
 
     def end(self) -> None:
-        """There will be no more."""
+        """Mark the end: there will be no more items."""
         with self._change:
             self._ended = True
             self._change.notify_all()
 
     @property
     def ended(self) -> bool:
-        """Whether there will be no more."""
+        """Whether there will be no more items."""
         return self._ended
 
     def take(self, timeout: float | None = None) -> tuple[int, Thing] | None:
-        """The newest thing that nobody has taken, with its number; each is taken once.
+        """The newest item that has not been taken, with its number; each is taken only once.
 
         None when there will be none, or within ``timeout`` seconds was none.
         """
@@ -70,7 +70,7 @@ class Latest(Generic[Thing]):
             return self._number, self._thing
 
     def after(self, number: int, timeout: float | None = None) -> tuple[int, Thing] | None:
-        """The newest thing, once there is one that is newer than ``number``, with its own number.
+        """Wait for an item newer than ``number``; returns the newest one with its number.
 
         Any number of readers may wait.
 
@@ -86,16 +86,16 @@ class Latest(Generic[Thing]):
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture as it is shown.
+    """A picture that is shown, with its numbers.
 
     Attributes:
         jpeg: the frame with its outline
-        area_px: of the lesion
+        area_px: area of the lesion
         presence: calibrated probability that there is a lesion; None where the model is not calibrated for it
-        confidence: of the outline; None where the model is not calibrated
-        look_at_this: reasons
-        rate: frames per second that are shown, over the last two seconds
-        read, dropped: frames since the start
+        confidence: confidence of the outline; None where the model is not calibrated
+        look_at_this: reasons to look at it
+        rate: shown frames per second over the last two seconds
+        read, dropped: number of frames since the start
         milliseconds: from the frame's arrival to this picture
     """
 
@@ -111,11 +111,11 @@ class Shown:
 
 
 class Frames:
-    """A camera, or a video file at its own pace.
+    """The frames of a camera, or of a video file at its own rate.
 
     Args:
         device: number of a camera, or path of a file
-        repeat: begin a file anew at its end
+        repeat: start a file again at its end
         pace: wait for a file's own rate; otherwise frames come as fast as they are decoded
 
     Raises:
@@ -130,7 +130,7 @@ class Frames:
             self._camera = cv2.VideoCapture(int(device) if device.isdigit() else device)
             if not self._camera.isOpened():
                 raise UserError(f"no camera {device}: name another --device, or a video file")
-            # a driver that keeps frames would show the past
+            # a driver that buffers frames would show old ones
             self._camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)
             return
         path = Path(device).expanduser()
@@ -155,11 +155,11 @@ class Frames:
                 yield frame
             if not self.repeat:
                 return
-            if self.pace:  # the last frame has its time, too
+            if self.pace:  # the last frame is shown for its time, too
                 time.sleep(1 / self._clip.rate)
 
     def close(self) -> None:
-        """Let go of the camera."""
+        """Release the camera."""
         if self._camera is not None:
             self._camera.release()
 
@@ -167,19 +167,19 @@ class Frames:
 class Live:
     """Reads in one thread, segments and draws in others, until the frames end or :meth:`stop`.
 
-    Several predictors of a thread each show more frames than one of all threads: drawing and encoding, which one
-    thread does, then wait for nobody. A frame that is overtaken by a newer one is dropped.
+    Several predictors with one thread each give more frames than one predictor with all threads, since drawing and
+    encoding run in one thread and then overlap. A frame that is overtaken by a newer one is dropped.
 
     Args:
-        frames: where they come from
-        predictors: segment them, each in a thread of its own; all of the same model
+        frames: source of the frames
+        predictors: predictors of the same model, each used in its own thread
         smooth: seconds over which logits are averaged, see :class:`bustseg.deploy.clips.Smoother`
 
     Attributes:
         shown: the newest picture
-        read: frames that came
-        drawn: frames that were shown
-        error: why it ended, if not by the end of the frames
+        read: number of frames that were read
+        drawn: number of frames that were shown
+        error: why it stopped, unless the frames ended
     """
 
     def __init__(self, frames: Frames, predictors: Sequence[Predictor], smooth: float = 0.0) -> None:
@@ -202,22 +202,22 @@ class Live:
 
     @property
     def dropped(self) -> int:
-        """Frames that made place for newer ones."""
+        """Number of frames that were replaced by newer ones."""
         return self._came.dropped + self._overtaken
 
     @property
     def rate(self) -> float:
-        """Frames per second that were shown in the last two seconds."""
+        """Shown frames per second over the last two seconds."""
         times = list(self._times)
         return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 0.0
 
     def start(self) -> None:
-        """Begin."""
+        """Start."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End, and let go of the camera."""
+        """Stop, and release the camera."""
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=10)
@@ -292,12 +292,12 @@ class Live:
 
 
 def predictors_of(model: str, threshold: float | None = None, mirror: bool = True) -> list[Predictor]:
-    """What :class:`Live` segments with: of an exported model one predictor for each core, else a single one.
+    """The predictors for :class:`Live`: one per core for an exported model, else a single one.
 
     Args:
-        model: as of a predictor
+        model: as for a predictor
         threshold: the model's when not given
-        mirror: look at each frame's mirror image, too, where the model does
+        mirror: also predict each frame's mirror image, if the model does so
 
     Raises:
         UserError: the model cannot be used
