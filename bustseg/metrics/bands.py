@@ -1,9 +1,9 @@
-"""How sure curves are: pointwise 95 % bands over other images of the same kind, by the bootstrap.
+"""Uncertainty of curves: pointwise 95 % bootstrap bands over images of the same kind.
 
 Images (or groups of them, such as patients) are drawn with replacement within their classes, as in
-:mod:`bustseg.statistics`, and the curve of each resample is read off at the same places: at each false positive rate
+:mod:`bustseg.statistics`, and the curve of each resample is evaluated at the same points: at each false positive rate
 of a ROC curve ("vertical averaging", Fawcett 2006, Pattern Recognition Letters 27:861, section 7.1), each recall of a
-precision-recall curve, and each threshold. The limits are the percentiles of what is read off.
+precision-recall curve, and each threshold. The limits are percentiles of these values.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from bustseg.metrics.sweep import ImageSweeps
 from bustseg.statistics import Bootstrap
 
 RESAMPLES = 1000
-"""Resamples of a band: the limits' own error is then small beside the line that draws them."""
+"""Number of resamples of a band, enough to make the error of the limits smaller than the width of the drawn line."""
 
 FALSE_POSITIVE_RATES = np.concatenate([np.linspace(0, 0.1, 51), np.linspace(0.1, 1, 91)[1:]])
-"""Where the band of a ROC curve is read off, denser where such curves bend."""
+"""Points at which the band of a ROC curve is evaluated, denser where such curves bend."""
 
 RECALLS = np.linspace(0.02, 1, 99)
-"""Where the band of a precision-recall curve is read off."""
+"""Points at which the band of a precision-recall curve is evaluated."""
 
 
 class CurveBands:
@@ -30,20 +30,20 @@ class CurveBands:
 
     Args:
         images: counts of each image by threshold
-        groups: (n,) names of what is drawn together
+        groups: (n,) names of the groups that are drawn together
         strata: (n,) classes, which keep their number of images
         level: confidence of the bands
         seed: the same seed gives the same resamples
 
     Raises:
-        ValueError: no image has a lesion, or none any background
+        ValueError: no image has a lesion, or none has background
     """
 
     def __init__(
         self, images: ImageSweeps, groups: np.ndarray, strata: np.ndarray, level: float = 0.95, seed: int = 0
     ) -> None:
         if not images.lesion.any() or not images.background.any():
-            raise ValueError("no bands without lesion and background pixels")
+            raise ValueError("bands need both lesion and background pixels")
         self.images = images
         self.level = level
         self._boot = Bootstrap(groups, strata, RESAMPLES, seed)
@@ -62,7 +62,7 @@ class CurveBands:
         return self._boot.weights.astype(np.float64) @ by_unit
 
     def _limits(self, replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Limits (k,) of replicates (resamples, k), those that are nan left out."""
+        """Limits (k,) of replicates (resamples, k), ignoring nan."""
         defined = replicates[~np.isnan(replicates).all(axis=1)]
         low, high = np.nanquantile(defined, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
         return low, high
@@ -124,7 +124,7 @@ class CurveBands:
 
 
 def _levels(images: ImageSweeps, n: int = 150) -> np.ndarray:
-    """Rising logits that follow the images' own: a network may use any part of the range, however narrow."""
+    """Rising logits that follow the distribution of the images' logits, which may fill only a narrow range."""
     shares = np.concatenate([np.linspace(0, 1, n // 2), 1 - np.logspace(-4, -1, n // 2)])
     known = (logits[np.isfinite(logits)] for logits in (images.lesion_logits, images.background_logits))
     return np.unique(np.concatenate([np.quantile(logits, shares) for logits in known if len(logits)]))

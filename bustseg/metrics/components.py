@@ -14,8 +14,8 @@ class ComponentCounts(NamedTuple):
     """Connected components of one image.
 
     Attributes:
-        found: lesions of the mask of which at least one pixel was predicted
-        missed: lesions of the mask of which none was
+        found: lesions of the mask with at least one predicted pixel
+        missed: lesions of the mask without any predicted pixel
         spurious: components of the prediction that touch no lesion
     """
 

@@ -1,15 +1,15 @@
 """Pixel ROC, precision-recall, threshold and reliability curves, streamed in bounded memory.
 
-The exact curves need every logit of a data set sorted: 31 million for the training set. A histogram is enough if no
-bin holds many pixels, but no fixed grid ensures that. Linear bins fail when all logits lie within 1e-4 of each other
-(a network that predicts its prior), bins on the probability when they saturate, and bins of fixed relative width (the
+The exact curves need all logits of a data set sorted: 31 million for the training set. A histogram is sufficient if no
+bin holds many pixels, but no fixed grid ensures that. Linear bins fail when all logits lie within 1e-4 of each other (a
+network that predicts its prior), bins on the probability when they saturate, and bins of fixed relative width (the
 upper 16 bits of a float32) in both cases. So the bins follow the data: each batch is counted on the upper 16 bits of
-its float32 logits, and every bin that holds more than 1 / 8192 of the batch's pixels is split by as many of its lower
-bits as its share deserves, again and again until it is lighter than that or a single float32 value. That is a radix
-sort that stops where the order no longer matters, and it needs only counting. (Logits of bfloat16 have no lower bits:
-they are counted exactly in the first pass.)
+its float32 logits, and every bin that holds more than 1 / 8192 of the batch's pixels is split by further bits, the more
+the heavier it is, until it is lighter than that or a single float32 value. That is a radix sort that stops where the
+order no longer matters, and it needs only counting. (Logits of bfloat16 have no lower bits: they are counted exactly in
+the first pass.)
 
-Error: only pixels of one bin lose their order, and count as tied. With a_i and b_i the shares of the lesion and of
+Error: only pixels of the same bin lose their order, and count as tied. With a_i and b_i the shares of the lesion and of
 the background pixels that lie in bin i, the AUC of a batch is off by at most sum(a_i b_i) / 2 <= max(b_i) / 2, that
 is 1e-4 when 0.6 or more of the pixels are background, and usually far less. Values that make up more than 1 / 8192 of
 a batch are kept exactly, so that ties within and between batches stay ties.
@@ -66,7 +66,7 @@ def _histogram(logits: Tensor, lesion: Tensor) -> Tensor:
     lesion = lesion.int()
     cell = (bits >> 16) + 2**15
     start = torch.arange(-(2**15), 2**15, device=device) << 16  # the bits of a bin's first value
-    # bits that a bin does not tell apart yet; none if the logits were once rounded to bfloat16
+    # bits that a bin does not distinguish yet; none if the logits were rounded to bfloat16 before
     left = torch.full((2**16,), 16 if (bits & 0xFFFF).any() else 0, device=device)
     while True:
         counts = torch.bincount(2 * cell + lesion, minlength=2 * len(start)).view(-1, 2)
@@ -78,7 +78,7 @@ def _histogram(logits: Tensor, lesion: Tensor) -> Tensor:
         width = 1 << split
         first = width.cumsum(0) - width
         left = left - split
-        # int32 tables: looking them up for every pixel is the dearest step
+        # int32 tables: the look-up for every pixel is the most expensive step
         own_left, own_width, own_first = (table.int().index_select(0, cell) for table in (left, width, first))
         cell = ((bits >> own_left) & (own_width - 1)) + own_first
         parent = torch.repeat_interleave(width)
@@ -94,7 +94,7 @@ def _values(bits: Tensor) -> Tensor:
 
 
 def _thin(rows: Tensor) -> Tensor:
-    """Fewer bins: neighbours are joined while they hold less than 1 / _THIN of the pixels; heavier bins stay alone."""
+    """Fewer bins: neighbours are merged while they hold less than 1 / _THIN of the pixels; heavier bins are kept."""
     values, order = _values(rows[:, 0]).sort()
     rows = rows[order]
     total = rows[:, 1:].sum(1)
@@ -115,9 +115,9 @@ def _thin(rows: Tensor) -> Tensor:
 class PixelCurves(RowMetric):
     """Threshold-free metrics over all pixels of a data set, from a histogram whose bins follow the data.
 
-    The module says how. Memory is bounded (24 MB, usually below 10), and processes join their histograms by putting the
-    bins side by side. An image that a distributed sampler repeats would be counted twice; the data module's own repeats
-    none in evaluation.
+    The method is described in the module. Memory is bounded (24 MB, usually below 10), and processes merge their
+    histograms by concatenating the bins. An image that a distributed sampler repeats would be counted twice; the data
+    module's sampler repeats none in evaluation.
 
     Every method below waits for the other processes under DDP: call it on all of them.
 
@@ -158,12 +158,12 @@ class PixelCurves(RowMetric):
 
     def _require(self, background: Tensor, lesion: Tensor, *, both: bool) -> None:
         if not len(lesion) or lesion[-1] == 0 or (both and background[-1] == 0):
-            raise ValueError(f"no curve without lesion{' and background' if both else ''} pixels")
+            raise ValueError(f"a curve needs lesion{' and background' if both else ''} pixels")
 
     def compute(self) -> dict[str, Tensor]:
         """``auc_pixel``, the area under the pixel ROC curve by the trapezoid rule (ties count one half).
 
-        Left out while there are no lesion or no background pixels.
+        Empty while there are no lesion or no background pixels.
         """
         _, background, lesion = self._cumulative()
         if not len(lesion) or 0 in (background[-1], lesion[-1]):
@@ -241,7 +241,7 @@ class PixelCurves(RowMetric):
         """
         values, background, lesion = self._cumulative()
         if not len(values):
-            raise ValueError("no calibration without pixels")
+            raise ValueError("a calibration needs pixels")
         background, lesion = background.diff(prepend=background[:1] * 0), lesion.diff(prepend=lesion[:1] * 0)
         probability, total = values.sigmoid(), background + lesion
         edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
@@ -256,11 +256,11 @@ class PixelCurves(RowMetric):
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = 500) -> np.ndarray:
-    """Positions of at most ``points`` vertices that keep a curve's shape, in order, both ends among them.
+    """Positions of at most ``points`` vertices that preserve a curve's shape, in order, including both ends.
 
-    Half as many marks as points are laid at equal distances along the curve, and the two vertices around each are
-    kept: where the curve is dense they lie together, and of a long straight piece (a tie) both ends stay, so that a
-    straight line between the points stays on the curve.
+    Half as many marks as points are placed at equal distances along the curve, and the two vertices around each are
+    kept. So both ends of a long straight piece (a tie) are kept, and straight lines between the points stay on the
+    curve.
 
     Args:
         x, y: vertices in order, shape (n,); both should span about 1
@@ -274,5 +274,5 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = 500) -> np.ndarray:
 
 
 def _rate(cumulative: Tensor) -> Tensor:
-    """Counts as shares of their last, with a leading 0, in float64."""
+    """Cumulative counts as fractions of the last, with a leading 0, in float64."""
     return torch.cat([torch.zeros(1, dtype=torch.float64), cumulative.double() / cumulative[-1]])

@@ -1,4 +1,4 @@
-"""The metrics that bustseg brings, in the order in which they are shown."""
+"""The built-in metrics, in the order in which they are shown."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ register(
     RateMetric(
         "lesion_detection_rate",
         "lesions found",
-        "share of the lesions (connected components, 8 neighbours) of which at least one pixel was predicted",
+        "share of the lesions (connected components, 8 neighbours) with at least one predicted pixel",
         "lesions found / lesions",
         images="lesion",
         columns=("lesions_found", "lesions_missed"),
@@ -192,7 +192,7 @@ register(
         columns=("lesions_spurious",),
         terms=_spurious,
     ),
-    # of the whole image, see bustseg.presence
+    # for the whole image, see bustseg.presence
     Metric(
         "presence_auc",
         "AUC of presence",
@@ -250,19 +250,19 @@ register(
     Metric(
         "cam_energy_baseline",
         "heat in the lesion, constant map",
-        "the lesion's share of the image, which heat that is the same everywhere would score",
+        "the lesion's share of the image, which is what uniform heat would score",
         higher_is_better=None,
         prominence="detail",
     ),
     Metric("cam_pointing_hit", "hottest pixel in the lesion", "share of the lesion images whose hottest pixel hits"),
-    # of the training and of the test itself
+    # of training and test
     Metric("loss", "loss", "the loss that is trained, mean over images", higher_is_better=False, prominence="headline"),
     Metric("images_per_second", "images per second", "throughput of a training epoch", digits=1),
     Metric("epoch_seconds", "seconds per epoch", "with its validation", higher_is_better=False, digits=1, unit="s"),
     Metric(
         "peak_memory_gib",
         "GPU memory",
-        "most memory that tensors have taken on the GPU since the fit began",
+        "peak memory of tensors on the GPU since the fit began",
         higher_is_better=False,
         digits=2,
         unit="GiB",
@@ -296,13 +296,13 @@ register_columns(
     ),
     Column(
         "lesions_found",
-        "connected components (8 neighbours) of the mask of which at least one pixel was predicted",
+        "connected components (8 neighbours) of the mask with at least one predicted pixel",
         lambda image: image.components.found,
         whole=True,
     ),
     Column(
         "lesions_missed",
-        "components of the mask of which none was",
+        "components of the mask without any predicted pixel",
         lambda image: image.components.missed,
         whole=True,
     ),

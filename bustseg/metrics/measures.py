@@ -1,4 +1,4 @@
-"""The scores of a table of images as quotients of two sums over images, which is what a bootstrap resamples."""
+"""The scores of a per-image table as quotients of two sums over images, as the bootstrap needs them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def known_metrics() -> list[str]:
 
 
 def usual_metrics() -> list[str]:
-    """Names of the metrics that are compared when none is named, the headline's first."""
+    """Names of the metrics that are compared by default, the headline's first."""
     known = [metric for metric in all_metrics() if metric.name in known_metrics()]
     overlap = [metric for metric in known if isinstance(metric, OverlapMetric)]
     others = [metric for metric in known if not isinstance(metric, OverlapMetric)]
-    # of the overlap metrics that a table begins with, Dice first
+    # the overlap metrics at the start of a table, Dice first
     first = [metric for metric in reversed(overlap) if metric.prominence == "headline"]
     ordered = dict.fromkeys((*first, *overlap, *others))
     return [metric.name for metric in ordered if metric.prominence != "detail"]
@@ -34,9 +34,10 @@ class Measure:
     """A score that is a ratio of two sums over images, or a mean over images.
 
     Attributes:
-        name: as in MLflow, such as ``dice_lesion``
+        name: name as in MLflow, such as ``dice_lesion``
         metric: ``dice``
-        convention: ``lesion``; of a metric that has none ``lesion`` when it is about lesion images, else empty
+        convention: such as ``lesion``; for a metric without conventions ``lesion`` if it is about lesion images, else
+            empty
         terms: numerator and denominator per image, both (n,)
         scores: (n,) score per image, nan for an image that does not count; None for pooled scores
     """
@@ -49,7 +50,7 @@ class Measure:
 
 
 def measures(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[Measure]:
-    """The scores that a table of images can give, in the order of ``metrics`` (the usual ones) and the conventions."""
+    """The scores of a per-image table, in the order of ``metrics`` (default: the usual ones) and conventions."""
     lesion = (frame["lesion_px"] > 0).to_numpy()
     columns = as_columns(frame)
     counts = [columns[name].astype(np.float64) for name in COUNTS]
@@ -60,7 +61,7 @@ def measures(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[
         if name in of_table:
             metric = of_table[name]
             numerator, denominator = (np.asarray(term, dtype=np.float64) for term in metric.terms(columns))
-            # a mean over images has a value of each image, a quotient of other sums has none
+            # a mean over images has a value for each image, a quotient of other sums has not
             is_mean = isinstance(metric, ImageMetric) or metric.is_mean
             scores = np.where(denominator > 0, numerator, np.nan) if is_mean else None
             convention = "lesion" if metric.images == "lesion" else ""
@@ -75,17 +76,17 @@ def measures(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[
                 )
             elif lesion.any():
                 numerator, denominator = of_overlap[name].terms(*counts)
-                # where nothing is predicted at all, a precision of 0 and not 0 / 0
+                # where nothing is predicted at all, precision is 0 and not 0 / 0
                 denominator = denominator if denominator.any() else np.ones(len(frame))
                 found.append(Measure(full, name, convention, (numerator, denominator), None))
     return found
 
 
 def drawn_together(images: Iterable[str], groups: Mapping[str, str]) -> np.ndarray:
-    """What a bootstrap draws, by name, for each image: the group that it belongs to, else the image itself.
+    """The name of the unit that the bootstrap draws, for each image: its group, else the image itself.
 
     Args:
         images: ids
-        groups: group by image id, of the images that are known to be of one
+        groups: group by image id, for images with a known group
     """
     return np.array([f"group {groups[image]}" if image in groups else f"image {image}" for image in images], object)

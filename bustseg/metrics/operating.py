@@ -1,4 +1,4 @@
-"""Threshold, smallest component and peak, chosen together on images that may be used for choosing."""
+"""Choice of threshold, smallest component and peak on validation images."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ MIN_AREAS = (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
 """Candidates for the share of the image below which a component is removed."""
 
 PEAKS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
-"""Candidates for the probability that one pixel of a component needs, where false positives are limited."""
+"""Candidates for a component's smallest peak probability, where false positives are limited."""
 
 Wish = Literal["dice", "detection"]
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a model's masks are cut by, and what that gives.
+    """Settings of a model's masks, and their results.
 
     Attributes:
         threshold: probability above which a pixel belongs to a lesion
         min_area: share of the image below which a component is removed
         dice_empty_one, dice_lesion: mean Dice over the images; the second over those with a lesion, NaN without one
-        false_positive_rate_normal: share of the images without a lesion that are not left empty, NaN without one
+        false_positive_rate_normal: share of the images without a lesion on which anything is predicted, NaN without one
     """
 
     threshold: float
@@ -51,7 +51,7 @@ class OperatingPoints(DiceRows):
 
     Args:
         postprocess: its ``max_confidence_gap`` and ``min_peak_probability`` remove doubtful components first; its other
-            settings are not looked at
+            settings are ignored
         kwargs: options of :class:`torchmetrics.Metric`
     """
 
@@ -70,17 +70,17 @@ class OperatingPoints(DiceRows):
         return _means(*self.per_image())
 
     def points(self) -> list[OperatingPoint]:
-        """The same as :meth:`compute`, by name."""
+        """The result of :meth:`compute` as named points."""
         return _named(self.compute())
 
     def recommended(self) -> OperatingPoint | None:
-        """The plainest point that is not clearly worse than the best one; None without images.
+        """The simplest point that is not clearly worse than the best one; None without images.
 
-        The highest mean Dice ``empty_one`` of 105 on a few dozen images is in part their luck, and its extremes (large
-        areas above all, which lose small lesions) do not carry over to other images. So of all points whose mean lies
-        within one standard error of the best, paired by image, the one is taken that is fewest steps of the two grids
-        away from a threshold of 0.5 and no smallest component; of equals the one of higher Dice. (One-standard-error
-        rule: Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.)
+        The highest of 105 means of Dice ``empty_one`` over a few dozen images is partly luck, and extreme settings
+        (especially large areas, which lose small lesions) do not generalise. So among all points whose mean lies within
+        one standard error of the best, paired by image, the one is chosen that is the fewest grid steps away from a
+        threshold of 0.5 and no smallest component; among equals the one with the higher Dice. (One-standard-error rule:
+        Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.)
         """
         dice, lesion = self.per_image()
         if not len(dice):
@@ -97,11 +97,11 @@ class OperatingPoints(DiceRows):
 
 @dataclass(frozen=True)
 class QuietPoint:
-    """What a model's masks are cut by so that images without a lesion stay empty, and what that gives.
+    """Settings of a model's masks that leave most images without a lesion empty, and their results.
 
     Attributes:
         threshold: probability above which a pixel belongs to a lesion
-        peak: probability that one pixel of a component needs (``min_peak_probability``)
+        peak: smallest peak probability of a component (``min_peak_probability``)
         dice_lesion: mean Dice over the images with a lesion
         missed: share of these on which nothing is predicted
         false_positive_rate_normal: share of the others on which anything is
@@ -120,8 +120,8 @@ class QuietPoints(DiceRows):
     Keeps 480 numbers (3.8 kB) per image.
 
     Args:
-        postprocess: its ``min_area_px_relative`` and ``max_confidence_gap`` are applied, too; its
-            ``min_peak_probability`` is what is chosen
+        postprocess: its ``min_area_px_relative`` and ``max_confidence_gap`` are applied too; its
+            ``min_peak_probability`` is chosen here
         kwargs: options of :class:`torchmetrics.Metric`
     """
 
@@ -133,7 +133,7 @@ class QuietPoints(DiceRows):
         return _quiet(logits, lesion, self.postprocess)
 
     def compute(self) -> Tensor:
-        """Columns of :class:`QuietPoint` (240, 5), float64; no rows unless images with and without a lesion are there.
+        """Columns of :class:`QuietPoint` (240, 5), float64; no rows unless there are images with and without a lesion.
 
         Thresholds outside, peaks inside. Every process must call it.
         """
@@ -146,9 +146,9 @@ class QuietPoints(DiceRows):
         return torch.cat([pairs, means], dim=1)
 
     def chosen(self, most: Wish, max_false_positives: float) -> QuietPoint | None:
-        """The point that is best in ``most`` of those with at most so many false positives; None without such a point.
+        """The best point by ``most`` among those with few enough false positives; None if there is none.
 
-        Of equals the lower peak, then the threshold nearer to 0.5.
+        Among equals the lower peak wins, then the threshold nearer to 0.5.
 
         Args:
             most: ``dice`` of the lesions, or ``detection``, the share of lesion images that are marked
@@ -167,7 +167,7 @@ class QuietPoints(DiceRows):
 
 
 class PresenceEvidence(DiceRows):
-    """The evidence of each image that it shows a lesion (:func:`bustseg.masks.evidence_of`).
+    """The evidence of a lesion in each image (:func:`bustseg.masks.evidence_of`).
 
     Args:
         kwargs: options of :class:`torchmetrics.Metric`
@@ -180,7 +180,7 @@ class PresenceEvidence(DiceRows):
         return np.array([evidence_of(logits)], np.float64)
 
     def compute(self) -> Tensor:
-        """AUC of presence, float64 on the CPU; nan without images of both kinds. Every process must call it."""
+        """AUC of presence, float64 on the CPU; nan if all images or none have a lesion. Every process must call it."""
         evidence, lesion = self.per_image()
         return torch.from_numpy(detection_auc(evidence[:, 0].numpy(), lesion.numpy()))[0]
 
@@ -192,7 +192,7 @@ def _quiet(logits: np.ndarray, lesion: np.ndarray, postprocess: PostProcess) -> 
     for row, threshold in enumerate(THRESHOLDS):
         mask = MaskRule(threshold).above(logits).view(np.uint8)
         for column, peak in enumerate(PEAKS):
-            # a higher peak removes components of those that are left, unless the gap has another one to compare with
+            # a higher peak removes further components, unless the gap then refers to another component
             own = replace(postprocess, min_peak_probability=peak)(mask, probability).astype(bool)
             total = own.sum() + lesion.sum()
             dice[row, column] = 2 * (own & lesion).sum() / total if total else 1
@@ -201,20 +201,20 @@ def _quiet(logits: np.ndarray, lesion: np.ndarray, postprocess: PostProcess) -> 
 
 
 def _means(dice: Tensor, lesion: Tensor) -> Tensor:
-    """Columns of :meth:`OperatingPoints.compute` from Dice per image and point (N, 105) and who has a lesion (N,)."""
+    """Columns of :meth:`OperatingPoints.compute` from Dice per image and point (N, 105) and lesion presence (N,)."""
     if not len(dice):
         return torch.zeros(0, 3, dtype=torch.float64)
     return torch.stack([dice.mean(0), dice[lesion].mean(0), 1 - dice[~lesion].mean(0)], dim=1)
 
 
 def _named(means: Tensor) -> list[OperatingPoint]:
-    """The rows of :func:`_means` with their pairs; none without rows."""
+    """The rows of :func:`_means` with their settings; empty without rows."""
     pairs = [(threshold, area) for threshold in THRESHOLDS for area in MIN_AREAS]
     return [OperatingPoint(*pair, *row) for pair, row in zip(pairs, means.tolist(), strict=False)]
 
 
 def _dice(logits: np.ndarray, lesion: np.ndarray, postprocess: PostProcess) -> np.ndarray:
-    """Dice of one image (H, W) for all pairs, float64 (thresholds, areas); two empty masks agree by 1."""
+    """Dice of one image (H, W) for all pairs, float64 (thresholds, areas); two empty masks count 1."""
     probability = probability_of(logits)
     result = np.empty((len(THRESHOLDS), len(MIN_AREAS)))
     smallest = np.array(MIN_AREAS) * lesion.size
@@ -228,5 +228,5 @@ def _dice(logits: np.ndarray, lesion: np.ndarray, postprocess: PostProcess) -> n
 
 
 def _steps(point: OperatingPoint) -> int:
-    """Steps of the two grids between a point and a threshold of 0.5 without a smallest component."""
+    """Number of grid steps between a point and a threshold of 0.5 without a smallest component."""
     return abs(THRESHOLDS.index(point.threshold) - THRESHOLDS.index(0.5)) + MIN_AREAS.index(point.min_area)

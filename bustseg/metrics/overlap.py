@@ -1,4 +1,4 @@
-"""Overlap metrics (precision, recall, IoU, Dice, and any that is registered) under the literature's four conventions.
+"""Overlap metrics (precision, recall, IoU, Dice, and registered ones) under the literature's four conventions.
 
 =============  ==============================================================================================
 convention     an image whose mask is empty
@@ -11,7 +11,7 @@ convention     an image whose mask is empty
 =============  ==============================================================================================
 
 Under each of them an image that has a lesion and an empty prediction counts 0 in every metric. F1 equals Dice for
-binary masks; both are given because the paper reports both.
+binary masks; both are reported because the paper does so.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ def aggregate(tp: Counts, fp: Counts, fn: Counts, tn: Counts, label: Counts | No
 
     Args:
         tp, fp, fn, tn: pixel counts per image, integers of shape (n,)
-        label: classes as codes of :data:`bustseg.data.sources.LABELS`, shape (n,); None leaves the scores per class out
+        label: classes as codes of :data:`bustseg.data.sources.LABELS`, shape (n,); None leaves out the scores per class
 
     Returns:
-        scalars in float64, never nan. A score that the set cannot define has no key, and which keys there are depends
-        on the masks and labels alone, never on the predictions:
+        scalars in float64, never nan. An undefined score has no key; which keys exist depends only on the masks and
+        labels, never on the predictions:
 
         * ``{metric}_{convention}`` for every :class:`bustseg.metrics.OverlapMetric` and convention of
           :data:`CONVENTIONS` (``lesion`` and ``pooled`` only if an image has a lesion)
         * ``{metric}_lesion_benign`` and ``{metric}_lesion_malignant`` for those with ``by_class``: the convention
           ``lesion`` over one class
-        * every :class:`bustseg.metrics.RateMetric` that needs no more than the counts, such as ``missed_lesion_rate``
+        * every :class:`bustseg.metrics.RateMetric` that needs only the counts, such as ``missed_lesion_rate``
     """
     counts = _arrays(tp, fp, fn, tn)
     result: dict[str, float] = {}
@@ -110,7 +110,7 @@ def aggregate(tp: Counts, fp: Counts, fn: Counts, tn: Counts, label: Counts | No
 class SegmentationMetrics(RowMetric):
     """Overlap scores of a data set under all four conventions, from the confusion counts of its images.
 
-    A pixel is predicted as lesion where ``sigmoid(logit) > threshold``, strictly: a network that gives 0 everywhere
+    A pixel is predicted as lesion where ``sigmoid(logit) > threshold``, strictly: a network whose logits are all 0
     predicts nothing at 0.5. NaN counts as background. Every image counts once, however often a sampler repeats it.
 
     Args:
@@ -133,7 +133,7 @@ class SegmentationMetrics(RowMetric):
             mask: (B, 1, H, W) of 0 and 1, any type
             label: (B,) codes of :data:`bustseg.data.sources.LABELS`
             index: (B,) positions of the images in the data set
-            predicted: masks bool (B, 1, H, W) that were made of the logits, where more than the threshold made them
+            predicted: masks bool (B, 1, H, W) from the logits, if more than the threshold was applied
 
         Raises:
             ValueError: the shapes do not fit together
@@ -168,6 +168,6 @@ class SegmentationMetrics(RowMetric):
         if not scores:
             return {}
         values = torch.stack(list(scores.values()))
-        if self.device.type == "mps":  # which has no float64
+        if self.device.type == "mps":  # MPS has no float64
             values = values.float()
         return dict(zip(scores, values.to(self.device).unbind(), strict=True))

@@ -1,15 +1,16 @@
-"""The registry of metrics: what everything that measures, logs, prints, stores or compares a metric knows of it.
+"""The registry of metrics, used by everything that measures, logs, prints, stores or compares a metric.
 
 There are four kinds:
 
 * :class:`OverlapMetric`, a quotient of confusion counts. It is scored under the four conventions of
   :data:`CONVENTIONS`, and its name in a run ends in one: ``dice_lesion``.
-* :class:`ImageMetric`, a number of each image, measured on its masks; its mean over images is the score: ``hd95``.
+* :class:`ImageMetric`, one number per image, measured on its masks; the score is its mean over images: ``hd95``.
 * :class:`RateMetric`, a quotient of two sums over the rows of the per-image table: ``missed_lesion_rate``.
-* :class:`Metric` itself, for what is computed elsewhere (curves, losses, times, heat maps) and only described here.
+* :class:`Metric` itself, for values that are computed elsewhere (curves, losses, times, heat maps) and only described
+  here.
 
-A package adds its own by :func:`register`, or by an entry point of the group ``bustseg.metrics`` that names a metric
-or a sequence of metrics; every command then measures, logs, prints and compares it.
+A package adds its own with :func:`register`, or with an entry point of the group ``bustseg.metrics`` that refers to a
+metric or a sequence of metrics; every command then measures, logs, prints and compares it.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ EMPTY_MASK = {
     "empty_one": "counts 1 if the prediction is empty too, else 0",
     "pooled": "adds to one confusion matrix over all pixels of all images",
 }
-"""What each convention makes of an image whose mask is empty."""
+"""How each convention treats an image whose mask is empty."""
 
 CONVENTIONS = tuple(EMPTY_MASK)
-"""Names of the conventions, as they stand in a metric's name after the metric."""
+"""Names of the conventions, as used after the metric in a score's name."""
 
 SIZES = ("small", "medium", "large")
 """Thirds of the lesion images by the area of their lesion."""
@@ -59,21 +60,21 @@ Prominence = Literal["headline", "usual", "detail"]
 
 @dataclass(frozen=True)
 class Metric:
-    """What is known of a metric.
+    """The description of a metric.
 
     Attributes:
-        name: as it stands in a run's metrics, after ``test/`` and before a convention, class or size
+        name: its name in a run's metrics, after ``test/`` and before a convention, class or size
         title: heading of a column
-        description: what it says, in words that stand after its name and a colon
+        description: its meaning, in words that fit after its name and a colon
         formula: how it is computed, in plain text
         higher_is_better: its direction; None where neither direction is better
-        digits: decimals of a single score; an estimate beside its interval is shown with one less
+        digits: decimals of a single score; an estimate with an interval is shown with one less
         unit: such as ``px``; empty for shares
-        prominence: ``headline`` for what every table shows, ``usual`` for what is also compared and logged as a
-            metric of a run, ``detail`` for what stands in files only, such as ``tables/test_scores.csv``
+        prominence: ``headline`` for metrics in every table, ``usual`` for metrics that are also compared and logged in
+            a run, ``detail`` for metrics that are only in files such as ``tables/test_scores.csv``
         by_class, by_size: how prominent its scores of each class, and of each third of the lesion sizes, are; None
             where a test does not score them
-        alias_of: name of the metric that has the same values, under which alone it is logged
+        alias_of: name of a metric with the same values; only that one is logged
     """
 
     name: str
@@ -89,12 +90,12 @@ class Metric:
     alias_of: str | None = None
 
     def text(self, value: float | None, sign: bool = False, interval: bool = False) -> str:
-        """A value as it is printed; empty for None and nan.
+        """A value as text; empty for None and nan.
 
         Args:
             value: the value
-            sign: whether a plus stands before positive values, as for differences
-            interval: whether it stands beside its interval
+            sign: whether positive values get a plus sign, as for differences
+            interval: whether it is shown with its interval
         """
         if value is None or math.isnan(value):
             return ""
@@ -108,12 +109,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class OverlapMetric(Metric):
-    """A quotient of confusion counts from 0 (nothing is right) to 1 (all is right), under the four conventions.
+    """A quotient of confusion counts from 0 (all wrong) to 1 (all right), under the four conventions.
 
     Attributes:
-        terms: from ``tp, fp, fn, tn`` (float64 arrays of equal shape) to numerator and denominator of that shape;
-            a quotient 0 / 0 counts 0
-        charted_in: the conventions in which it is logged as a metric of a run; in the others it stands in files only
+        terms: function from ``tp, fp, fn, tn`` (float64 arrays of equal shape) to numerator and denominator of that
+            shape; a quotient 0 / 0 counts 0
+        charted_in: the conventions in which it is logged as a metric of a run; in the others it is only in files
     """
 
     terms: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = field(
@@ -129,7 +130,7 @@ class OverlapMetric(Metric):
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The prediction of one image, for the metrics and columns that are measured on it.
+    """The prediction for one image, from which metrics and columns are measured.
 
     Attributes:
         prediction: bool (H, W)
@@ -159,12 +160,12 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Column:
-    """A number of each image that the per-image table has beside the metrics.
+    """A further number per image in the per-image table.
 
     Attributes:
         name: of the column
         description: what it says
-        measure: from an image's result to its value, nan where it has none
+        measure: function from an image's result to its value, nan where it has none
         whole: whether it is a count
     """
 
@@ -179,10 +180,10 @@ class RateMetric(Metric):
     """A quotient of two sums over images.
 
     Attributes:
-        terms: from the columns of the per-image table to numerator and denominator of each image, both (n,); the score
-            is undefined when the denominators sum to 0
+        terms: function from the columns of the per-image table to numerator and denominator of each image, both (n,);
+            the score is undefined when the denominators sum to 0
         columns: the columns that it needs
-        images: which images it is about
+        images: the images that it is about
         is_mean: whether every denominator is 0 or 1, so that the score is a mean over images
     """
 
@@ -199,11 +200,11 @@ class RateMetric(Metric):
 
 @dataclass(frozen=True)
 class ImageMetric(Metric):
-    """A number of each image, measured on its masks; its mean over images is the score.
+    """One number per image, measured on its masks; the score is its mean over images.
 
     Attributes:
-        measure: from an image's result to its value, which must be a number on the images that it is about
-        images: which images count in the mean; the others have nan in the per-image table
+        measure: function from an image's result to its value, which must be a number on the images that it is about
+        images: the images that count in the mean; the others have nan in the per-image table
     """
 
     measure: Callable[[ImageResult], float] = field(kw_only=True)
@@ -225,7 +226,7 @@ class ImageMetric(Metric):
         return self.measure(image) if about else math.nan
 
     def terms(self, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
-        """Its value and whether it counts, of each image."""
+        """Its value and whether it counts, for each image."""
         values = np.asarray(columns[self.name], dtype=np.float64)
         counted = ~np.isnan(values)
         if self.images != "all":
@@ -239,7 +240,7 @@ class ImageMetric(Metric):
 
 
 TableMetric = RateMetric | ImageMetric
-"""A metric that the columns of a per-image table give, without a convention."""
+"""A metric without a convention, computed from the columns of a per-image table."""
 
 _Kind = TypeVar("_Kind", bound=Metric)
 
@@ -248,33 +249,33 @@ _COLUMNS: dict[str, Column] = {}
 
 
 def register(*metrics: Metric, replace: bool = False) -> None:
-    """Add metrics; each is measured, logged, printed and compared from then on, in this process.
+    """Add metrics; from then on each is measured, logged, printed and compared in this process.
 
     Args:
         metrics: the metrics
-        replace: take the place of one that has the same name, as when a notebook's cell runs again
+        replace: replace a metric with the same name, such as when a notebook's cell runs again
 
     Raises:
-        UserError: a name that is taken by another metric, or that could not stand in a run
+        UserError: a name that is taken by another metric, or that is not valid in a run
     """
     for metric in metrics:
         if not isinstance(metric, Metric):
-            raise UserError(f"{metric!r} is no metric: give a bustseg.metrics.Metric")
+            raise UserError(f"{metric!r} is not a metric: give a bustseg.metrics.Metric")
         if not metric.name.isidentifier():
-            raise UserError(f"a metric cannot be called {metric.name!r}: take letters, digits and underscores")
+            raise UserError(f"invalid name of a metric, {metric.name!r}: use letters, digits and underscores")
         taken = metric.name in _COLUMNS or (metric.name in _METRICS and not replace)
         if taken and _METRICS.get(metric.name) != metric:
-            raise UserError(f"there is a metric or column called {metric.name} already")
+            raise UserError(f"there is already a metric or column with the name {metric.name}")
         _METRICS[metric.name] = metric
 
 
 def unregister(name: str) -> None:
-    """Take a metric out again."""
+    """Remove a registered metric."""
     _METRICS.pop(name, None)
 
 
 def register_columns(*columns: Column) -> None:
-    """Add columns of the per-image table that are no metrics by themselves."""
+    """Add columns of the per-image table that are not metrics."""
     _COLUMNS.update({column.name: column for column in columns})
 
 
@@ -304,7 +305,7 @@ def overlap_metrics() -> list[OverlapMetric]:
 
 
 def table_metrics() -> list[TableMetric]:
-    """The metrics without a convention that a per-image table gives."""
+    """The metrics without a convention that are computed from a per-image table."""
     return [metric for metric in all_metrics() if isinstance(metric, RateMetric | ImageMetric)]
 
 
@@ -314,10 +315,10 @@ def measured_columns() -> list[Column]:
 
 
 class Score(NamedTuple):
-    """A metric's full name in its parts.
+    """The parts of a score's full name.
 
     Attributes:
-        metric: what is measured
+        metric: the metric
         convention: of :data:`CONVENTIONS`; empty for metrics that have none
         part: class, third of the lesion sizes or encoder that it is restricted to; empty for all images
     """
@@ -328,7 +329,7 @@ class Score(NamedTuple):
 
     @property
     def prominence(self) -> Prominence:
-        """How prominent it is: as its metric, or as its metric's scores of classes or sizes."""
+        """Its prominence: that of its metric, or of its metric's scores of classes or sizes."""
         if self.part in LABELS:
             return self.metric.by_class or "detail"
         return (self.metric.by_size or "detail") if self.part in SIZES else self.metric.prominence
@@ -342,7 +343,7 @@ class Score(NamedTuple):
 
     @property
     def description(self) -> str:
-        """What it says, with its convention and part."""
+        """Its meaning, with its convention and part."""
         text = self.metric.description
         if self.convention:
             text += f"; an image whose mask is empty {EMPTY_MASK[self.convention]}"
@@ -350,13 +351,13 @@ class Score(NamedTuple):
 
 
 def metric(name: str) -> Metric:
-    """The metric of a name; a plain one with that name where none is registered (a callback may log what it likes)."""
+    """The metric with a name; a plain one where none is registered (a callback may log anything)."""
     all_metrics()
     return _METRICS.get(name) or Metric(name, title=name, higher_is_better=None)
 
 
 def find(name: str) -> Score | None:
-    """The parts of a score's full name, such as ``test/dice_lesion_benign``; None where no metric is called so."""
+    """The parts of a score's full name, such as ``test/dice_lesion_benign``; None where no metric has that name."""
     name = name.rpartition("/")[2]
     all_metrics()
     if name in _METRICS:
@@ -380,10 +381,10 @@ def score(name: str) -> Score:
 
 
 def charted(name: str) -> bool:
-    """Whether a value is logged as a metric of a run, where each becomes a chart of its own.
+    """Whether a value is logged as a metric of a run, each of which gets a chart.
 
-    Left out are scores of a subset that are of secondary interest: metrics of prominence ``detail``, and overlap
-    metrics in conventions that few read. A name that is not known stays: whoever logs it wants to see it.
+    Scores of secondary interest are left out: metrics of prominence ``detail``, and overlap metrics in rarely used
+    conventions. Unknown names are kept: whoever logs them wants to see them.
 
     Args:
         name: full name, such as ``test/dice_lesion``
@@ -398,7 +399,7 @@ def charted(name: str) -> bool:
 
 
 def logged_name(name: str) -> str:
-    """The name under which a score's values are logged: that of the metric it is an alias of, else its own."""
+    """The name under which a score is logged: that of the metric of which it is an alias, else its own."""
     found = find(name)
     if found is None or found.metric.alias_of is None:
         return name
@@ -407,7 +408,7 @@ def logged_name(name: str) -> str:
 
 
 def value_of(scores: Mapping[str, Any], name: str) -> float | None:
-    """A score by its name, or by the name that it is logged under; None where it is not there."""
+    """A score by its name, or by the name under which it is logged; None where it is missing."""
     found = scores.get(name)
     if found is None:
         found = scores.get(logged_name(name))
@@ -415,11 +416,11 @@ def value_of(scores: Mapping[str, Any], name: str) -> float | None:
 
 
 def single_scores(scores: Iterable[str], *prominence: Prominence) -> list[str]:
-    """Of the names of scores those without a convention, or of one class, size or encoder, in the registry's order.
+    """Select the scores without a convention, or of one class, size or encoder, in the registry's order.
 
     Args:
         scores: full names, without ``test/``
-        prominence: which metrics; headline and usual ones when none is named
+        prominence: which metrics; headline and usual ones by default
     """
     wanted = prominence or ("headline", "usual")
     order = {known.name: place for place, known in enumerate(all_metrics())}
@@ -432,10 +433,10 @@ def single_scores(scores: Iterable[str], *prominence: Prominence) -> list[str]:
 
 
 def headline_scores(scores: Iterable[str]) -> list[str]:
-    """Of the names of scores the few that a short table shows, in the registry's order, Dice first.
+    """Select the few scores of a short table, in the registry's order, Dice first.
 
-    The headline metrics in every convention, the other overlap metrics in the convention ``lesion``, no classes or
-    sizes, and not the loss.
+    These are the headline metrics in every convention and the other overlap metrics in the convention ``lesion``,
+    without classes, sizes and the loss.
 
     Args:
         scores: full names, without ``test/``

@@ -1,4 +1,4 @@
-"""What the streaming metrics share: a state that is a table of integers, and that grows by rows."""
+"""Base of the streaming metrics: their state is a table of integers that grows by rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 
 def _gather_rows(rows: Tensor, group: Any = None, *, columns: int) -> list[Tensor]:
-    """Gather tables from all processes. torchmetrics stands in a float vector for a process that saw no batch."""
+    """Gather tables from all processes. torchmetrics gives a float vector for a process that saw no batch."""
     return gather_all_tensors(rows.reshape(-1, columns).to(torch.int64), group)
 
 
 def lesion_pixels(mask: Tensor) -> Tensor:
-    """Mask of 0 and 1 in any type as bool of the same shape; a resampled mask's fractions are cut at one half."""
+    """Mask of 0 and 1 in any type as bool of the same shape; fractions are thresholded at one half."""
     if mask.dtype == torch.bool:
         return mask
     return mask > 0.5 if mask.is_floating_point() else mask != 0
@@ -50,7 +50,7 @@ class RowMetric(Metric):
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=sync, should_unsync=sync):
             if isinstance(self.rows, list) and not self.rows:
                 return torch.zeros(0, self.columns, dtype=torch.int64)
-            # to the CPU in one copy: what follows are many tiny operations, dear on a GPU
+            # to the CPU in one copy: many tiny operations follow, which are slow on a GPU
             return dim_zero_cat(self.rows).cpu()
 
     def merged_images(self) -> Tensor:
@@ -62,16 +62,16 @@ class RowMetric(Metric):
         return rows[first]
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Take another metric's rows in addition to the own."""
+        """Add another metric's rows to the own ones."""
         super().merge_state(incoming_state)
-        self._computed = None  # torchmetrics keeps the result from before
+        self._computed = None  # torchmetrics caches the earlier result
 
 
 class DiceRows(RowMetric):
     """Table of each image's index, lesion pixels, and Dice under several settings (the bits of float64).
 
     Args:
-        settings: how many
+        settings: number of settings
         kwargs: torchmetrics' own options
     """
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """Pixels of ``mask`` (H, W) that have a 4-neighbour outside it; beyond the array lies background."""
+    """Pixels of ``mask`` (H, W) that have a 4-neighbour outside it; outside of the array is background."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
@@ -19,7 +19,7 @@ def surface_distances(prediction: np.ndarray, mask: np.ndarray) -> dict[str, flo
     """Distances between the outlines of a prediction and its mask, for one image.
 
     HD95 is the larger of the two directed 95th percentiles, ASSD the mean over the outline pixels of both masks;
-    outline pixels as in MONAI (the mask without its erosion by a 4-neighbourhood).
+    outline pixels are defined as in MONAI (the mask without its erosion by a 4-neighbourhood).
 
     Args:
         prediction: bool of shape (H, W)
@@ -27,9 +27,9 @@ def surface_distances(prediction: np.ndarray, mask: np.ndarray) -> dict[str, flo
 
     Returns:
         ``hd95`` and ``assd`` in pixels, ``hd95_relative`` and ``assd_relative`` as shares of the image diagonal. A
-        missed lesion (empty prediction) counts the diagonal: dropped, the mean would improve with every lesion missed.
-        All are nan for an image whose mask is empty: leave it out of the mean, it is counted in the false-positive rate
-        on normals.
+        missed lesion (empty prediction) counts the diagonal: if it were dropped, the mean would improve with every
+        missed lesion. All are nan for an image whose mask is empty: leave it out of the mean, since the false-positive
+        rate on normals counts it.
 
     Raises:
         ValueError: the shapes differ or are not two-dimensional
@@ -43,7 +43,7 @@ def surface_distances(prediction: np.ndarray, mask: np.ndarray) -> dict[str, flo
     elif not prediction.any():
         hd95 = assd = diagonal
     else:
-        # no outline pixel lies outside the bounding box of the union, so no distance changes
+        # no outline pixel lies outside the bounding box of the union, so the distances do not change
         box = ndimage.find_objects((prediction | mask).astype(np.uint8))[0]
         ours, theirs = _surface(prediction[box]), _surface(mask[box])
         to_mask = ndimage.distance_transform_edt(~theirs)[ours]

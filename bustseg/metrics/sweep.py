@@ -1,4 +1,4 @@
-"""What each image gives at every threshold, without keeping an image."""
+"""Scores of each image at every threshold, without storing images."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from bustseg.metrics.curves import SWEEP
 from bustseg.metrics.rows import RowMetric, check_shapes, lesion_pixels
 
 SHARES = torch.cat([torch.linspace(0, 1, 61), 1 - torch.logspace(-4, -1.8, 40)]).double().unique()
-"""Shares of an image's pixels, rising; denser at the top, where the few background pixels are that pass for lesion."""
+"""Shares of an image's pixels, rising; denser at the top, where the few background pixels with high logits are."""
 
 _FAR = 1e4  # logits beyond any that occur
 
 
 class ImageSweeps(NamedTuple):
-    """What n images give at any threshold.
+    """Counts of n images at any threshold.
 
     Attributes:
         positions: (n,) positions of the images in the data set
-        lesion, background: (n,) pixels of each
-        tp, fp: (n, 99) of these the pixels above each threshold of :data:`SWEEP`
-        lesion_logits, background_logits: (n, shares) logit up to which a share :data:`SHARES` of these pixels goes;
-            nan for an image without such pixels
+        lesion, background: (n,) numbers of such pixels
+        tp, fp: (n, 99) numbers of these pixels above each threshold of :data:`SWEEP`
+        lesion_logits, background_logits: (n, shares) quantiles of these pixels' logits at :data:`SHARES`; nan for an
+            image without such pixels
     """
 
     positions: np.ndarray
@@ -38,7 +38,7 @@ class ImageSweeps(NamedTuple):
 
     @property
     def dice(self) -> np.ndarray:
-        """Dice of each image at each threshold of :data:`SWEEP`, float64 (n, 99); two empty masks agree by 1."""
+        """Dice of each image at each threshold of :data:`SWEEP`, float64 (n, 99); two empty masks count 1."""
         size = self.lesion[:, None]
         score = 2 * self.tp / np.maximum(self.tp + self.fp + size, 1)
         return np.where(size > 0, score, (self.fp == 0).astype(float))
@@ -46,7 +46,8 @@ class ImageSweeps(NamedTuple):
     def above(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lesion and background pixels of each image above logits ``levels`` (k,), both float64 (n, k).
 
-        Read off the shares: of an image's pixels of one kind a sixtieth may be off, of all images' together far fewer.
+        Interpolated between the shares: the error is at most a sixtieth of an image's pixels of one kind, and far less
+        over all images.
         """
         return tuple(  # type: ignore[return-value]
             np.stack(
@@ -92,11 +93,11 @@ class ThresholdSweep(RowMetric):
         n, cells = len(logits), len(SWEEP) + 1
         flat = torch.nan_to_num(logits.detach().float().flatten(1), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         lesion = lesion_pixels(mask).flatten(1)
-        # how many of the thresholds a pixel exceeds, strictly
+        # number of thresholds that a pixel strictly exceeds
         passed = torch.bucketize(flat, self.logits.to(flat.device))
         cell = (2 * torch.arange(n, device=flat.device)[:, None] + lesion) * cells + passed
         counts = torch.bincount(cell.flatten(), minlength=2 * n * cells).view(n, 2, cells)
-        # pixels that exceed none, the 1st, 2nd, ... threshold
+        # number of pixels that exceed none, the 1st, 2nd, ... threshold
         above = counts.flip(2).cumsum(2).flip(2)
         (background_px, lesion_px), (fp, tp) = above[:, :, 0].unbind(1), above[:, :, 1:].unbind(1)
         values, order = flat.sort(1)
@@ -104,7 +105,7 @@ class ThresholdSweep(RowMetric):
         background_rank = torch.arange(1, flat.shape[1] + 1, device=flat.device) - lesion_rank
         shares = [_at_shares(values, lesion_rank), _at_shares(values, background_rank)]
         own = torch.stack([index.to(lesion_px), lesion_px, background_px], dim=1)
-        # floats travel as their bits: an integer table is gathered exactly
+        # floats are stored as their bits: an integer table is gathered exactly
         rows = torch.cat([own, tp, fp], dim=1).cpu()
         assert isinstance(self.rows, list)
         self.rows.append(torch.cat([rows, *(share.view(torch.int64) for share in shares)], dim=1).to(flat.device))
@@ -121,8 +122,8 @@ class ThresholdSweep(RowMetric):
         """Mean over images at every threshold of ``SWEEP``, float64 (99,) on the CPU, by name.
 
         ``dice_lesion``, ``dice_paper`` and ``dice_empty_one`` (the conventions of :mod:`bustseg.metrics.overlap`), and
-        ``false_positive_rate_normal``, the share of the images without a lesion on which anything is predicted. A
-        curve that the images cannot define has no key. Every process must call it.
+        ``false_positive_rate_normal``, the share of the images without a lesion on which anything is predicted. An
+        undefined curve has no key. Every process must call it.
         """
         return sweep_means(self.per_image())
 
@@ -132,7 +133,7 @@ def _at_shares(values: Tensor, rank: Tensor) -> Tensor:
 
     Args:
         values: (B, N) rising
-        rank: (B, N) how many pixels of the kind there are up to each, itself included
+        rank: (B, N) number of pixels of the kind up to and including each
     """
     total = rank[:, -1:]
     shares = SHARES.to(rank.device, torch.float32)

@@ -1,4 +1,4 @@
-"""One row per image: overlap in every convention, outlines, probabilities, lesions found and missed."""
+"""The per-image table: overlap in every convention, outline distances, probabilities, lesions found and missed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PRESENCE = ("presence_auc", "presence_ece")
 
 
 def columns() -> dict[str, str]:
-    """Columns of the per-image table, in order, and what they say."""
+    """Columns of the per-image table, in order, with their meaning."""
     of_normals = {
         "paper": "counts 0",
         "lesion": "is left out (empty cell)",
@@ -38,7 +38,7 @@ def columns() -> dict[str, str]:
     return {
         "image": "id of the image, as in split files",
         "label": "class",
-        "group": "patient or set of near-duplicates, where the split or the source knows it",
+        "group": "patient or set of near-duplicates, where known from the split or the source",
         "size_third": "small, medium or large: third of the lesion images of this table by lesion_px; empty for "
         "normals",
         "lesion_px": "pixels of the lesion in the evaluated image",
@@ -55,14 +55,14 @@ def columns() -> dict[str, str]:
         },
         **{column.name: column.description for column in measured_columns()},
         "presence": "probability that there is a lesion, fitted on the evidence of the validation images; empty where "
-        "these lack images with or without a lesion, and of the validation images themselves",
+        "these lack images with or without a lesion, and for the validation images themselves",
     }
 
 
 class ImageShapes(RowMetric):
-    """What the confusion counts of an image do not say: the :func:`bustseg.metrics.registry.measured_columns`.
+    """The values per image beyond the confusion counts: the :func:`bustseg.metrics.registry.measured_columns`.
 
-    Outlines, components, probabilities, and what is registered beside them; 8 bytes per number and image.
+    Outlines, components, probabilities, and further registered columns; 8 bytes per number and image.
 
     Args:
         threshold: probability above which a pixel is predicted as lesion
@@ -81,7 +81,7 @@ class ImageShapes(RowMetric):
             logits: (B, 1, H, W), any float type; NaN counts as probability 0
             mask: (B, 1, H, W) of 0 and 1, any type
             index: (B,) positions of the images in the data set
-            predicted: masks bool (B, 1, H, W) that were made of the logits, where more than the threshold made them
+            predicted: masks bool (B, 1, H, W) from the logits, if more than the threshold was applied
 
         Raises:
             ValueError: the shapes do not fit together
@@ -96,7 +96,7 @@ class ImageShapes(RowMetric):
         for row, position, *maps in zip(rows, index.tolist(), found, lesion, probability, strict=True):
             image = ImageResult(*maps)
             numbers = np.array([column.measure(image) for column in self.measured], dtype=np.float64)
-            # floats travel as their bits: an integer table is gathered exactly
+            # floats are stored as their bits: an integer table is gathered exactly
             row[:] = [position, *numbers.view(np.int64)]
         self.rows.append(torch.from_numpy(rows).to(logits.device))
 
@@ -116,9 +116,10 @@ class ImageShapes(RowMetric):
 
 
 def size_thirds(lesion_px: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """Third of every image by its lesion's area, and the two areas that divide them.
+    """Third of every image by its lesion's area, and the two areas that separate the thirds.
 
-    The thirds are those of the images that have a lesion: up to the first limit ``small``, up to the second ``medium``.
+    The thirds are taken over the images that have a lesion: up to the first limit ``small``, up to the second
+    ``medium``.
 
     Args:
         lesion_px: (n,) pixels of the lesion, 0 for none
@@ -145,11 +146,11 @@ def image_table(
     """The per-image table, with the columns of :func:`columns`.
 
     Args:
-        counts: of :meth:`bustseg.metrics.SegmentationMetrics.per_image`
-        shapes: of :meth:`ImageShapes.per_image`, for the same images
+        counts: from :meth:`bustseg.metrics.SegmentationMetrics.per_image`
+        shapes: from :meth:`ImageShapes.per_image`, for the same images
         samples: the data set that ``index`` points into
-        groups: group by image id, where it is known beyond the samples' own
-        presence: makes a probability of the evidence of a lesion
+        groups: group by image id, in addition to the samples' own groups
+        presence: converts the evidence of a lesion into a probability
 
     Raises:
         ValueError: counts and shapes are of different images
@@ -181,8 +182,8 @@ def summarise(table: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         ``overall``; ``by_class`` and ``by_size``, which hold the same per name; and ``size_limits_px``, the areas that
-        divide the thirds. Each has ``images``, ``lesion_images``, ``missed``, and as far as the images define them the
-        overlap metrics in the convention ``lesion`` and the metrics without a convention.
+        divide the thirds. Each has ``images``, ``lesion_images``, ``missed``, and where defined the overlap metrics in
+        the convention ``lesion`` and the metrics without a convention.
     """
     lesions = table[table["lesion_px"] > 0]
     return {
@@ -209,7 +210,7 @@ def _means(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def presence_scores(table: pd.DataFrame) -> dict[str, float]:
-    """``presence_auc`` and ``presence_ece`` of a per-image table, as far as its images define them."""
+    """``presence_auc`` and ``presence_ece`` of a per-image table, where its images define them."""
     if "presence_evidence" not in table:
         return {}
     lesion = (table["lesion_px"] > 0).to_numpy()
@@ -228,7 +229,7 @@ def as_columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
 def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """The part of a summary that becomes metrics of the run, by name (without the subset).
 
-    The confusion counts' own scores are not among them: :func:`bustseg.metrics.aggregate` gives those.
+    Scores of the confusion counts are not included: :func:`bustseg.metrics.aggregate` computes those.
     """
     found = {name: summary["overall"][name] for name in PRESENCE if name in summary["overall"]}
     for metric in table_metrics():

@@ -106,5 +106,5 @@ def test_what_has_no_band_is_left_out() -> None:
     assert found.auc() == (1.0, 1.0), "one image: every resample is it"
     empty = ThresholdSweep()
     empty.update(logits, 0 * mask, torch.tensor([0]))
-    with pytest.raises(ValueError, match="no bands"):
+    with pytest.raises(ValueError, match="bands need"):
         CurveBands(empty.per_image(), np.array(["a"]), np.array(["normal"]))

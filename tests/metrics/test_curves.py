@@ -230,7 +230,7 @@ def test_nothing_seen() -> None:
     metric = PixelCurves()
     metric.update(torch.zeros(0, 1, 4, 4), torch.zeros(0, 1, 4, 4))
     assert metric.compute() == {}
-    with pytest.raises(ValueError, match="without pixels"):
+    with pytest.raises(ValueError, match="needs pixels"):
         metric.calibration()
     with pytest.raises(ValueError, match="shape"):
         metric.update(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))

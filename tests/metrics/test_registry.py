@@ -94,13 +94,13 @@ def test_the_reference_explains_every_metric() -> None:
 
 
 def test_names_are_taken_once() -> None:
-    with pytest.raises(UserError, match="a metric or column called dice already"):
+    with pytest.raises(UserError, match="already a metric or column with the name dice"):
         register(Metric("dice"))
-    with pytest.raises(UserError, match="called lesions_found already"):
+    with pytest.raises(UserError, match="with the name lesions_found"):
         register(Metric("lesions_found"), replace=True)
-    with pytest.raises(UserError, match="cannot be called 'my metric'"):
+    with pytest.raises(UserError, match="invalid name of a metric, 'my metric'"):
         register(Metric("my metric"))
-    with pytest.raises(UserError, match="is no metric"):
+    with pytest.raises(UserError, match="is not a metric"):
         register("dice")  # type: ignore[arg-type]
     try:
         register(Metric("mine", digits=1))
