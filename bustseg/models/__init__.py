@@ -1,4 +1,4 @@
-"""Networks: plain modules that know nothing of training. Images (B, C, H, W) in, logits out."""
+"""Networks: plain modules, independent of training. Images (B, C, H, W) in, logits out."""
 
 from bustseg.models.activations import use_lean_activations
 from bustseg.models.adu_net import ADUNet

@@ -1,8 +1,7 @@
-"""Activations in place that keep no second copy of their input for the gradient.
+"""In-place activations that keep no second copy of their input for the gradient.
 
-torch computes the gradients of ReLU6, SiLU and Hardswish from their *input*; asked to work in place, it therefore
-copies the input first, on every device, and keeps as much memory as working out of place. EfficientNets and MobileNets
-are full of them.
+torch computes the gradients of ReLU6, SiLU and Hardswish from their *input*; in place, it therefore copies the input
+first, on every device, and needs as much memory as out of place. EfficientNets and MobileNets use them throughout.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _ReLU6(torch.autograd.Function):
-    """ReLU6 in place, any shape, whose gradient is taken from the output: it is 0 or 6 just where the input was cut."""
+    """In-place ReLU6, any shape, with the gradient from the output: it is 0 or 6 only where the input was clipped."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -67,9 +66,9 @@ LEAN: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def use_lean_activations(net: nn.Module) -> nn.Module:
-    """Give every activation of ``net`` that would copy its input in training one that does not, in place.
+    """Replace, in place, every activation of ``net`` that would copy its input in training by one that does not.
 
-    Values and gradients stay, bit by bit. Activations that do not work in place are left as they are.
+    Values and gradients are unchanged, bit by bit. Activations that do not work in place are left alone.
     """
     for layer in net.modules():
         if type(layer) in LEAN and getattr(layer, "inplace", False):

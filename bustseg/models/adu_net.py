@@ -7,7 +7,7 @@ Source: Ejiyi, Qin, Agbesi, Ejiyi, Chikwendu, Bamisile, Onyekwere, Bamisile (202
 Stated (title and bibliographic record; the article is not open): a UNet, deeper than the original, enriched with
 attention, for breast ultrasound among others.
 
-Reconstruction, all of the rest:
+Reconstructed, everything else:
 
 * deeper: five poolings, where UNet has four
 * attention: an additive attention gate (Oktay et al. 2018, https://arxiv.org/abs/1804.03999) on every skip
@@ -28,13 +28,13 @@ from bustseg.models.layers import ConvNormAct, DoubleConv, UpConv, pad_to_multip
 
 
 class AttentionGate(nn.Module):
-    """Scales the positions of a skip map by what the coarser level asks for.
+    """Scales the positions of a skip map by a gate from the coarser level.
 
     ``skip * sigmoid(psi(relu(a(skip) + b(gate))))`` with 1 x 1 convolutions and BatchNorm: (B, C, H, W) and
     (B, C, H, W) -> (B, C, H, W).
 
-    Source: Oktay et al. 2018, https://arxiv.org/abs/1804.03999, equations 1 and 2; the gate is upsampled before it is
-    given, so that nothing is resampled here.
+    Source: Oktay et al. 2018, https://arxiv.org/abs/1804.03999, equations 1 and 2; the gate is upsampled before, so
+    that nothing is resampled here.
 
     Args:
         channels: C
@@ -54,9 +54,9 @@ class AttentionGate(nn.Module):
 class ADUNet(nn.Module):
     """Attention-enriched deeper UNet: images (B, C, H, W) in, logits (B, 1, H, W) out.
 
-    The head of the file says what is a reconstruction.
+    The module's docstring says what is reconstructed.
 
-    Images of any size are taken: they are padded to a multiple of 32, and the logits are cropped.
+    Images may have any size: they are padded to a multiple of 32, and the logits are cropped.
 
     Args:
         in_channels: channels of the images

@@ -1,7 +1,7 @@
 """Attention modules of the decoder: shape (B, C, H, W) in and out.
 
-A module is chosen by name (:data:`ATTENTIONS`) or as any callable that makes one for a number of channels, so that
-YAML can give ``class_path`` and ``init_args``.
+A module is chosen by name (:data:`ATTENTIONS`) or by a callable from the number of channels to a module, so that YAML
+can give ``class_path`` and ``init_args``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CBAM(nn.Module):
     def channel_map(self, x: torch.Tensor) -> torch.Tensor:
         """Weight of each channel: (B, C, 1, 1) in 0..1."""
         mean = x.mean((2, 3))
-        # not amax: its backward shares the gradient among ties, twelve times slower on a CPU
+        # not amax: its backward pass divides the gradient among ties, which is twelve times slower on a CPU
         largest = F.adaptive_max_pool2d(x, 1).flatten(1)
         return torch.sigmoid(self.mlp(mean) + self.mlp(largest))[:, :, None, None]
 
@@ -65,7 +65,8 @@ class NonLocal(nn.Module):
 
     The product is not scaled, as in the source. All four maps are 1 x 1 convolutions with bias and C / 2 inner
     channels, without BatchNorm: 2 C^2 + 5 C / 2 parameters. The last starts at zero, so that the block starts as the
-    identity (as in the source, section 4.1). The N x N attention is never held whole: memory grows with N = H W.
+    identity (as in the source, section 4.1). The N x N attention matrix is never stored completely: memory is
+    proportional to N = H W.
 
     Source: Wang et al. 2018, https://arxiv.org/abs/1711.07971, equations 2 to 6.
 
@@ -87,11 +88,11 @@ class NonLocal(nn.Module):
     @staticmethod
     def _tokens(x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, 1, H W, C): one head; a view if ``x`` is channels_last."""
-        return x.flatten(2).transpose(1, 2).unsqueeze(1)  # not .mT: ONNX knows no such operator
+        return x.flatten(2).transpose(1, 2).unsqueeze(1)  # not .mT: ONNX has no such operator
 
     @torch.no_grad()
     def attention_map(self, x: torch.Tensor) -> torch.Tensor:
-        """How much each position is looked at, (B, 1, H, W): its attention summed over all queries (mean 1)."""
+        """Attention that each position receives, (B, 1, H, W), summed over all queries (mean 1)."""
         query, key = self._tokens(self.theta(x))[:, 0], self._tokens(self.phi(x))[:, 0]
         total = torch.zeros(key.shape[:2], dtype=torch.float32, device=x.device)
         for part in query.split(256, dim=1):  # a slice of the N x N matrix at a time
@@ -105,13 +106,13 @@ class NonLocal(nn.Module):
 
 
 class SelectiveKernel(nn.Module):
-    """Selective-kernel convolution: paths of different reach, mixed per channel by what the whole map shows.
+    """Selective-kernel convolution: paths with different receptive fields, weighted per channel from the whole map.
 
-    Each path is a grouped 3 x 3 convolution with BatchNorm and ReLU, dilated to reach further. Their sum, averaged over
-    the positions, goes through a bottleneck and gives each channel its weights of the paths (softmax).
+    Each path is a grouped 3 x 3 convolution with BatchNorm and ReLU, with its own dilation. Their sum, averaged over
+    the positions, passes a bottleneck that gives each channel its weights of the paths (softmax).
 
-    Source: Li et al. 2019, https://arxiv.org/abs/1903.06586, section 3.1, with its r = 16, L = 32, G = 32; brought to
-    breast ultrasound by ESKNet, Chen et al. 2024, https://doi.org/10.1016/j.eswa.2024.123265.
+    Source: Li et al. 2019, https://arxiv.org/abs/1903.06586, section 3.1, with its r = 16, L = 32, G = 32; used for
+    breast ultrasound in ESKNet, Chen et al. 2024, https://doi.org/10.1016/j.eswa.2024.123265.
 
     Args:
         channels: C
@@ -142,16 +143,16 @@ class Transformer(nn.Module):
 
     They are the "transformer or self-attention" of the paper's future work.
 
-    ``x + expand(layers(reduce(x) + position(reduce(x))))``: 1 x 1 convolutions lead to a narrower map and back (as the
-    fused bottleneck of three encoders has 2816 channels, of which one layer at full width would need 95 million
-    parameters), a depthwise 3 x 3 convolution tells the layers where a position is (so that any size fits; Chu et al.
-    2021, https://arxiv.org/abs/2102.10882). The last convolution starts at zero, so that it starts as the identity.
+    ``x + expand(layers(reduce(x) + position(reduce(x))))``: 1 x 1 convolutions reduce the channels and restore them
+    (the fused bottleneck of three encoders has 2816 channels, at which one layer would need 95 million parameters), a
+    depthwise 3 x 3 convolution encodes the position (so that any size works; Chu et al. 2021,
+    https://arxiv.org/abs/2102.10882). The last convolution starts at zero, so that it starts as the identity.
 
     Args:
         channels: C
         width: channels of the layers
         depth: number of layers
-        heads: of their self-attention
+        heads: number of their attention heads
     """
 
     def __init__(self, channels: int, width: int = 256, depth: int = 2, heads: int = 8) -> None:
@@ -178,14 +179,14 @@ ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
     "sk": SelectiveKernel,
     "transformer": Transformer,
 }
-"""Attention modules by name: what a config may write in short for a ``class_path``."""
+"""Attention modules by name, which a config may use instead of a ``class_path``."""
 
 
 def build_attention(attention: str | Callable[[int], nn.Module], channels: int) -> nn.Module:
-    """Make the attention module that a name of :data:`ATTENTIONS` or a callable stands for.
+    """Build the attention module for a name of :data:`ATTENTIONS` or with a callable.
 
     Raises:
-        UserError: there is no attention of that name
+        UserError: there is no attention with that name
     """
     if not isinstance(attention, str):
         return attention(channels)

@@ -6,7 +6,7 @@ ultrasound images, IEEE Access 12, 43691-43703, https://doi.org/10.1109/ACCESS.2
 Stated (title): a UPerNet (Xiao et al. 2018, https://arxiv.org/abs/1807.10221: pyramid pooling on the coarsest map, a
 feature pyramid, and the fusion of all its levels) whose deep residual encoder has two channels and attention.
 
-Reconstruction, all of the rest:
+Reconstructed, everything else:
 
 * two channels: each residual block has two paths of half its width, one with plain 3 x 3 convolutions for detail, one
   with dilation 2 for context; they are concatenated
@@ -61,7 +61,7 @@ class DualResidualAttention(nn.Module):
 
 
 class AveragePool(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two matrix products, which every exporter knows: (B, C, H, W) -> (B, C, n, n).
+    """``nn.AdaptiveAvgPool2d`` as two matrix products, which every exporter supports: (B, C, H, W) -> (B, C, n, n).
 
     ONNX has no adaptive pooling; bin i of n covers rows floor(i H / n) to ceil((i + 1) H / n).
 
@@ -90,9 +90,9 @@ class AveragePool(nn.Module):
 class DDRANet(nn.Module):
     """Dual-channel deep residual attention UPerNet: images (B, C, H, W) in, logits (B, 1, H, W) out.
 
-    The head of the file says what is a reconstruction.
+    The module's docstring says what is reconstructed.
 
-    Images of any size are taken: they are padded to a multiple of 32, and the logits are cropped.
+    Images may have any size: they are padded to a multiple of 32, and the logits are cropped.
 
     Args:
         in_channels: channels of the images
@@ -102,7 +102,7 @@ class DDRANet(nn.Module):
     """
 
     cam_layer = "decoder.fusion_block"
-    """Layer that Grad-CAM explains by default: what the head sees."""
+    """Layer that Grad-CAM explains by default: the input of the head."""
 
     def __init__(
         self,

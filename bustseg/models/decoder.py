@@ -33,7 +33,7 @@ class DSCBlock(nn.Sequential):
 
 
 def resize(x: torch.Tensor, size: Sequence[int], mode: str = "bilinear") -> torch.Tensor:
-    """Resize maps (B, C, H, W) to ``size`` (H, W) with half-pixel centres; nothing is done if they have it."""
+    """Resize maps (B, C, H, W) to ``size`` (H, W) with half-pixel centres; unchanged if they already have it."""
     if x.shape[-2:] == torch.Size(size):
         return x
     align = None if mode == "nearest" else False
@@ -43,9 +43,9 @@ def resize(x: torch.Tensor, size: Sequence[int], mode: str = "bilinear") -> torc
 class PresenceGate(nn.Module):
     """Estimates from the bottleneck whether an image shows a lesion: (B, C, H, W) -> logits (B, 1, 1, 1).
 
-    A pixel then belongs to a lesion with probability sigmoid(pixel) * sigmoid(presence). The masks alone train it: on
-    an image without a lesion every pixel pulls the one gate down, where else each had to be silenced by itself. That a
-    classification branch keeps normals empty is the finding of Aumente-Maestro et al. 2025 (multi-task on BUSI).
+    A pixel then belongs to a lesion with probability sigmoid(pixel) * sigmoid(presence). It is trained by the masks
+    alone: on an image without a lesion every pixel lowers the same gate, instead of only its own logit. Aumente-Maestro
+    et al. 2025 (multi-task on BUSI) found that a classification branch keeps normals empty.
 
     Args:
         channels: C
@@ -54,7 +54,7 @@ class PresenceGate(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.linear = nn.Linear(channels, 1)
-        # open to begin with, so that the pixels learn as they would without it
+        # initially open, so that the pixels learn as without it
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, 2.0)
 
@@ -63,7 +63,7 @@ class PresenceGate(nn.Module):
 
 
 def gated(pixel: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
-    """Logits of the product of two probabilities, from their logits (shapes that broadcast); exact and stable.
+    """Logits of the product of two probabilities, from their logits (broadcastable shapes); exact and stable.
 
     1 / p - 1 of p = sigmoid(a) sigmoid(b) is exp(-a) + exp(-b) + exp(-a - b).
     """
@@ -72,7 +72,7 @@ def gated(pixel: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
 
 
 def _logaddexp(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``torch.logaddexp``, which torch's older ONNX exporter does not know."""
+    """``torch.logaddexp``, which torch's older ONNX exporter does not support."""
     return b + F.softplus(a - b)
 
 
@@ -91,7 +91,7 @@ class DSCDecoder(nn.Module):
         attention: a name or a callable, see :func:`bustseg.models.attention.build_attention`
         upsample: ``bilinear`` or ``nearest``
         classes: number of logit maps
-        supervised: give every block but the last a head of its own, for :attr:`level_logits`
+        supervised: give every block except the last its own head, for :attr:`level_logits`
     """
 
     def __init__(
@@ -147,8 +147,8 @@ class DSCDecoder(nn.Module):
             if self.level_heads is not None and self.training and level < len(self.level_heads):
                 levels.append(self.level_heads[level](x))
         self.level_logits = levels
-        # a 1 x 1 convolution and an interpolation commute (its weights sum to one): the head's one channel is upsampled
-        # instead of the last block's 64, which gives the same logits in a fraction of the time
+        # a 1 x 1 convolution and an interpolation commute (the interpolation's weights sum to one): upsampling the
+        # head's single channel instead of the last block's 64 gives the same logits in a fraction of the time
         x = self.head(x)
         if presence is not None:
             x = gated(x, presence)

@@ -1,10 +1,10 @@
 """Faster bf16 gradients of depthwise convolutions on CPUs.
 
-oneDNN (seen with torch 2.15, AVX-512 bf16) has no fast kernel for two of them and takes a reference one, up to fifty
-times slower: the input's gradient when the stride is not 1, and the weight's gradient when the kernel is larger than
-3 x 3. EfficientNet-B0 has eleven such layers, which took a tenth of the time of a training step of the paper's network.
-Both gradients can be had from the fast kernels: the first as the gradient of the convolution with stride 1, most of
-whose output gradients are zero; the second in tiles of 3 x 3 taps.
+oneDNN (seen with torch 2.15, AVX-512 bf16) has no fast kernel for two of them and uses a reference one that is up to
+fifty times slower: the input's gradient when the stride is not 1, and the weight's gradient when the kernel is larger
+than 3 x 3. EfficientNet-B0 has eleven such layers, which took a tenth of the time of a training step of the paper's
+network. Both gradients can be computed with the fast kernels: the first as the gradient of the convolution with stride
+1, most of whose output gradients are zero; the second in tiles of 3 x 3 taps.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _tiles(taps: int) -> list[int]:
 
 
 def _depthwise(layer: nn.Conv2d, x: torch.Tensor, padding: _Pair) -> torch.Tensor | None:
-    """The convolution with fast gradients, or None where torch's own is as good."""
+    """The convolution with fast gradients, or None where torch's own is as fast."""
     if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -111,10 +111,10 @@ class FastDepthwiseConv2dSame(Conv2dSame):
 
 
 def use_fast_depthwise(net: nn.Module) -> nn.Module:
-    """Give every depthwise convolution of ``net`` that has a slow bf16 gradient a faster one, in place.
+    """Replace, in place, every depthwise convolution of ``net`` that has a slow bf16 gradient by a faster one.
 
-    Parameters, their names, and the results (up to bf16 rounding) stay. GPUs, fp32, inference and export are not
-    affected.
+    Parameters, their names, and the results (up to bf16 rounding) do not change. GPUs, fp32, inference and export are
+    not affected.
     """
     fast = {nn.Conv2d: FastDepthwiseConv2d, Conv2dSame: FastDepthwiseConv2dSame}
     for layer in net.modules():

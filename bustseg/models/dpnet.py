@@ -8,7 +8,7 @@ local details; the spatial feature aggregation block (SFA) has a global and a lo
 what is irrelevant and join long-range dependencies with fine-grained features; the space-channel position hybrid block
 (SCPH) enlarges the receptive field and fuses spatial and channel positional information.
 
-Reconstruction, all of the rest:
+Reconstructed, everything else:
 
 * a UNet of five levels (32, 64, 128, 256, 512 channels) whose skips pass an SFA each, with one SCPH at its bottom
 * SFA, global path: the map is averaged over patches (the "patching" of the name), so that every level has one token per
@@ -67,7 +67,7 @@ class SpatialFeatureAggregation(nn.Module):
 
 
 class SpaceChannelPosition(nn.Module):
-    """Dilated convolutions, scaled by where and what their features are: (B, C, H, W) in and out.
+    """Dilated convolutions, scaled by gates over positions and channels: (B, C, H, W) in and out.
 
     Args:
         channels: C
@@ -87,7 +87,7 @@ class SpaceChannelPosition(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.stack([convolution(x) for convolution in self.context]).sum(0)
-        # rows and columns share a layer, so that they are encoded alike (coordinate attention)
+        # rows and columns share a layer, so that they are encoded in the same way (coordinate attention)
         rows, columns = y.mean(3, keepdim=True), y.mean(2, keepdim=True).transpose(2, 3)
         encoded = self.position(torch.cat([rows, columns], 2))
         rows, columns = encoded[:, :, : y.shape[2]], encoded[:, :, y.shape[2] :].transpose(2, 3)
@@ -98,9 +98,9 @@ class SpaceChannelPosition(nn.Module):
 class DPNet(nn.Module):
     """Dual-attention patching network: images (B, C, H, W) in, logits (B, 1, H, W) out.
 
-    The head of the file says what is a reconstruction.
+    The module's docstring says what is reconstructed.
 
-    Images of any size are taken: they are padded to a multiple of 16, and the logits are cropped.
+    Images may have any size: they are padded to a multiple of 16, and the logits are cropped.
 
     Args:
         in_channels: channels of the images

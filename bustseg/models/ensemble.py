@@ -12,11 +12,11 @@ class Ensemble(nn.Module):
     """Mean of the logits of several networks: images (B, C, H, W) in, logits (B, 1, H, W) out.
 
     `bustseg ensemble` makes one of trained checkpoints. The mean of logits is the normalised geometric mean of the
-    probabilities. Trained itself, its networks learn together what none of them need know alone; for members that
-    differ, train them one by one.
+    probabilities. If the ensemble itself is trained, its networks are trained jointly; for diverse members, train them
+    one by one.
 
     Args:
-        networks: images in, logits out, all of one shape
+        networks: images in, logits out, all with the same shapes
 
     Raises:
         UserError: no networks
@@ -31,12 +31,12 @@ class Ensemble(nn.Module):
     def __init__(self, networks: list[nn.Module]) -> None:
         super().__init__()
         if not networks:
-            raise UserError("an ensemble of no networks: give networks at least one")
+            raise UserError("an ensemble needs networks: give at least one")
         self.networks = nn.ModuleList(networks)
 
     @property
     def cam_layer(self) -> str | None:
-        """What Grad-CAM explains by default: the first network's own layer."""
+        """Layer that Grad-CAM explains by default: that of the first network."""
         inner = getattr(self.networks[0], "cam_layer", None)
         return f"networks.0.{inner}" if inner else None
 

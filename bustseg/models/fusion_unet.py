@@ -16,24 +16,24 @@ from bustseg.models.encoders import Encoder, build_encoder
 from bustseg.models.layers import pad_to_multiple
 
 Attention = Literal["none", "cbam", "nonlocal", "sk", "transformer"] | Callable[[int], nn.Module]
-"""A name of :data:`bustseg.models.attention.ATTENTIONS`, or a callable that makes a module for a number of channels."""
+"""A name of :data:`bustseg.models.attention.ATTENTIONS`, or a callable from the number of channels to a module."""
 
 
 CLASSES, NORMAL = 3, 2
-"""Benign, malignant and normal, as in :data:`bustseg.data.sources.LABELS`; what comes after them is unknown."""
+"""Benign, malignant and normal, as in :data:`bustseg.data.sources.LABELS`; higher codes are unknown."""
 
 
 class FusionUNet(nn.Module):
     """Multi-encoder UNet for breast-tumour segmentation: images (B, C, H, W) in, logits (B, 1, H, W) out.
 
     Every encoder sees the image; their coarsest maps (stride 32) are concatenated and decoded by depthwise separable
-    blocks with attention. Images of any size are taken: they are padded to a multiple of 32 by repeating the last row
+    blocks with attention. Images may have any size: they are padded to a multiple of 32 by repeating the last row
     and column, and the logits are cropped.
 
-    With the defaults this is the network of Anari et al. 2025, of exactly as many parameters (23,794,557; with ``cbam``
-    23,881,989, with ``nonlocal`` 24,493,277). What its counts cannot tell is chosen here: x2 upsampling after each
-    block's attention, bilinear; element-wise dropout on the fused bottleneck; a frozen encoder keeps its BatchNorm
-    statistics.
+    With the defaults this is the network of Anari et al. 2025, with exactly the published number of parameters
+    (23,794,557; with ``cbam`` 23,881,989, with ``nonlocal`` 24,493,277). What these numbers do not determine is chosen
+    here: x2 upsampling after each block's attention, bilinear; element-wise dropout on the fused bottleneck; a frozen
+    encoder keeps its BatchNorm statistics.
 
     Source: Anari, Sadeghi, Sheikhi, Ranjbarzadeh, Bendechache (2025), Explainable attention based breast tumor
     segmentation using a combination of UNet, ResNet, DenseNet, and EfficientNet models, Scientific Reports.
@@ -49,17 +49,17 @@ class FusionUNet(nn.Module):
         in_channels: channels of the images
         decoder_channels: output channels of the decoder's blocks
         upsample: how the decoder doubles its maps
-        presence: also estimate whether the image shows a lesion at all, from the fused bottleneck, and let that gate
-            every pixel, see :class:`PresenceGate` (the paper's networks do not)
-        bottleneck: on the fused features, chosen as ``attention`` is (the paper's networks have none)
-        classify: weight in training of telling benign, malignant and normal images apart from the fused bottleneck
+        presence: also estimate from the fused bottleneck whether the image shows a lesion at all, and gate every pixel
+            with it, see :class:`PresenceGate` (the paper's networks do not)
+        bottleneck: attention on the fused features, chosen like ``attention`` (the paper's networks have none)
+        classify: weight in training of classifying images as benign, malignant or normal from the fused bottleneck
             (multi-task learning; Aumente-Maestro et al. 2025); 0: no such head
         deep_supervision: weight in training of the logits of the decoder's coarser blocks (Lee et al. 2015,
             Deeply-supervised nets); 0: no such heads
 
     Raises:
         UserError: there is no such encoder or attention
-        WeightsError: an encoder's weights cannot be had
+        WeightsError: an encoder's weights cannot be obtained
 
     Example:
         >>> net = FusionUNet(["resnet18"], attention="cbam", weights="none")
@@ -132,15 +132,15 @@ class FusionUNet(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether :meth:`encode` gives the same maps for an image whenever it is asked."""
+        """Whether :meth:`encode` always gives the same maps for the same image."""
         learning = any(parameter.requires_grad for parameter in self.encoders.parameters())
         return self.freeze_encoders and not learning
 
     def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """What the decoder takes of images (B, C, H, W): fused maps of stride 32, then each skip, coarsest first.
+        """The decoder's inputs for images (B, C, H, W): fused maps of stride 32, then each skip, coarsest first.
 
-        The encoders' maps stand side by side in channels. A stride that no encoder has gives a map of 0 channels.
-        Without autograd when the encoders are frozen.
+        The encoders' maps are concatenated along the channels. A stride that no encoder has gives a map with 0
+        channels. Runs without autograd when the encoders are frozen.
         """
         x = pad_to_multiple(x, 32)
         size = x.shape[-2:]
@@ -154,7 +154,7 @@ class FusionUNet(nn.Module):
             ]
 
     def decode(self, maps: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
-        """Logits (B, 1, H, W) from what :meth:`encode` gave for images of ``size`` (H, W)."""
+        """Logits (B, 1, H, W) from the result of :meth:`encode` for images of ``size`` (H, W)."""
         height, width = size
         fused, *skips = maps
         padded = (height + -height % 32, width + -width % 32)
@@ -169,12 +169,12 @@ class FusionUNet(nn.Module):
         return self.decode(self.encode(x), x.shape[-2:])
 
     def auxiliary_loss(self, mask: torch.Tensor, label: torch.Tensor) -> torch.Tensor | None:
-        """What the training's last step adds to the loss for the class and the coarser blocks; None without either.
+        """Additional loss of the last training step for the class and the coarser blocks; None without either.
 
         Args:
             mask: (B, 1, H, W) of 0 and 1
-            label: (B,), positions in :data:`bustseg.data.sources.LABELS`; an image that shows no lesion counts as
-                normal, one of unknown class is left out
+            label: (B,), positions in :data:`bustseg.data.sources.LABELS`; an image without a lesion counts as normal,
+                one of unknown class is left out
         """
         total = None
         if self._class_logits is not None:
@@ -196,5 +196,5 @@ def _shape(size: Sequence[int], stride: int) -> tuple[int, int]:
 
 
 def _concatenate(maps: list[torch.Tensor], size: Sequence[int], stride: int) -> torch.Tensor:
-    """Maps side by side in channels, those of another size resized to ``size`` / ``stride``."""
+    """Maps concatenated along the channels, after resizing to ``size`` / ``stride`` where needed."""
     return torch.cat([resize(own, _shape(size, stride)) for own in maps], 1)

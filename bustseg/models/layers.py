@@ -16,7 +16,7 @@ class ConvNormAct(nn.Sequential):
         kernel: odd number of taps along each side
         stride: step of the convolution
         dilation: distance of the taps
-        groups: of channels that see each other
+        groups: number of channel groups, as in ``nn.Conv2d``
         activation: end with the ReLU
     """
 

@@ -5,15 +5,15 @@ Source: Ranjbarzadeh, Tataei Sarshar, Jafarzadeh Ghoushchi, Saleh Esfahani, Parh
 neural network, Annals of Operations Research, https://doi.org/10.1007/s10479-022-04755-8.
 
 Stated (abstract; the article is not open): a shallow convolutional network with several feature extraction routes; the
-image is enhanced beforehand, which is what spares a very deep structure; it segments and classifies tumours in
+image is enhanced beforehand, which makes a very deep structure unnecessary; it segments and classifies tumours in
 mammograms.
 
-Reconstruction, all of the rest:
+Reconstructed, everything else:
 
 * three routes that differ in their kernels (3, 5 and 7 taps): four convolutions and two poolings each, 32 and 64 wide
-* their maps side by side, fused by two 3 x 3 convolutions (128, 64), and dropout 0.3 before the head
+* their maps are concatenated and fused by two 3 x 3 convolutions (128, 64), with dropout 0.3 before the head
 * fully convolutional, with one logit per four pixels upsampled bilinearly
-* the enhancement belongs to the mammograms' preparation and is left out: every network here sees the same images
+* the enhancement belongs to the preprocessing of mammograms and is left out: every network here gets the same images
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bustseg.models.layers import ConvNormAct, pad_to_multiple
 
 
 class Route(nn.Sequential):
-    """One way of looking at the image: (B, C, H, W) -> (B, 2 D, H / 4, W / 4).
+    """One feature extraction route: (B, C, H, W) -> (B, 2 D, H / 4, W / 4).
 
     Args:
         in_channels: C
@@ -50,9 +50,9 @@ class Route(nn.Sequential):
 class MRFECNN(nn.Module):
     """Multi-route feature extraction CNN: images (B, C, H, W) in, logits (B, 1, H, W) out.
 
-    The head of the file says what is a reconstruction.
+    The module's docstring says what is reconstructed.
 
-    Images of any size are taken: they are padded to a multiple of 4, and the logits are cropped.
+    Images may have any size: they are padded to a multiple of 4, and the logits are cropped.
 
     Args:
         in_channels: channels of the images
@@ -62,7 +62,7 @@ class MRFECNN(nn.Module):
     """
 
     cam_layer = "fuse"
-    """Layer that Grad-CAM explains by default: what the head sees."""
+    """Layer that Grad-CAM explains by default: the input of the head."""
 
     def __init__(
         self, in_channels: int = 3, kernels: Sequence[int] = (3, 5, 7), width: int = 32, dropout: float = 0.3

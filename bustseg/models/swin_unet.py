@@ -8,13 +8,13 @@ Stated: patches of 4 x 4 pixels, embedding 96, two Swin blocks on each of four l
 x4; skips concatenated and reduced by a linear layer; the encoder starts from Swin-T's ImageNet weights; images of 224
 pixels.
 
-Reconstruction:
+Reconstructed:
 
 * no biases in the expanding layers and the head, a LayerNorm after each expansion and before the last: with these the
-  network has 27,168,132 parameters (27,168,900 with the nine classes of its paper), as comparisons state for it: about
-  27.2 million
+  network has 27,168,132 parameters (27,168,900 with the nine classes of its paper), matching the 27.2 million that
+  comparisons state for it
 * stochastic depth 0.2 in the encoder (Swin-T's) and none in the decoder
-* of Swin-T's 2, 2, 6, 2 blocks the first two of each level are loaded; the decoder starts at random
+* of Swin-T's 2, 2, 6, 2 blocks the first two of each level are loaded; the decoder is initialised at random
 * images of any size: padded to a multiple of 32, their windows padded to 7 by timm, and the logits cropped; the
   windows of the coarsest level are not shifted, since at 224 pixels one window is the whole map
 """
@@ -38,7 +38,7 @@ _GRID = 224 // 4
 
 
 class PatchExpand(nn.Module):
-    """More positions from fewer channels: tokens (B, H, W, C) -> (B, s H, s W, D).
+    """Rearranges channels into space: tokens (B, H, W, C) -> (B, s H, s W, D).
 
     Args:
         channels: C
@@ -60,7 +60,7 @@ class PatchExpand(nn.Module):
 
 
 class FinalExpand(nn.Module):
-    """The last expansion: tokens (B, H, W, C) -> map (B, C, 4 H, 4 W), the channels first again."""
+    """The last expansion: tokens (B, H, W, C) -> map (B, C, 4 H, 4 W), with the channels first again."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class UpStage(nn.Module):
 class SwinUNet(nn.Module):
     """UNet of Swin transformer blocks: images (B, C, H, W) in, logits (B, 1, H, W) out.
 
-    The head of the file says what is a reconstruction.
+    The module's docstring says what is reconstructed.
 
     Args:
         in_channels: channels of the images
@@ -114,11 +114,11 @@ class SwinUNet(nn.Module):
         drop_path: stochastic depth of the encoder's last block
 
     Raises:
-        WeightsError: the weights cannot be had or do not fit
+        WeightsError: the weights cannot be obtained or do not fit
     """
 
     cam_layer = "final"
-    """Layer that Grad-CAM explains by default: what the head sees."""
+    """Layer that Grad-CAM explains by default: the input of the head."""
 
     def __init__(self, in_channels: int = 3, weights: str = "imagenet", drop_path: float = 0.2) -> None:
         super().__init__()

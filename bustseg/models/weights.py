@@ -34,11 +34,11 @@ PACKAGED = tuple(_LITE.format(size) for size in (0, 1, 2))
 
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id", "source")
 _PACKAGED = "_bustseg_packaged"
-"""Marks a function of timm's that has been wrapped"""
+"""Attribute that marks a wrapped function of timm."""
 _HEADS = ("fc.", "classifier.", "head.", "global_pool.")
 _WRAPPERS = ("_orig_mod.", "module.", "net.", "model.", "encoder.", "backbone.", "features.")
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
-# torchvision published DenseNet before module names could not hold dots: norm.1.weight is now norm1.weight
+# torchvision's DenseNet weights are from a time when module names could contain dots: norm.1.weight is now norm1.weight
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)$")
 
 
@@ -72,7 +72,7 @@ def packaged_state_dict(name: str) -> dict[str, torch.Tensor]:
     if path is None:
         raise WeightsError(f"no packaged weights for {name}: packaged are {', '.join(PACKAGED)} (reinstall bustseg)")
     published = read_state_dict(path)
-    with torch.device("meta"):  # only names and shapes are wanted
+    with torch.device("meta"):  # only names and shapes are needed
         expected = timm.create_model(name, pretrained=False).state_dict()
     same = len(published) == len(expected) and all(
         old.rpartition(".")[2] == new.rpartition(".")[2] and published[old].shape == expected[new].shape
@@ -86,10 +86,10 @@ def packaged_state_dict(name: str) -> dict[str, torch.Tensor]:
 
 
 def use_packaged_weights() -> None:
-    """Let timm take the ImageNet weights of :data:`PACKAGED` from their pip packages. Calling it again changes nothing.
+    """Let timm read the ImageNet weights of :data:`PACKAGED` from their pip packages. Calling it again changes nothing.
 
-    The registered entry point of each is wrapped; weights are read only when a model asks for them. Whoever passes
-    weights of their own (``pretrained_cfg`` as a mapping, or an overlay that names a source) gets theirs.
+    The registered entry point of each is wrapped; weights are read only when a model needs them. Weights that a caller
+    passes (``pretrained_cfg`` as a mapping, or an overlay that names a source) take precedence.
     """
     for name in PACKAGED:
         if packaged_file(name) is None:
@@ -98,12 +98,12 @@ def use_packaged_weights() -> None:
         if getattr(create, _PACKAGED, False):
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # timm warns that the entry is replaced, which is what is wanted
+            warnings.simplefilter("ignore")  # timm warns that the entry is replaced, which is intended
             timm.models.register_model(_with_packaged_weights(create, name))
 
 
 def _with_packaged_weights(create: Callable[..., nn.Module], name: str) -> Callable[..., nn.Module]:
-    @functools.wraps(create)  # keeps the module too, in which timm looks for the default configurations
+    @functools.wraps(create)  # also keeps the module, in which timm looks for the default configurations
     def wrapped(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
         own = kwargs.get("pretrained_cfg")
@@ -114,7 +114,8 @@ def _with_packaged_weights(create: Callable[..., nn.Module], name: str) -> Calla
         net = create(pretrained=True, **kwargs)
         for cfg in (getattr(net, "pretrained_cfg", None), getattr(net, "default_cfg", None)):
             if isinstance(cfg, dict):
-                cfg.pop("state_dict", None)  # or every copy and pickle of the network would hold the weights twice
+                # otherwise every copy and pickle of the network would hold the weights twice
+                cfg.pop("state_dict", None)
         return net
 
     setattr(wrapped, _PACKAGED, True)
@@ -152,12 +153,12 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_encoder_file(encoder: nn.Module, path: str | Path, adapt: str | None = None) -> None:
-    """Load an encoder's weights from a file; prefixes of common wrappers are stripped, a classifier is left out.
+    """Load an encoder's weights from a file; prefixes of common wrappers and a classifier are removed.
 
     Args:
-        encoder: its ``state_dict`` names say what is expected
+        encoder: the encoder; its ``state_dict`` determines the expected names
         path: file with a state dict of the encoder, or of the classifier that it comes from
-        adapt: name of the first convolution's weight, which is fitted to the encoder's number of input channels
+        adapt: name of the first convolution's weight, which is adapted to the encoder's number of input channels
 
     Raises:
         WeightsError: the file cannot be read, or a tensor is missing or has another shape
@@ -178,13 +179,13 @@ def load_encoder_file(encoder: nn.Module, path: str | Path, adapt: str | None = 
 
 
 def _strip(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Strip wrapper prefixes for as long as that brings more names into agreement."""
+    """Strip wrapper prefixes as long as that makes more names match."""
     best = found
     while True:
         tries = [{key.removeprefix(prefix): value for key, value in best.items()} for prefix in _WRAPPERS]
         candidate = max(tries, key=lambda names: len(names.keys() & expected.keys()))
         if len(candidate.keys() & expected.keys()) <= len(best.keys() & expected.keys()):
-            # two wrappers deep, no single step may show an agreement
+            # with two nested wrappers, a single step may give no match
             stripped = dict(best)
             for prefix in _WRAPPERS:
                 stripped = {key.removeprefix(prefix): value for key, value in stripped.items()}
@@ -195,10 +196,10 @@ def _strip(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
 
 
 def fit_input_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """Fit a first convolution's weight (O, I, k, k) to ``channels`` inputs, keeping the scale of its response.
+    """Adapt a first convolution's weight (O, I, k, k) to ``channels`` inputs, keeping the scale of its response.
 
-    One channel takes the sum over I (a grey image repeated I times gives the same response); otherwise the inputs are
-    repeated in turn and scaled by I / ``channels``.
+    One channel gets the sum over I (a grey image repeated I times gives the same response); otherwise the inputs are
+    repeated cyclically and scaled by I / ``channels``.
     """
     old = weight.shape[1]
     if channels == 1:
@@ -208,7 +209,7 @@ def fit_input_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def download_error(name: str, error: Exception, cache: str | None = None) -> WeightsError:
-    """One line on why the ImageNet weights of ``name`` could not be had, and what to do instead."""
+    """One line on why the ImageNet weights of ``name`` could not be obtained, and what to do instead."""
     place = f", put its file into {cache}" if cache else ""
     return WeightsError(
         f"cannot get ImageNet weights of {name} ({_one_line(error)}): connect to the network{place}, set weights to a "
@@ -223,9 +224,9 @@ def _one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def fail_fast() -> Iterator[None]:
-    """While the Hugging Face hub's name cannot be resolved, let its client use the local cache alone.
+    """If the Hugging Face hub's name cannot be resolved, let its client use only the local cache.
 
-    Otherwise each file is asked for six times with growing pauses: 46 s until one model is given up.
+    Otherwise each file is requested six times with growing pauses: 46 s until it gives up on a model.
     """
     constants = _hub_constants()
     if constants is None or constants.HF_HUB_OFFLINE or _resolvable(getattr(constants, "ENDPOINT", "")):
