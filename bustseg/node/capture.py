@@ -1,4 +1,4 @@
-"""A secondary capture: the picture with its outline, for viewers that show no DICOM SEG."""
+"""A secondary capture: the picture with its outline, for viewers that do not support DICOM SEG."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _STORAGE = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture Image Storage
 
 
 def secondary_capture(source: Path, picture: np.ndarray, model: str, settings: str, frame: int | None = None) -> bytes:
-    """The DICOM file of a picture; it carries the patient's identity, as the standard demands.
+    """The DICOM file of a picture; it contains the patient's identity, as the standard requires.
 
     The same source, model and settings give the same unique identifiers.
 
     Args:
-        source: the ultrasound file that it was made of
+        source: the ultrasound file
         picture: ``uint8`` (H, W, 3) in RGB, with the outline
         model: digest of the model
-        settings: what else the outline depends on
-        frame: of the source, from 0, where it has several
+        settings: everything else that the outline depends on
+        frame: frame of the source, from 0, if it has several
 
     Raises:
-        DataError: the file lacks what must be repeated; the message names nothing of it
+        DataError: the file lacks data that must be repeated; the message quotes nothing from the file
     """
     pydicom = _pydicom()
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     with _anonymous_errors("a DICOM file's secondary capture"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote values
+        warnings.simplefilter("ignore")  # warnings quote values
         data = pydicom.dcmread(source, stop_before_pixels=True)
 
         def uid(what: str) -> str:
@@ -61,7 +61,7 @@ def secondary_capture(source: Path, picture: np.ndarray, model: str, settings: s
         made.ImageComments = "Research only, not a medical device"
         made.ImageType = ["DERIVED", "SECONDARY"]
         made.PatientOrientation = ""
-        # the picture is the source's, and with it whatever text is burned into it
+        # the picture is that of the source, including any burned-in text
         made.BurnedInAnnotation = "NO" if str(data.get("BurnedInAnnotation") or "").strip().upper() == "NO" else "YES"
         reference = pydicom.Dataset()
         reference.ReferencedSOPClassUID = data.SOPClassUID
@@ -82,7 +82,7 @@ def secondary_capture(source: Path, picture: np.ndarray, model: str, settings: s
 
 
 def with_words(picture: np.ndarray) -> np.ndarray:
-    """The picture with a strip below it that says what it is; nothing of the picture is covered."""
+    """The picture with a strip below it for the disclaimer; nothing of the picture is covered."""
     scale = max(0.35, picture.shape[1] / 1600)
     strip = np.zeros((round(40 * scale) + 6, picture.shape[1], 3), np.uint8)
     where = (6, strip.shape[0] - 8)

@@ -1,4 +1,4 @@
-"""``bustseg node``: start the node and say where it is."""
+"""``bustseg node``: start the node and print its address."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def node(
     max_waiting: int,
     seconds: float | None,
 ) -> int:
-    """Take ultrasound images over DICOM, and send DICOM SEG and secondary captures on, until Ctrl-C.
+    """Receive ultrasound images over DICOM, and send DICOM SEG and secondary captures on, until Ctrl-C.
 
     Args:
         port: port to listen on; 0 takes a free one
         ae: AE title of this node
         send_to: where results go, as ``AE@HOST:PORT``; they stay in the spool when not given
-        host: address to listen on; DICOM has no passwords, so that others than this machine must be asked for
+        host: address to listen on; since DICOM has no passwords, only this machine has access by default
         spool: folder of the queue; in the user's state folder when not given
         model: a checkpoint, a run or an exported folder; the model in the box when not given
         threshold: probability above which a pixel belongs to a lesion; the model's when not given
         allow: AE titles that may send; all when empty
-        capture: send secondary captures too
-        max_waiting: images that may wait; more are refused
-        seconds: end after so many
+        capture: also send secondary captures
+        max_waiting: most images in the queue; more are refused
+        seconds: stop after this time
 
     Returns:
         exit code 0
@@ -68,12 +68,12 @@ def node(
     except BaseException:
         queue.close()
         raise
-    console.print(f"bustseg node: {ae}@{host}:{made.port} (Ctrl-C ends it)", highlight=False, markup=False)
+    console.print(f"bustseg node: {ae}@{host}:{made.port} (Ctrl-C stops it)", highlight=False, markup=False)
     where = f"results go to {send_to}" if send_to else "results stay in the queue: --send_to AE@HOST:PORT sends them on"
     console.print(f"{where}; queue in {folder}, {queue.waiting} waiting", highlight=False, markup=False)
     if not is_loopback(host):
-        who = f"only from {', '.join(allow)}" if allow else "from everyone who reaches it: --allow AE names who may"
-        console.print(f"images are taken {who}", highlight=False, markup=False)
+        who = f"only from {', '.join(allow)}" if allow else "from everyone who can connect: restrict it with --allow AE"
+        console.print(f"images are accepted {who}", highlight=False, markup=False)
     console.print(NOTICE, highlight=False)
     run(made, seconds)
     return 0

@@ -1,8 +1,8 @@
-"""The DICOM node: takes ultrasound images in, segments them, and sends the results on.
+"""The DICOM node: receives ultrasound images, segments them, and sends the results on.
 
-Three parts that only meet in the :class:`bustseg.node.spool.Spool`: associations store what they receive, one thread
-segments, and one sends. Each may be killed at any moment: what was not finished is done again, and gives the same
-unique identifiers, so that the receiver has each result once.
+It has three parts that share only the :class:`bustseg.node.spool.Spool`: associations store what they receive, one
+thread segments, and one sends. Each may be killed at any moment: unfinished work is done again with the same unique
+identifiers, so that the receiver has each result once.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ _PEER = re.compile(r"^(?P<title>[^@]{1,16})@(?P<host>\[[0-9a-fA-F:]+\]|[^:@/]+):
 
 
 def check_title(title: str) -> str:
-    """An application entity's title.
+    """Check an application entity's title.
 
     Raises:
-        UserError: it is none
+        UserError: it is not a valid title
     """
     if not _TITLE.match(title) or "\\" in title:
-        raise UserError(f"{title!r} is no AE title: 1 to 16 ASCII characters, no backslash")
+        raise UserError(f"{title!r} is not an AE title: use 1 to 16 ASCII characters, no backslash")
     return title
 
 
@@ -83,11 +83,11 @@ class Peer:
         """The peer that ``text`` names.
 
         Raises:
-            UserError: it names none
+            UserError: it does not name a peer
         """
         found = _PEER.match(text)
         if not found or not 0 < int(found["port"]) < 65536:
-            raise UserError(f"{text!r} is no peer: write AE@HOST:PORT, such as ORTHANC@pacs.example:4242")
+            raise UserError(f"{text!r} is not a peer: write AE@HOST:PORT, such as ORTHANC@pacs.example:4242")
         return cls(check_title(found["title"]), found["host"].strip("[]"), int(found["port"]))
 
 
@@ -95,16 +95,16 @@ class Node:
     """The node, until :meth:`stop`.
 
     Args:
-        predictor: segments
+        predictor: the model in use
         spool: the queue
         title: its AE title
         host, port: where it listens; port 0 takes a free one
-        peer: where results go; None keeps them in the spool
+        peer: receiver of the results; None keeps them in the spool
         allowed: AE titles that may send; all when empty
-        capture: send secondary captures too
+        capture: also send secondary captures
 
     Attributes:
-        received, answered, failed: images since the start
+        received, answered, failed: numbers of images since the start
 
     Raises:
         UserError: the extra is not installed, or the address is taken
@@ -129,7 +129,7 @@ class Node:
             from pynetdicom import AE, _config, evt
         except ImportError as error:
             raise UserError("bustseg node needs pynetdicom: pip install 'bustseg[serve]'") from error
-        _config.LOG_HANDLER_LEVEL = "none"  # its messages quote data sets
+        _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom's messages quote data sets
         dicom_seg.check()
         spool.tidy()
         self._ae = AE(ae_title=title)
@@ -156,7 +156,7 @@ class Node:
             thread.start()
 
     def stop(self) -> None:
-        """End what is begun, and no more; the rest stays in the spool."""
+        """Finish the current image only; the rest stays in the spool."""
         self._stop.set()
         self._work.set()
         self._made.set()
@@ -185,7 +185,7 @@ class Node:
 
     @staticmethod
     def _refusal(event: Any, content: bytes) -> int | None:
-        """Status for what is no ultrasound image, None for what is."""
+        """Error status for anything but an ultrasound image; None for an ultrasound image."""
         import pydicom
 
         tags = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames"]
@@ -200,7 +200,7 @@ class Node:
             rows, columns, frames = int(data.Rows), int(data.Columns), int(data.get("NumberOfFrames") or 1)
             bounds.check_pixels("an image", rows, columns, frames)
             return None if rows * columns > 0 and frames > 0 else NOT_UNDERSTOOD
-        except Exception:  # whatever a damaged data set does to its reader
+        except Exception:  # a damaged data set may cause any error in the reader
             return NOT_UNDERSTOOD
 
     # ------------------------------------------------------------ segment
@@ -212,7 +212,7 @@ class Node:
             for id in todo:
                 if self._stop.is_set():
                     return
-                if not self.spool.source(id).is_file():  # answered since the queue was looked at
+                if not self.spool.source(id).is_file():  # answered since the queue was read
                     continue
                 try:
                     self._segment(id)
@@ -220,14 +220,14 @@ class Node:
                 except DataError as error:
                     self.failed += 1
                     self.spool.fail(id, str(error))
-                    error_console.print(f"image {id} was put aside: {error}", highlight=False, markup=False)
-                except OSError as error:  # no room: the image stays in the queue
-                    error_console.print(f"waiting for room: {error.strerror}", highlight=False, markup=False)
+                    error_console.print(f"image {id} was set aside: {error}", highlight=False, markup=False)
+                except OSError as error:  # the disk is full: the image stays in the queue
+                    error_console.print(f"waiting for disk space: {error.strerror}", highlight=False, markup=False)
                     self._stop.wait(5)
                 except Exception as error:
                     self.failed += 1
                     self.spool.fail(id, type(error).__name__)
-                    error_console.print(f"image {id} was put aside ({type(error).__name__})", highlight=False)
+                    error_console.print(f"image {id} was set aside ({type(error).__name__})", highlight=False)
             if not todo:
                 self._work.wait(2)
 
@@ -290,7 +290,7 @@ class Node:
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _send_all(self, ids: list[str]) -> bool:
-        """Send the results of images in one association; whether the receiver took all of them."""
+        """Send the results of images in one association; returns whether the receiver accepted all of them."""
         assert self.peer is not None
         import pydicom
         from pynetdicom import AE
@@ -313,10 +313,10 @@ class Node:
                 refused = None
                 for path in self.spool.results(id) or []:
                     answer = association.send_c_store(pydicom.dcmread(path))
-                    if "Status" not in answer:  # the association has broken
+                    if "Status" not in answer:  # the connection broke
                         return False
                     status = int(answer.Status)
-                    # 0xB000 and others of its kind: stored, with a remark
+                    # 0xB000 and similar: stored, with a warning
                     if status != SUCCESS and status & 0xF000 != 0xB000:
                         refused = status
                         break
@@ -328,7 +328,7 @@ class Node:
                     words = f"{self.peer.title} refuses a result (0x{refused:04X}); it waits"
                     error_console.print(words, highlight=False, markup=False)
         except (OSError, RuntimeError, ValueError) as error:
-            error_console.print(f"sending broke off ({type(error).__name__})", highlight=False)
+            error_console.print(f"sending failed ({type(error).__name__})", highlight=False)
             return False
         finally:
             if association.is_established:
@@ -337,7 +337,7 @@ class Node:
 
 
 def run(node: Node, seconds: float | None = None) -> None:
-    """Work until Ctrl-C, with a line whenever something was done."""
+    """Run until Ctrl-C, printing a line whenever something was done."""
     start, said = time.monotonic(), (0, 0, 0)
     try:
         while seconds is None or time.monotonic() - start < seconds:
@@ -346,7 +346,7 @@ def run(node: Node, seconds: float | None = None) -> None:
             if now != said:
                 said = now
                 console.print(
-                    f"received {now[0]}, answered {now[1]}, put aside {now[2]}, waiting {node.spool.waiting}",
+                    f"received {now[0]}, answered {now[1]}, set aside {now[2]}, waiting {node.spool.waiting}",
                     highlight=False,
                 )
     finally:
@@ -355,7 +355,7 @@ def run(node: Node, seconds: float | None = None) -> None:
 
 
 def default_spool() -> Path:
-    """Folder of the queue where none is named."""
+    """Default folder of the queue."""
     import platformdirs
 
     return Path(platformdirs.user_state_dir("bustseg")) / "node"

@@ -1,14 +1,14 @@
-"""The node's queue on disk: what was received is there until it is answered, whatever is killed in between.
+"""The node's queue on disk: a received image is kept until it is answered, even if a process is killed in between.
 
 ::
 
     spool/
-      queue/ID.dcm             received; on disk before its sender is told so
-      results/ID/*.dcm         made of it, not yet taken by the receiver
-      done/ID.json             answered: when, and with what; the image itself is gone
+      queue/ID.dcm             received; on disk before its sender gets an answer
+      results/ID/*.dcm         its results, not yet accepted by the receiver
+      done/ID.json             answered: when, and with what; the image itself is deleted
       failed/ID.dcm, ID.json   could not be read, and why
 
-``ID`` is a digest of the file's SOP instance and content: an image that is sent again is the same image.
+``ID`` is a digest of the file's SOP instance and content: an image that is sent again has the same id.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ FOLDERS = ("queue", "results", "done", "failed")
 
 
 class Full(Exception):
-    """No room: on the disk, or in the queue."""
+    """The disk or the queue is full."""
 
 
 class Spool:
-    """The folder above; one process works on it.
+    """The folder above, used by one process.
 
     Args:
-        folder: is made when it does not exist, for this user alone
-        limit: images that may wait
+        folder: created if it does not exist, accessible only to this user
+        limit: most images that may wait
 
     Raises:
-        UserError: it cannot be written, or another node works on it
+        UserError: it cannot be written, or another node uses it
     """
 
     def __init__(self, folder: Path, limit: int = 10_000) -> None:
@@ -55,12 +55,12 @@ class Spool:
             self._lock = FileLock(folder / ".node.lock")
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"another node works on {folder}: name another --spool") from None
+            raise UserError(f"another node uses {folder}: name another --spool") from None
         except OSError as error:
             raise UserError(f"cannot keep a queue in {folder}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         self._lock.release()
 
     @staticmethod
@@ -69,13 +69,13 @@ class Spool:
         return f"{hashlib.sha256(instance.encode()).hexdigest()[:16]}-{hashlib.sha256(content).hexdigest()[:16]}"
 
     def receive(self, instance: str, content: bytes) -> str:
-        """Take an image in; it is on disk when this returns. What is known already is not taken twice.
+        """Store an image; it is on disk when this returns. A known image is not stored twice.
 
         Returns:
             its id
 
         Raises:
-            Full: there is no room
+            Full: there is no space
         """
         id = self.id_of(instance, content)
         if self.is_known(id):
@@ -104,12 +104,12 @@ class Spool:
         return len(self.pending())
 
     def pending(self) -> list[str]:
-        """Ids of the images that are not answered yet, the first that came first."""
+        """Ids of the images that are not answered yet, oldest first."""
         found = []
         with os.scandir(self.folder / "queue") as entries:
             for entry in entries:
                 if entry.name.endswith(".dcm") and not entry.name.startswith("."):
-                    with suppress(FileNotFoundError):  # answered in this moment, by another thread
+                    with suppress(FileNotFoundError):  # answered by another thread at this moment
                         found.append((entry.stat().st_mtime_ns, entry.name.removesuffix(".dcm")))
         return [id for _, id in sorted(found)]
 
@@ -118,7 +118,7 @@ class Spool:
         return self.folder / "queue" / f"{id}.dcm"
 
     def results(self, id: str) -> list[Path] | None:
-        """Files that were made of an image, None while they are not all there."""
+        """Result files of an image, None until all of them exist."""
         folder = self.folder / "results" / id
         try:
             return [folder / name for name in json.loads((folder / "whole.json").read_text())["files"]]
@@ -126,17 +126,17 @@ class Spool:
             return None
 
     def keep_results(self, id: str, files: Mapping[str, bytes], said: Mapping[str, Any]) -> list[Path]:
-        """Keep what was made of an image, and what is to be said of it."""
+        """Store the results of an image, and facts about them."""
         folder = self.folder / "results" / id
         folder.mkdir(exist_ok=True, mode=0o700)
         for name, content in files.items():
             write_whole(folder / name, content)
-        # written last: without it the results are made again
+        # written last: without it the results are computed again
         write_whole(folder / "whole.json", json.dumps({"files": list(files), "said": dict(said)}).encode())
         return [folder / name for name in files]
 
     def finish(self, id: str) -> None:
-        """The receiver has all results of an image: forget its pixels."""
+        """Mark an image as done once the receiver has all its results, and delete its pixels."""
         folder = self.folder / "results" / id
         said = json.loads((folder / "whole.json").read_text())["said"]
         record = {**said, "answered": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -145,14 +145,14 @@ class Spool:
         shutil.rmtree(folder, ignore_errors=True)
 
     def fail(self, id: str, reason: str) -> None:
-        """Put an image aside that cannot be read."""
+        """Set aside an image that cannot be read."""
         record = {"reason": reason, "when": datetime.now(UTC).isoformat(timespec="seconds")}
         write_whole(self.folder / "failed" / f"{id}.json", json.dumps(record).encode() + b"\n")
         os.replace(self.source(id), self.folder / "failed" / f"{id}.dcm")
         shutil.rmtree(self.folder / "results" / id, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove what a kill has left behind an image that was answered: done, and still in the queue."""
+        """Clean up after a kill: remove images that are done but still in the queue."""
         for id in self.pending():
             if (self.folder / "done" / f"{id}.json").is_file():
                 self.source(id).unlink(missing_ok=True)
