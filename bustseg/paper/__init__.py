@@ -1,1 +1,1 @@
-"""The tables of Anari et al. 2025, measured again."""
+"""Reproduction of the tables of Anari et al. 2025."""

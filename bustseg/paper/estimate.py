@@ -1,4 +1,4 @@
-"""What a fit will cost, from one training step on random images: parameters and seconds."""
+"""Estimate of the cost of a fit (parameters and seconds) from one training step on random images."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from bustseg.runs.checkpoint import build_task
 from bustseg.task import SegmentationTask
 
 _CPU_IMAGES = 4
-"""Images of the measured step on a CPU, whose time per image hardly depends on their number; a GPU takes the batch."""
+"""Images in the measured step on a CPU, where the time per image hardly depends on it; a GPU gets a whole batch."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs on this machine.
+    """The cost of a network on this machine.
 
     Attributes:
-        parameters: all
-        trainable: of these
+        parameters: number of parameters
+        trainable: number of trained parameters
         train: seconds of a training step per image
         evaluate: seconds of an evaluation per image
-        encode: seconds per image of frozen encoders whose features are kept; then the two above leave them out
-        scale: share of the image's side that training sees, by the first epoch that it holds for
+        encode: seconds per image of frozen encoders whose features are cached; then the two above do not include them
+        scale: image side in training as a fraction of the full side, by the first epoch that it applies to
     """
 
     parameters: int
@@ -42,7 +42,7 @@ class Cost:
     def fit(self, epochs: int, images: Mapping[str, int]) -> float:
         """Seconds of a fit of ``epochs``, with ``train`` and ``val`` images."""
         starts = sorted(self.scale)
-        # the time of a step goes with the area of its images
+        # the time of a step is proportional to the area of its images
         whole = sum(
             (min(end, epochs) - min(start, epochs)) * self.scale[start] ** 2
             for start, end in zip(starts, [*starts[1:], epochs], strict=True)
@@ -51,16 +51,16 @@ class Cost:
         return self.encode * (images["train"] + images["val"]) + train + epochs * self.evaluate * images["val"]
 
     def test(self, images: Mapping[str, int]) -> float:
-        """Seconds of a test that passes over all subsets and explains the test images; without drawing."""
+        """Seconds of a test that scores all subsets and explains the test images, not counting figures."""
         seen = images["train"] + images["val"] + images["test"]
         return (self.encode + self.evaluate) * seen + (self.encode + self.train) * images["test"]
 
 
 def measure_cost(config: Mapping[str, Any], data: UltrasoundDataModule) -> Cost:
-    """Time one step of a configuration's task after one to warm up; weights and images are random.
+    """Time one step of a configuration's task after a warm-up step; weights and images are random.
 
     Args:
-        config: a fit's whole configuration
+        config: a fit's complete configuration
         data: its data, set up
     """
     trainer = config["trainer"]
@@ -115,7 +115,7 @@ def measure_cost(config: Mapping[str, Any], data: UltrasoundDataModule) -> Cost:
 
 
 def count_parameters(task: SegmentationTask) -> tuple[int, int]:
-    """Parameters of a task's network: all, and those that are trained."""
+    """Numbers of all and of trained parameters of a task's network."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in task.network.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
 

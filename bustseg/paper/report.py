@@ -1,4 +1,4 @@
-"""What `bustseg reproduce` leaves: Markdown, CSV and pictures of the paper's figures beside ours."""
+"""The report of `bustseg reproduce`: Markdown, CSV and pictures that compare the paper's numbers with ours."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ _BEYOND = (
     "missed_lesion_rate",
     "false_positive_rate_normal",
 )
-"""Scores beside those that the paper has."""
+"""Scores in addition to the paper's."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run says of itself.
+    """The results of a finished run.
 
     Attributes:
         run_id: MLflow run
-        scores: of its test, named as in MLflow (``test/dice_paper``)
+        scores: scores of its test, named as in MLflow (``test/dice_paper``)
         auc: pixel AUC by subset, all with the tested weights
-        parameters: of the network
-        trainable: of these
-        epochs: trained
-        seconds: of these, validation included, as measured
+        parameters: number of the network's parameters
+        trainable: number of trained parameters
+        epochs: number of trained epochs
+        seconds: measured time of these epochs, validation included
         memory: peak of GPU memory in GiB; None on a CPU
         facts: ``device``, ``precision``, ``data_digest``, ``split_digest``, ``split``, ``git_commit``
     """
@@ -76,7 +76,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """One row under one seed, run or not."""
+    """One row with one seed, run or not."""
 
     row: Row
     seed: int
@@ -91,7 +91,7 @@ def read_outcome(client: MlflowClient, run: Run) -> Outcome:
     seconds = {
         metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "train/epoch_seconds")
     }
-    # a process that is killed between its checkpoint and its metrics leaves no time for that epoch
+    # if a process is killed between checkpoint and metrics, the time of that epoch is missing
     epochs = max(seconds, default=-1) + 1
     try:
         curves = json.loads(run_file(run.info.run_id, "curves/curves.json").read_text(encoding="utf-8"))["scores"]
@@ -114,14 +114,14 @@ def read_outcome(client: MlflowClient, run: Run) -> Outcome:
 def write_report(
     table: PaperTable, results: Sequence[Result], folder: Path, command: str, pictures: bool
 ) -> list[Path]:
-    """Write ``NAME.md``, ``NAME.csv`` and, if asked and possible, ``NAME.png``, after the table's name.
+    """Write ``NAME.md``, ``NAME.csv`` and, if requested and possible, ``NAME.png``, with the table's name.
 
     Args:
         table: the paper's table
         results: every row and seed, run or not
-        folder: made if it is not there
-        command: what was called
-        pictures: whether the sheet of test images is drawn, for which every network is loaded
+        folder: created if it does not exist
+        command: the command line
+        pictures: whether to draw the sheet of test images, which loads every network
 
     Returns:
         the files
@@ -151,14 +151,14 @@ def _load_tables(results: Sequence[Result]) -> dict[tuple[int, int], RunTable]:
 
 
 def _draw(loaded: dict[tuple[int, int], RunTable], path: Path) -> bool:
-    """The same test images for all rows; of several seeds the first."""
+    """Draw the same test images for all rows, with the first of several seeds."""
     first: dict[int, RunTable] = {}
     for (row, _), run in loaded.items():
         if run.checkpoint is not None:
             first.setdefault(row, run)
     try:
         return bool(first) and draw_sheet(list(first.values()), path, runs=len(first))
-    except UserError as error:  # the figures stand without the pictures
+    except UserError as error:  # the numbers are useful without the pictures
         error_console.print(f"no pictures: {error}", highlight=False, markup=False)
         return False
 
@@ -167,7 +167,7 @@ def _draw(loaded: dict[tuple[int, int], RunTable], path: Path) -> bool:
 
 
 def csv_frame(table: PaperTable, results: Sequence[Result]) -> pd.DataFrame:
-    """One line per row and seed, also for those that are not run."""
+    """One line per row and seed, including those that were not run."""
     lines = []
     found = {result.row.row for result in results}
     absent = [Result(row, -1, "not run", None, {}) for row in table.rows if row.row not in found]
@@ -196,7 +196,7 @@ def csv_frame(table: PaperTable, results: Sequence[Result]) -> pd.DataFrame:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the words of a plan: ``40 s``, ``12 min``, ``3.5 h``."""
+    """Seconds as text: ``40 s``, ``12 min``, ``3.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -212,7 +212,7 @@ def mean_sd(values: Iterable[float | None], digits: int = 4) -> str:
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the second to the right."""
+    """A Markdown table; all columns except the second are right-aligned."""
     return markdown_table(head, lines, right=[place for place in range(len(head)) if place != 1])
 
 
@@ -290,7 +290,7 @@ def _head(table: PaperTable, results: Sequence[Result], command: str) -> list[st
     lines.append(
         f"{len(outcomes)} of {len({result.row.row for result in results}) * len(seeds)} runs are finished; "
         + ("seed" if len(seeds) == 1 else "seeds, as mean ± standard deviation:")
-        + f" {', '.join(map(str, seeds))}. Rows that are not finished say so."
+        + f" {', '.join(map(str, seeds))}. Rows that are not finished are marked."
     )
     for name, what in (("split", "Split"), ("data_digest", "Data digest"), ("split_digest", "Split digest")):
         if found := _distinct(outcome.facts.get(name) for outcome in outcomes):
@@ -312,17 +312,17 @@ def _distinct(values: Iterable[str | None]) -> str:
 
 
 def encoder_weights(results: Sequence[Result]) -> str:
-    """Sentence that says which pretrained weights the rows began with, as the paper's began with ImageNet's."""
+    """Sentence about the pretrained weights of the rows' encoders; the paper's encoders start from ImageNet weights."""
     kinds: dict[str, list[int]] = {}
     for result in results:
         if not result.config:
             continue
         values = list(pretrained_parts(result.config["model"]["network"]).values())
         flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
-        for kind in {_kind(value) for value in flat} or {"no part that takes pretrained weights"}:
+        for kind in {_kind(value) for value in flat} or {"no part with pretrained weights"}:
             kinds.setdefault(kind, []).append(result.row.row)
     if set(kinds) == {"ImageNet"}:
-        return "Encoders begin with ImageNet weights, as the paper's do."
+        return "Encoders start from ImageNet weights, as in the paper."
     named = "; ".join(
         f"{kind} in all rows" if len(kinds) == 1 else f"{kind} in rows {', '.join(map(str, dict.fromkeys(rows)))}"
         for kind, rows in sorted(kinds.items())
@@ -330,8 +330,9 @@ def encoder_weights(results: Sequence[Result]) -> str:
     if "random" not in kinds:
         return f"Encoders: {named}."
     return (
-        f"**Not all encoders begin with ImageNet weights, as the paper's do: {named}.** Networks that begin with "
-        "random weights learn less from 624 images, and a frozen encoder with random weights knows nothing."
+        f"**Not all encoders start from ImageNet weights, as the paper's do: {named}.** Networks that start from "
+        "random weights learn less from 624 images, and a frozen encoder with random weights gives only random "
+        "features."
     )
 
 
@@ -362,9 +363,9 @@ def _sizes(table: PaperTable, outcomes: dict[int, list[Outcome]]) -> str:
 
 
 def claim_rows(table: PaperTable, loaded: dict[tuple[int, int], RunTable]) -> pd.DataFrame:
-    """The paper's conclusions on our runs: one line per pair of rows and seed.
+    """The paper's conclusions tested on our runs: one line per pair of rows and seed.
 
-    Columns: ``claim``, ``first``, ``second`` (rows), ``seed``, ``paper`` (difference of the paper's Dice, first less
+    Columns: ``claim``, ``first``, ``second`` (rows), ``seed``, ``paper`` (difference of the paper's Dice, first minus
     second), and where both rows are finished ``paper_ours``, ``paper_low``, ``paper_high``, ``lesion_ours``,
     ``lesion_low``, ``lesion_high`` (ours under both conventions with 95 % intervals, paired over the test images),
     ``p`` and ``p_holm`` (Wilcoxon's, adjusted for all pairs of the table).
@@ -385,7 +386,7 @@ def claim_rows(table: PaperTable, loaded: dict[tuple[int, int], RunTable]) -> pd
     frame = pd.DataFrame(lines, columns=[*columns, "p"])
     known = frame["p"].notna()
     frame["p_holm"] = np.nan
-    # rows that stand in two claims are one test
+    # a pair that appears in two claims is one test
     pairs = frame[known].drop_duplicates(["first", "second", "seed"])
     adjusted = dict(
         zip(zip(pairs["first"], pairs["second"], pairs["seed"], strict=True), holm(pairs["p"].to_numpy()), strict=True)
@@ -415,7 +416,7 @@ def _difference(first: RunTable, second: RunTable) -> dict[str, float]:
 
 
 def verdict(line: pd.Series) -> str:
-    """What our runs say to the paper's difference: the same sign, the opposite, or nothing, at 95 %."""
+    """Whether our runs confirm the sign of the paper's difference at 95 %: the same, the opposite, or not decided."""
     if pd.isna(line["paper_ours"]):
         return "not run"
     if not (line["p_holm"] < LEVEL and line["paper_low"] * line["paper_high"] > 0):
@@ -465,6 +466,6 @@ def _summary(claim: Claim, own: pd.DataFrame) -> str:
     said = (run["paper"] > 0).sum()
     return (
         f"{len(run)} comparisons: the first row has the higher Dice in {int((run['paper_ours'] > 0).sum())} of ours "
-        f"and in {int(said)} of the paper's; {verdicts.count('the same')} of ours are decided as the paper has them, "
-        f"{verdicts.count('the opposite')} the other way, {verdicts.count('not decided')} not."
+        f"and in {int(said)} of the paper's; {verdicts.count('the same')} of ours agree with the paper significantly, "
+        f"{verdicts.count('the opposite')} contradict it significantly, {verdicts.count('not decided')} are undecided."
     )

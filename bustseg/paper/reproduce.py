@@ -1,4 +1,4 @@
-"""`bustseg reproduce`: fit and test the rows of one of the paper's tables, beside the paper's figures."""
+"""`bustseg reproduce`: fit and test the rows of one of the paper's tables, and compare them with its numbers."""
 
 from __future__ import annotations
 
@@ -48,25 +48,25 @@ _NOT_DECIDING = (
     "trainer.logger",
     "trainer.default_root_dir",
     "trainer.enable_progress_bar",
-    "data.root",  # the digest of the data says what it holds
+    "data.root",  # the digest of the data identifies its content
     "data.num_workers",
 )
-"""Where a fit runs and what it prints, which does not make another row of it."""
+"""Keys about where a fit runs and what it prints, which do not make it a different row."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to reproduce, and how much of it.
+    """Options of a reproduction.
 
     Attributes:
         table: number or file of the table
-        family: ``paper``, or ``offline``: the rows on encoders whose weights install with pip
+        family: ``paper``, or ``offline``: the rows with encoders whose weights install with pip
         only: numbers of the rows to run, in this order; all when not given
-        seeds: one run of each row for each of them
-        max_epochs, devices: take the place of the configs' own
-        encoder_weights: ``imagenet`` or ``none``, of all networks; the configs' own when not given
+        seeds: one run per row and seed
+        max_epochs, devices: replace the values in the configs
+        encoder_weights: ``imagenet`` or ``none``, for all networks; those in the configs when not given
         resume: skip finished rows and continue the interrupted one
-        plan: say what would be run, and stop
+        plan: print what would run, and stop
         out: folder for the report
     """
 
@@ -84,17 +84,17 @@ class Settings:
 
 @dataclass
 class Job:
-    """One row under one seed.
+    """One row with one seed.
 
     Attributes:
         row: the row
-        seed: of weights, order and augmentation
-        experiment: what is trained
-        key: digest by which its run is known
+        seed: seed of weights, order and augmentation
+        experiment: the experiment to train
+        key: digest that identifies its run
         images: number of images by subset
-        asked: whether it is to be run now
-        run: its run, when there is one already
-        failure: why it failed just now
+        asked: whether it should run now
+        run: its run, if it already exists
+        failure: why it failed in this call
     """
 
     row: Row
@@ -120,23 +120,23 @@ class Job:
 
     @property
     def network(self) -> str:
-        """What decides its cost, as text: jobs with the same need to be measured once."""
+        """What determines its cost, as text: jobs with the same text are measured once."""
         sections = ({**self.config["model"], "loss": None}, self.config["trainer"], self.config["frozen_features"])
         size = {key: self.config["data"].get(key) for key in ("image_size", "batch_size", "augmentation")}
         return json.dumps([sections, size], sort_keys=True, default=str)
 
     @property
     def epochs(self) -> int:
-        """Epochs at most."""
+        """Maximum number of epochs."""
         return int(self.config["trainer"].get("max_epochs") or 0)
 
     @property
     def open(self) -> bool:
-        """Whether it is to be run and has not been."""
+        """Whether it should run and is not finished."""
         return self.asked and self.outcome is None
 
     def estimate(self, factor: float = 1.0) -> float | None:
-        """Seconds of fit and test when no early stopping shortens them; None when they are not known."""
+        """Seconds of fit and test without early stopping; None when unknown."""
         if self.cost is None:
             return None
         return factor * (self.cost.fit(self.epochs, self.images) + self.cost.test(self.images))
@@ -155,12 +155,12 @@ class Job:
         return {"FINISHED": "trained, not tested", "RUNNING": "running"}.get(self.run.info.status, "cut off")
 
     def result(self) -> Result:
-        """What the report needs of it."""
+        """Its result for the report."""
         return Result(self.row, self.seed, self.state, self.outcome, self.config)
 
 
 def reproduce(options: Settings, rest: Sequence[str] = ()) -> int:
-    """`bustseg reproduce`: plan, run what is open, write the table after each row.
+    """`bustseg reproduce`: plan, run the unfinished rows, and write the table after each row.
 
     Args:
         options: what to reproduce
@@ -188,9 +188,9 @@ def reproduce(options: Settings, rest: Sequence[str] = ()) -> int:
     if options.resume:
         parent, _ = reopen_parent(tracking, PARENT_KEY, key)
         if parent is None:
-            console.print("there is no run of this table to resume: a new one begins")
+            console.print("there is no run of this table to resume: starting a new one")
     elif resumable is not None:
-        console.print(f"a new run begins; --resume would go on with run {resumable.info.run_id}", highlight=False)
+        console.print(f"starting a new run; --resume would continue run {resumable.info.run_id}", highlight=False)
     if parent is None:
         parent = Tracker(
             **{
@@ -208,7 +208,7 @@ def reproduce(options: Settings, rest: Sequence[str] = ()) -> int:
         parent.killed = not isinstance(error, Exception)  # Ctrl-C comes out of Lightning as SystemExit
         parent.finalize("failed")
         if parent.killed:
-            console.print("stopped; the same command with --resume goes on")
+            console.print("stopped; the same command with --resume continues")
         raise
     failed = [job for job in jobs if job.asked and job.failure is not None]
     parent.finalize("failed" if failed else "success")
@@ -224,7 +224,7 @@ def reproduce(options: Settings, rest: Sequence[str] = ()) -> int:
 
 
 def plan_jobs(table: PaperTable, options: Settings, rest: Sequence[str]) -> list[Job]:
-    """A job for every row and seed; also for rows that are not asked for, whose runs may be there.
+    """A job for every row and seed, including rows that were not requested but may have runs.
 
     Raises:
         UserError: a row that the table lacks, or a config, option or data that cannot be used
@@ -237,7 +237,7 @@ def plan_jobs(table: PaperTable, options: Settings, rest: Sequence[str]) -> list
     order += [row for row in table.rows if row not in order]
     missing = [row for row in order[: len(set(only))] if not row.config.is_file()]
     if missing:
-        raise UserError(f"no config of row {missing[0].row} at {missing[0].config}")
+        raise UserError(f"no config for row {missing[0].row} at {missing[0].config}")
     jobs: list[Job] = []
     modules: dict[str, UltrasoundDataModule] = {}
     for position, row in enumerate(track(order, "reading configs")):
@@ -245,7 +245,9 @@ def plan_jobs(table: PaperTable, options: Settings, rest: Sequence[str]) -> list
         try:
             experiment = _experiment_of(row, options, rest)
             if experiment["trainer.fast_dev_run"] or experiment["trainer.logger"] is False:
-                raise UserError("reproduce keeps its rows in MLflow: leave trainer.logger and fast_dev_run as they are")
+                raise UserError(
+                    "reproduce stores its rows in MLflow: do not set trainer.logger or trainer.fast_dev_run"
+                )
             data = _data(experiment["data"], modules)
         except UserError as error:
             if asked:
@@ -256,7 +258,7 @@ def plan_jobs(table: PaperTable, options: Settings, rest: Sequence[str]) -> list
 
 
 def _experiment_of(row: Row, options: Settings, rest: Sequence[str]) -> Experiment:
-    """What a row trains, under no seed yet."""
+    """A row's experiment, not seeded yet."""
     named = ["--config", str(row.config), "--tracking.experiment", EXPERIMENT]
     experiment = Experiment.parse([*named, *rest])
     changes: dict[str, Any] = {}
@@ -281,13 +283,13 @@ def _job(
 
 
 def _unseeded(job: Job) -> str:
-    """The job's key as it is for every seed."""
+    """The job's key without the seed."""
     config = {**job.config, "seed_everything": None}
     return config_digest(config, _NOT_DECIDING, data=job.data.data_digest, split=job.data.split_digest)
 
 
 def _data(section: dict[str, Any], modules: dict[str, UltrasoundDataModule]) -> UltrasoundDataModule:
-    """The data of a configuration, set up; one module for all rows that name the same."""
+    """The data of a configuration, set up; rows with the same data share a module."""
     key = json.dumps(section, sort_keys=True, default=str)
     if key not in modules:
         data = build_data(section)
@@ -313,7 +315,7 @@ def _runs(client: MlflowClient, experiment: str, tag: str, value: str) -> list[R
 
 
 def _look_up(client: MlflowClient, job: Job) -> None:
-    """Give a job its run: a finished one, whichever table it was run for, else the newest."""
+    """Find a job's run: a finished one from any table, else the newest."""
     found = _runs(client, job.config["tracking"]["experiment"], ROW_KEY, job.key)
     done = [run for run in found if tested(run)]
     job.run = next(iter([*done, *found]), None)
@@ -321,7 +323,7 @@ def _look_up(client: MlflowClient, job: Job) -> None:
 
 
 def _end_dead(client: MlflowClient, job: Job) -> None:
-    """End a run that its process, killed, has left running."""
+    """End a run whose process was killed and left it running."""
     if job.run is not None and job.run.info.status == "RUNNING":
         with _alone(job) as alone:
             if alone:
@@ -331,7 +333,7 @@ def _end_dead(client: MlflowClient, job: Job) -> None:
 
 @contextmanager
 def _alone(job: Job) -> Iterator[bool]:
-    """Whether no other process on this machine runs the job; none can while the context lasts."""
+    """Lock the job on this machine while the context lasts; yields False if another process runs it."""
     folder = RUNS_DIR / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{job.key}.lock")
@@ -347,7 +349,7 @@ def _alone(job: Job) -> Iterator[bool]:
 
 
 def print_plan(table: PaperTable, jobs: Sequence[Job]) -> None:
-    """Print what is to be run and what is there at once, then how long the rest may take, network by network."""
+    """Print at once what is done and what remains to run, then the estimated time of the rest, network by network."""
     asked = [job for job in jobs if job.asked]
     shown = Table(title=table.title, caption=table.legend or None)
     for column in ("row", "model", "seed", "epochs", "state"):
@@ -364,14 +366,14 @@ def print_plan(table: PaperTable, jobs: Sequence[Job]) -> None:
     _measure(todo)
     estimates = [seconds for job in todo if (seconds := job.estimate()) is not None]
     console.print(
-        f"{len(asked) - len(todo)} of {len(asked)} are done; the rest takes about {duration(sum(estimates))} or less "
+        f"{len(asked) - len(todo)} of {len(asked)} are done; the rest takes at most about {duration(sum(estimates))} "
         "(an estimate from one training step of each network; early stopping shortens it)",
         highlight=False,
     )
 
 
 def _measure(jobs: Sequence[Job]) -> None:
-    """Give each job its cost, and print a line for each distinct network as soon as it is timed."""
+    """Set each job's cost, and print a line for each distinct network as soon as it is timed."""
     first: dict[str, Job] = {}
     for job in jobs:
         first.setdefault(job.network, job)
@@ -379,7 +381,7 @@ def _measure(jobs: Sequence[Job]) -> None:
     for name, job in track(list(first.items()), "timing a step of each network"):
         try:
             cost = measure_cost(job.config, job.data)
-        except Exception as error:  # whatever it is, the row itself will say it
+        except Exception as error:  # running the row will report the error
             console.print(f"{job.name}: no estimate ({one_line(error)})", highlight=False, markup=False)
             continue
         same = [other for other in jobs if other.network == name]
@@ -387,7 +389,8 @@ def _measure(jobs: Sequence[Job]) -> None:
             other.cost = cost
         console.print(
             f"row {job.row.row:>2}  {job.row.name:<{width}}  {cost.parameters:>11,} parameters, {cost.trainable:>11,} "
-            f"trained  {duration(job.estimate() or 0.0):>9}{f' (and {len(same) - 1} alike)' if len(same) > 1 else ''}",
+            "trained  "
+            f"{duration(job.estimate() or 0.0):>9}{f' (and {len(same) - 1} more like it)' if len(same) > 1 else ''}",
             highlight=False,
             markup=False,
         )
@@ -425,7 +428,7 @@ def _run_all(
         with _alone(job) as alone:
             if not alone:
                 _look_up(client, job)
-                console.print("another process runs it: left to that", highlight=False)
+                console.print("another process is running it: skipped", highlight=False)
                 continue
             whole = job.run is None
             try:
@@ -444,7 +447,7 @@ def _run_all(
                 ratios.append((time.perf_counter() - started) / planned)
             scores = {name.removeprefix("test/"): value for name, value in job.outcome.scores.items()}
             names = (*(f"dice_{convention}" for convention in CONVENTIONS), "auc_pixel")
-            # a curve over rows in the UI; one per seed, so that none covers another
+            # a curve over rows in the UI; one per seed, so that they do not overlap
             parent.log_metrics(
                 {f"{name}/seed_{job.seed}": scores[name] for name in names if name in scores}, step=job.row.row
             )
@@ -464,7 +467,7 @@ def _run_one(job: Job, parent: Tracker, client: MlflowClient, table: PaperTable,
 
 
 def _shown(options: Settings, rest: Sequence[str]) -> str:
-    """The command as a reader may repeat it; without paths of this machine."""
+    """The command for readers to repeat, without paths of this machine."""
     parts = [f"bustseg reproduce --table {Path(options.table).name}"]
     if options.family != "paper":
         parts.append(f"--family {options.family}")

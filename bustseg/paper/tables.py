@@ -1,4 +1,4 @@
-"""The paper's tables as data: which config belongs to a row, what the paper found, and what it concludes."""
+"""The paper's tables as data: each row's config, the paper's numbers, and its conclusions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Row:
 
     Attributes:
         row: its number
-        name: what tells it from the others, in words
+        name: short description
         config: a fit's configuration
         paper: the paper's ``precision``, ``recall``, ``f1``, ``iou`` and ``dice``
-        parameters: the paper's count, as printed
-        trainable: of these
-        auc: the paper's pixel AUC by subset, as far as it states them
+        parameters: the paper's number of parameters, as printed
+        trainable: the paper's number of trained parameters
+        auc: the paper's pixel AUC by subset, where stated
     """
 
     row: int
@@ -43,7 +43,7 @@ class Claim:
 
     Attributes:
         claim: the sentence
-        pairs: row numbers; it says that the first of a pair has the higher Dice
+        pairs: row numbers; the claim is that the first of a pair has the higher Dice
     """
 
     claim: str
@@ -55,11 +55,11 @@ class PaperTable:
     """A table of the paper.
 
     Attributes:
-        name: of its file, without suffix
+        name: name of its file, without suffix
         title: heading
-        legend: what abbreviations in the rows' names stand for
+        legend: meaning of abbreviations in the rows' names
         rows: in the paper's order
-        claims: what the paper concludes from it
+        claims: the paper's conclusions from it
     """
 
     name: str
@@ -69,7 +69,7 @@ class PaperTable:
     claims: list[Claim]
 
     def row(self, number: int) -> Row:
-        """The row of this number."""
+        """The row with this number."""
         return next(row for row in self.rows if row.row == number)
 
 
@@ -77,11 +77,11 @@ def find_table(table: str, family: str = "paper") -> Path:
     """File of a table: ``1`` or ``5`` in ``configs/tables`` of the working folder, the checkout or the package.
 
     Args:
-        table: number, or a file of one's own
+        table: number, or the path of a file
         family: ``paper``, or the suffix of another file with the same rows, such as ``offline``
 
     Raises:
-        UserError: there is none
+        UserError: there is no such table
     """
     if table.endswith((".yaml", ".yml")):
         if not Path(table).is_file():
@@ -98,7 +98,7 @@ def find_table(table: str, family: str = "paper") -> Path:
             return folder / f"{name}.yaml"
     known = ", ".join(sorted(path.stem.removeprefix("table") for folder in places for path in folder.glob("*.yaml")))
     of = f" of the family {family}" if family != "paper" else ""
-    raise UserError(f"no table {table}{of}: there are {known} (a name after _ is a family)")
+    raise UserError(f"no table {table}{of}: there are {known} (the part after _ is the family)")
 
 
 def read_table(path: Path) -> PaperTable:
@@ -106,7 +106,7 @@ def read_table(path: Path) -> PaperTable:
 
     Keys: ``title``; ``legend``; ``rows``, each with ``row``, ``name``, ``config`` (relative to the file; else the
     pattern ``configs`` with ``{row}``), ``paper``, ``parameters``, ``trainable``, ``auc``; ``claims``, each with
-    ``claim`` and ``pairs``; ``like``, another table whose keys hold where this file has none.
+    ``claim`` and ``pairs``; ``like``, another table that provides the keys that this file lacks.
 
     Raises:
         UserError: it is missing or malformed
@@ -126,25 +126,25 @@ def read_table(path: Path) -> PaperTable:
         table = PaperTable(path.stem, content["title"], " ".join(content.get("legend", "").split()), rows, claims)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} is no table ({type(error).__name__}: {error}): see configs/tables/table1.yaml"
+            f"{path} is not a table ({type(error).__name__}: {error}): see configs/tables/table1.yaml"
         ) from error
     numbers = [row.row for row in table.rows]
     unknown = {number for claim in claims for pair in claim.pairs for number in pair} - set(numbers)
     if unknown or len(set(numbers)) < len(numbers):
         raise UserError(
-            f"{path} names a row twice" if not unknown else f"{path} has claims on rows it lacks: {unknown}"
+            f"{path} names a row twice" if not unknown else f"{path} has claims about rows that it lacks: {unknown}"
         )
     return table
 
 
 def _content(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
-        raise UserError(f"{path} is like itself: name another table, or none")
+        raise UserError(f"{path} refers to itself with `like`: name another table, or none")
     if not path.is_file():
         raise UserError(f"cannot read {path}: no such file")
     _, content = read_yaml(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no table: see configs/tables/table1.yaml")
+        raise UserError(f"{path} is not a table: see configs/tables/table1.yaml")
     if "like" not in content:
         return content
     return {**_content(path.parent / str(content["like"]), (*above, path.resolve())), **content}

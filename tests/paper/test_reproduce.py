@@ -99,14 +99,14 @@ BAD = {
     "no such table": (["--table", "9"], "no table 9: there are 1, 1_offline, 5"),
     "no such family": (["--table", "5", "--family", "offline"], "no table 5 of the family offline"),
     "no such file": (["--table", "none.yaml"], "no table at none.yaml"),
-    "malformed": (["--table", "bad.yaml"], "bad.yaml is no table"),
+    "malformed": (["--table", "bad.yaml"], "bad.yaml is not a table"),
     "no such row": (["--only", "1", "4"], "small has no row 4"),
-    "no config": (["--table", "lost.yaml"], "no config of row 1"),
+    "no config": (["--table", "lost.yaml"], "no config for row 1"),
     "own config": (["--config", "1.yaml"], "takes no --config"),
     "seed": (["--seed_everything=3"], "takes no --seed_everything"),
     "checkpoint": (["--ckpt_path", "x"], "takes no --ckpt_path"),
     "unknown option": (["--data.batch_sise", "3"], "did you mean"),
-    "no tracking": (["--trainer.logger", "false"], "keeps its rows in MLflow"),
+    "no tracking": (["--trainer.logger", "false"], "stores its rows in MLflow"),
     "no data": (["--data.root", "nowhere"], "nowhere"),
 }
 
@@ -153,7 +153,7 @@ def test_a_row_that_fails_does_not_stop_the_others(
 ) -> None:
     code, out, err = reproduce_small(bustseg, table, phantoms, "--plan")
     assert (code, runs()) == (0, ([], {})), err
-    assert "0 of 3 are done; the rest takes about" in out
+    assert "0 of 3 are done; the rest takes at most about" in out
     assert out.count("<= 2") == 3
     untimed(monkeypatch)
 
@@ -182,7 +182,7 @@ def test_a_row_that_fails_does_not_stop_the_others(
         }
     assert frame["trainable"][3] < frame["parameters"][3]
     page = unpadded(Path("out/small.md").read_text())
-    assert "**Not all encoders begin with ImageNet weights, as the paper's do: random in rows 1, 3" in page
+    assert "**Not all encoders start from ImageNet weights, as the paper's do: random in rows 1, 3" in page
     assert f"| 1 | CBAM | 0.6000 | {frame['precision_paper'][1]:.4f} | 0.5000 |" in page
     assert "| 2 | weightless | 0.6000 |  | 0.5000 |  | 0.4000 |  | 0.5300 |  | failed: WeightsError" in page
     assert "| 1, 3 | CBAM against plain | +0.0200 |" in page
@@ -200,7 +200,7 @@ def test_a_row_that_fails_does_not_stop_the_others(
     Path("2.yaml").write_text(yaml.safe_dump(config))
     code, out, err = reproduce_small(bustseg, table, phantoms, "--resume", "--only", 2)
     assert code == 0, err
-    assert "a new one begins" in out, "a row has changed, so the table is another"
+    assert "starting a new one" in out, "a row has changed, so the table is another"
     frame = pd.read_csv("out/small.csv").set_index("row")
     assert frame["state"].tolist() == ["done"] * 3
     assert {row: len(own) for row, own in runs()[1].items()} == {1: 1, 2: 1, 3: 1}
@@ -275,7 +275,7 @@ def test_ctrl_c_leaves_no_run_running(
     monkeypatch.setattr(reproduce, "_run_one", stop)
     code, out, _ = reproduce_small(bustseg, table, phantoms, "--only", 1, "--seeds", 0, 1)
     assert code == 130
-    assert "--resume goes on" in out
+    assert "--resume continues" in out
     assert [run.info.status for run in runs()[0]] == ["KILLED"]
 
     calls: list[str] = []
@@ -286,7 +286,7 @@ def test_ctrl_c_leaves_no_run_running(
     assert [run.info.status for run in runs()[0]] == ["FINISHED"], "other rows and seeds belong to the same table"
 
     code, out, err = reproduce_small(bustseg, table, phantoms, "--only", 1)
-    assert "--resume would go on with run" in out
+    assert "--resume would continue run" in out
     assert len(runs()[0]) == 2
 
     # a row that another process holds is left to it
@@ -296,7 +296,7 @@ def test_ctrl_c_leaves_no_run_running(
     with FileLock(f"mlruns/locks/{key}.lock"):
         code, out, err = reproduce_small(bustseg, table, phantoms, "--only", 1, 3, "--resume")
     assert code == 0, err
-    assert "another process runs it" in out
+    assert "another process is running it" in out
     assert calls == ["row 3, seed 0"]
     assert len(runs()[0]) == 2
     assert runs()[0][-1].info.run_id == parent.info.run_id
@@ -367,9 +367,9 @@ def test_weights_are_said() -> None:
         return Result(Row(row, "x", Path()), 0, "done", None, {"model": {"network": network}})
 
     imagenet, none = ({"class_path": "x", "init_args": {"weights": kind}} for kind in ("imagenet", "none"))
-    assert encoder_weights([result(1, imagenet)]) == "Encoders begin with ImageNet weights, as the paper's do."
+    assert encoder_weights([result(1, imagenet)]) == "Encoders start from ImageNet weights, as in the paper."
     mixed = encoder_weights([result(1, imagenet), result(2, {"init_args": {"encoder_weights": None}}), result(3, none)])
-    assert mixed.startswith("**Not all encoders begin with ImageNet weights")
+    assert mixed.startswith("**Not all encoders start from ImageNet weights")
     assert "ImageNet in rows 1; random in rows 2, 3" in mixed
     assert "random" not in encoder_weights([result(1, imagenet), result(2, {"init_args": {"depth": 4}})])
 
