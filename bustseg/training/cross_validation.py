@@ -1,4 +1,4 @@
-"""Cross-validation: fit and test over folds, as one MLflow run with a run per fold under it."""
+"""Cross-validation: fit and test over folds, as one MLflow run with a child run per fold."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def cross_validate(
     """Fit and test over folds; returns the exit code.
 
     The folds are those of the split: ``kfold``, a CSV file with folds, the k-fold version of ``grouped``, ``lesion``
-    or ``curated``, or one for each source or device that ``left_out`` leaves out. The scheme ``paper`` leaks, so that
-    it is divided as ``grouped`` unless ``data.kfold_of`` is ``paper`` and ``data.split`` is ``kfold``.
+    or ``curated``, or one for each source or device that ``left_out`` leaves out. The scheme ``paper`` leaks, so it is
+    divided like ``grouped`` unless ``data.kfold_of`` is ``paper`` and ``data.split`` is ``kfold``.
 
     Args:
-        experiment: what every fold trains
-        folds: takes the place of ``data.folds``
+        experiment: the experiment of every fold
+        folds: replaces ``data.folds``
         resume: skip finished folds and continue the interrupted one
-        by: column whose values are left out in turn; takes the place of the split
+        by: column whose values are left out in turn; replaces the split
 
     Raises:
         UserError: an experiment, data or a split that cannot be used
@@ -49,13 +49,15 @@ def cross_validate(
         if folds < 2:
             raise UserError(f"--folds is {folds}: give a whole number of at least 2")
         if by is not None:
-            raise UserError(f"--by {by} makes a fold of each value, so that it takes no --folds: leave one of them out")
+            raise UserError(
+                f"--by {by} makes a fold of each value, so it cannot be combined with --folds: leave one of them out"
+            )
         experiment = experiment.but({"data.folds": folds})
     if by is not None:
         experiment = experiment.but({"data.split": "left_out", "data.left_out_by": by})
     plan = prepare(experiment)
     if not isinstance(runs_logger(plan.trainer), Tracker):
-        raise UserError("cv keeps its folds in MLflow: leave trainer.logger and trainer.fast_dev_run as they are")
+        raise UserError("cv stores its folds in MLflow: do not set trainer.logger or trainer.fast_dev_run")
     names, split = _folds(plan.data)
     key = _key(plan)
     # what the first fold cannot use, none can; the run over all folds would be left behind
@@ -76,7 +78,7 @@ def cross_validate(
     except BaseException as error:
         parent.killed = isinstance(error, KeyboardInterrupt)
         parent.finalize("failed")
-        console.print(f"{len(results)} of {len(names)} folds are done; the same command with --resume goes on")
+        console.print(f"{len(results)} of {len(names)} folds are done; the same command with --resume continues")
         raise
     _record(parent, results, names)
     parent.finalize("success")
@@ -97,10 +99,10 @@ def _folds(data: UltrasoundDataModule) -> tuple[dict[int, str], dict[str, str]]:
     if scheme == "left_out":
         return dict(enumerate(left_out_values(_samples(data), data.left_out_by))), {}
     if scheme == "test_all":
-        raise UserError("the split test_all trains nothing: cross-validate over kfold")
+        raise UserError("the split test_all has no training images: cross-validate over kfold")
     of = scheme if scheme in ("lesion", "grouped", "curated") else data.kfold_of
     if scheme == "paper":
-        console.print(f"the split paper is divided into {data.folds} folds as {of} (data.kfold_of)")
+        console.print(f"the split paper is divided into {data.folds} folds by the scheme {of} (data.kfold_of)")
     return _numbered(range(data.folds)), {"data.split": "kfold", "data.kfold_of": of}
 
 
@@ -114,19 +116,19 @@ def _numbered(folds: Iterable[int]) -> dict[int, str]:
 
 
 def _key(plan: Run) -> str:
-    """Digest by which ``--resume`` knows its run."""
+    """Digest by which ``--resume`` finds its run."""
     plan.data.prepare_data()
     return config_digest(plan.experiment.config, without=["data.fold"])
 
 
 def _parent(plan: Run, key: str, folds: int, resume: bool) -> tuple[Tracker, dict[int, Any]]:
-    """The run over all folds, new or the newest of this key, and the runs of its folds that are there."""
+    """The run over all folds, new or the newest with this key, and the existing runs of its folds."""
     options: dict[str, Any] = plan.experiment["tracking"]
     if resume:
         parent, children = reopen_parent(options, KEY, key)
         if parent is not None:
             return parent, {int(run.data.tags[FOLD]): run for run in children if FOLD in run.data.tags}
-        console.print("there is no cross-validation of this configuration to resume: starting anew")
+        console.print("there is no cross-validation of this configuration to resume: starting a new one")
     name = options.pop("run_name", None) or default_name(plan.experiment)
     tags = {**(options.pop("tags", None) or {}), KEY: key, "cv.folds": str(folds)}
     parent = Tracker(**options, run_name=f"{name} ({folds} folds)", tags=tags)
@@ -135,7 +137,7 @@ def _parent(plan: Run, key: str, folds: int, resume: bool) -> tuple[Tracker, dic
 
 
 def mean_and_spread(results: Mapping[int, Scores]) -> dict[str, tuple[float, float]]:
-    """Mean and sample standard deviation over folds of every metric; over the folds that have a number for it."""
+    """Mean and sample standard deviation of every metric over the folds that have a value for it."""
     names = dict.fromkeys(name for scores in results.values() for name in scores)
     table = {}
     for name in names:

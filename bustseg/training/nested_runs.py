@@ -1,4 +1,4 @@
-"""Runs under one MLflow parent: finding them again, going on with what was cut off, fit and test as one child."""
+"""Runs under one MLflow parent: find them again, continue interrupted ones, and run fit and test as one child."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 MACHINE = ("trainer.accelerator", "trainer.devices", "tracking.uri")
-"""Keys that say where to run, which a checkpoint does not carry over to a test."""
+"""Keys about where to run, which a test does not take from a checkpoint."""
 
 _DECIDING = ("seed_everything", "model", "data", "trainer", "early_stopping", "checkpoint")
 
@@ -28,12 +28,12 @@ Scores = dict[str, float]
 
 
 def config_digest(config: Mapping[str, Any], without: Sequence[str] = (), **facts: str) -> str:
-    """Digest, 16 hex digits, of what decides a fit's results: a run is known by it.
+    """Digest, 16 hex digits, of everything that affects a fit's results, which identifies its run.
 
     Args:
-        config: a fit's whole configuration
+        config: a fit's complete configuration
         without: dotted keys, such as ``data.fold``, that are left out
-        facts: what decides beside the configuration, such as a digest of the data
+        facts: other facts that affect the results, such as a digest of the data
     """
     kept = json.loads(json.dumps({name: config.get(name) for name in _DECIDING}, default=str))
     for key in without:
@@ -46,7 +46,7 @@ def config_digest(config: Mapping[str, Any], without: Sequence[str] = (), **fact
 
 
 def store_client(uri: str | None = None) -> MlflowClient:
-    """Client of the store in use, which is there."""
+    """Client of the store in use, which must exist."""
     from mlflow.tracking import MlflowClient
 
     store = tracking_uri(uri)
@@ -55,12 +55,12 @@ def store_client(uri: str | None = None) -> MlflowClient:
 
 
 def reopen_parent(options: Mapping[str, Any], tag: str, key: str) -> tuple[Tracker | None, list[Run]]:
-    """The newest parent run whose ``tag`` is ``key``, running again, and its children, oldest first; or None.
+    """Reopen the newest parent run whose ``tag`` is ``key``; returns it, or None, and its children, oldest first.
 
     Args:
         options: the `tracking` section of a configuration
         tag: tag of parents of this kind
-        key: digest of what they are about
+        key: digest that identifies it
     """
     client = store_client(options.get("uri"))
     found = newest_run(client, options["experiment"], tag, key)
@@ -72,12 +72,12 @@ def reopen_parent(options: Mapping[str, Any], tag: str, key: str) -> tuple[Track
 
 
 def fit_and_test(experiment: Experiment, tags: Mapping[str, str], known: Run | None = None) -> tuple[str, Scores]:
-    """Train and test one child: skip what its run has finished, go on with what was cut off.
+    """Train and test one child: skip what its run has finished, and continue an interrupted fit.
 
     Args:
-        experiment: what the child trains
-        tags: of the child; :data:`~bustseg.runs.tracker.PARENT_TAG` among them
-        known: the child's run of an earlier attempt
+        experiment: the child's experiment
+        tags: tags of the child, including :data:`~bustseg.runs.tracker.PARENT_TAG`
+        known: the child's run from an earlier attempt
 
     Returns:
         the child's run id and the scores of its test
@@ -85,7 +85,7 @@ def fit_and_test(experiment: Experiment, tags: Mapping[str, str], known: Run | N
     run_id = None
     if known is not None:
         if scores := tested(known):
-            console.print(f"done already (run {known.info.run_id})", highlight=False)
+            console.print(f"already done (run {known.info.run_id})", highlight=False)
             return known.info.run_id, scores
         run_id = known.info.run_id if known.info.status == "FINISHED" else _go_on(known, experiment)
     if run_id is None:
@@ -101,11 +101,11 @@ def tested(run: Run) -> Scores:
 
 
 def _go_on(run: Run, experiment: Experiment) -> str | None:
-    """Continue an interrupted fit after its last finished epoch; None when it finished none."""
+    """Continue an interrupted fit after its last finished epoch; None if no epoch was finished."""
     try:
         last = resolve_checkpoint(run.info.run_id, prefer="last")
     except UserError:
-        if run.info.status == "RUNNING":  # its process is gone: no one else will end it
+        if run.info.status == "RUNNING":  # its process is gone, so nothing else will end it
             store_client(experiment["tracking.uri"]).set_terminated(run.info.run_id, "KILLED")
         return None
     run_fit(_here(Experiment.of_checkpoint(last), experiment), last)
@@ -113,5 +113,5 @@ def _go_on(run: Run, experiment: Experiment) -> str | None:
 
 
 def _here(stored: Experiment, experiment: Experiment) -> Experiment:
-    """What a checkpoint has stored, on the devices and in the store of another experiment."""
+    """A checkpoint's stored experiment, with the devices and the store of another experiment."""
     return stored.but({key: experiment[key] for key in MACHINE})

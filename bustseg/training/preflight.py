@@ -1,4 +1,4 @@
-"""What would end a run in its first steps, tried before there is a run."""
+"""Checks, before a run exists, for errors that would end it in its first steps."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from bustseg.task import SegmentationTask
 
 @contextmanager
 def chosen_in(section: str) -> Iterator[None]:
-    """Name the section of the configuration whose choice a library refuses while something is made of it.
+    """Add the section of the configuration to errors that occur while its objects are created.
 
     Raises:
-        UserError: whatever was raised, in one line that begins with the section
+        UserError: for any exception, in one line that begins with the section
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # a class of anyone's may raise anything
+    except Exception as error:  # a user's class may raise anything
         raise UserError(f"{section}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def try_optimizer(task: SegmentationTask) -> object | None:
-    """Make the optimizer and its scheduler once, which a fit would do after its run has begun.
+    """Create the optimizer and its scheduler once, since a fit would do so only after its run has begun.
 
     Returns:
         the scheduler, if there is one
 
     Raises:
-        UserError: they refuse their options, or a learning rate is no number
+        UserError: they refuse their options, or a learning rate is not a number
     """
     with chosen_in("model.optimizer"):
         optimizer = task.make_optimizer()
@@ -104,7 +104,7 @@ def try_batches(trainer: Trainer, verb: str, data: UltrasoundDataModule) -> None
 
 
 def known_metrics() -> list[str]:
-    """What every fit logs of an epoch, found out on three tiny images."""
+    """The metrics that every fit logs per epoch, determined on three tiny images."""
     metrics, curves = SegmentationMetrics(), PixelCurves()
     logits, mask = torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
     mask[:2, :, :4] = 1
@@ -115,10 +115,10 @@ def known_metrics() -> list[str]:
 
 
 def unknown_metric(what: str, metric: str, known: Sequence[str]) -> str:
-    """The message for a metric that no fit logs: those that may have been meant, else all that there are.
+    """The message for a metric that no fit logs, with those that may have been meant, else with all.
 
     Args:
-        what: where it is named, such as ``checkpoint.monitor``
+        what: the key that names it, such as ``checkpoint.monitor``
     """
     close = difflib.get_close_matches(metric, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -126,17 +126,17 @@ def unknown_metric(what: str, metric: str, known: Sequence[str]) -> str:
 
 
 def try_monitors(trainer: Trainer, task: SegmentationTask, scheduler: object | None) -> None:
-    """Refuse metrics that decide something and that the fit never logs: Lightning does after the first epoch.
+    """Refuse monitored metrics that the fit never logs; Lightning would do so only after the first epoch.
 
-    Where there are callbacks of the user's own, which may log what they like, every name passes.
+    If there are user callbacks, which may log anything, every name is accepted.
 
     Args:
-        trainer: its callbacks say what decides on checkpoints and on an early stop
-        task: says how often its schedule steps
-        scheduler: as :func:`try_optimizer` has made it; it may follow a metric
+        trainer: its callbacks monitor metrics for checkpoints and early stopping
+        task: determines how often its schedule steps
+        scheduler: from :func:`try_optimizer`; it may monitor a metric
 
     Raises:
-        UserError: so it is
+        UserError: there is such a metric
     """
     watched = []
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -149,33 +149,33 @@ def try_monitors(trainer: Trainer, task: SegmentationTask, scheduler: object | N
         watched.append(("model.lr_scheduler.init_args.monitor", monitor))
         if task.lr_scheduler_interval != "epoch":
             raise UserError(
-                f"model.lr_scheduler_interval is {task.lr_scheduler_interval} and the schedule follows {monitor}, "
-                "which is known once an epoch: set it to epoch"
+                f"model.lr_scheduler_interval is {task.lr_scheduler_interval}, but the schedule monitors {monitor}, "
+                "which is computed once per epoch: set it to epoch"
             )
     known = known_metrics()
     own = any(type(callback).__module__.partition(".")[0] not in ("bustseg", "lightning") for callback in callbacks)
     for place, metric in watched:
         if metric.startswith("val/") and not trainer.limit_val_batches:
             raise UserError(
-                f"{place} is {metric} and trainer.limit_val_batches is 0, so that nothing is validated: "
-                "name a metric of the training, such as train/loss, or validate"
+                f"{place} is {metric}, but trainer.limit_val_batches is 0, so there is no validation: "
+                "use a training metric such as train/loss, or validate"
             )
         if metric not in known and not own:
             raise UserError(unknown_metric(f"{place} {metric}", metric, known))
 
 
 def try_network(task: SegmentationTask, data: UltrasoundDataModule, training: bool, processes: int = 1) -> None:
-    """Pass zeros of each size and of the smallest batch that a run will see through a network.
+    """Pass zeros with each image size and the smallest batch of a run through the network.
 
-    Some networks take only sides that 32 divides, some need two images to train on, and a network whose logits have
-    another size than its images would be scored by whatever broadcasting makes of it. The network is left as it was.
+    Some networks accept only sides that are multiples of 32, some need two images to train on, and logits of another
+    size than the images might be broadcast and scored wrongly. The network is not changed.
 
     Args:
-        training: the run trains; otherwise it evaluates alone
+        training: whether the run trains; otherwise it only evaluates
         processes: processes that share the training's images
 
     Raises:
-        UserError: a size or batch that the network cannot take, in one line that says which
+        UserError: a size or batch that the network does not accept, in one line that names it
     """
     if training:
         images = min(2, data.smallest_batch(processes))
@@ -186,15 +186,15 @@ def try_network(task: SegmentationTask, data: UltrasoundDataModule, training: bo
 
 
 def try_size(task: SegmentationTask, size: Sequence[int], name: str, images: int = 1, train: bool = False) -> None:
-    """Pass zeros of (H, W) through a network, which is left as it was.
+    """Pass zeros of size (H, W) through a network without changing it.
 
     Args:
-        name: where the size is set, for messages
-        images: images at once
+        name: key that sets the size, for messages
+        images: batch size
         train: as in training, otherwise as in evaluation
 
     Raises:
-        UserError: the network cannot take them, or its logits have another size
+        UserError: the network does not accept them, or its logits have another size
     """
     height, width = size
     shape = (images, 1, height, width)
@@ -206,13 +206,13 @@ def try_size(task: SegmentationTask, size: Sequence[int], name: str, images: int
             logits = task(torch.zeros(shape, dtype=torch.uint8, device=task.device))
         except UserError:
             raise
-        except Exception as error:  # a network of anyone's may raise anything
+        except Exception as error:  # a user's network may raise anything
             words = " ".join(str(error).split())[:300]
-            what = f"{network} cannot take {images} image{'s' * (images > 1)} of {height} x {width} ({name})"
+            what = f"{network} does not accept {images} image{'s' * (images > 1)} of {height} x {width} ({name})"
             if "more than 1 value per channel" in words:
                 what += ": it needs two images to train on, so set data.batch_size to 2 or more"
                 raise UserError(what) from error
-            raise UserError(f"{what}; sides that 32 divides suit most networks: {words}") from error
+            raise UserError(f"{what}; most networks accept sides that are multiples of 32: {words}") from error
     if logits.shape != shape:
         raise UserError(
             f"{network} gives logits of {tuple(logits.shape)} for images of {shape} ({name}): a network must give one "
@@ -222,7 +222,7 @@ def try_size(task: SegmentationTask, size: Sequence[int], name: str, images: int
 
 @contextmanager
 def _left_as_it_was(task: SegmentationTask, train: bool) -> Iterator[None]:
-    """Modes, counters and other attributes, statistics of batch normalisation and the random state as before."""
+    """Context that restores modes, attributes, BatchNorm statistics and the random state at its end."""
     attributes = {module: dict(vars(module)) for module in task.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in task.buffers()]
     devices = [task.device] if task.device.type == "cuda" else []

@@ -1,4 +1,4 @@
-"""The processes of one training: how they start, and what becomes of the others when one of them ends."""
+"""The processes of one training: starting them, and ending the others when one of them fails."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from bustseg.experiment import Experiment
 
 _VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-"""What tells a process its place; Lightning would take a process where it stays set for one of a finished training."""
+"""Variables with a process's rank; if they stayed set, Lightning would take this process for one of an old training."""
 
 POLL, GRACE, FAREWELL = 0.5, 10.0, 60.0
-"""Seconds: between looks at the other processes, for this one to see that one died, for the others to end."""
+"""Seconds between checks of the other processes, for this one to notice that one died, and for the others to end."""
 
 
 class OtherProcesses(Callback):
-    """Starts the other processes of this machine with the same experiment, and ends what they leave.
+    """Starts the other processes of this machine with the same experiment, and ends them.
 
     Lightning's own launcher repeats ``sys.argv``, but a training may be part of another command or of a notebook, and
-    ``latest`` may mean another run by the time that the others look. It also kills this process when another fails,
-    before the run can be closed. So this takes the launcher's place in the way that Lightning documents for it
+    ``latest`` may mean another run by the time that the others start. It also kills this process when another fails,
+    before the run can be closed. So this replaces the launcher in the way that Lightning documents
     (:class:`lightning.pytorch.plugins.environments.LightningEnvironment`): a process whose environment has
     ``LOCAL_RANK`` starts no others.
 
-    As a callback it says of a lost connection which process died.
+    As a callback, it reports which process died when a connection is lost.
     """
 
     def __init__(self) -> None:
@@ -53,13 +53,13 @@ class OtherProcesses(Callback):
 
     @contextmanager
     def started(self, trainer: Trainer, verb: str, experiment: Experiment, checkpoint: Path | None) -> Iterator[None]:
-        """While a trainer works, run the others, if it wants several processes and nobody else starts them.
+        """While the context lasts, run the other processes, if the trainer needs several and nothing else starts them.
 
         Args:
             trainer: the trainer
             verb: ``fit``, ``validate`` or ``test``
-            experiment: what all processes run
-            checkpoint: what the verb begins with
+            experiment: the experiment of all processes
+            checkpoint: the checkpoint that the verb starts from
 
         Raises:
             TrainingError: another process failed
@@ -86,12 +86,12 @@ class OtherProcesses(Callback):
     def running(
         self, command: Sequence[str], count: int, place: dict[str, str], on_death: Callable[[str], None]
     ) -> Iterator[None]:
-        """While this process works, run ``command`` once for each of the other ``count`` - 1.
+        """While the context lasts, run ``command`` in each of the other ``count`` - 1 processes.
 
         Args:
-            command: of one process
-            count: processes of this machine, this one among them
-            place: environment variables that tell a process about all of them
+            command: command line of one process
+            count: number of processes on this machine, including this one
+            place: environment variables for all of them
             on_death: called with one line when another process died and this one hangs waiting for it
 
         Raises:
@@ -127,7 +127,7 @@ class OtherProcesses(Callback):
                     os.environ[name] = value
 
     def _start(self, command: Sequence[str], count: int) -> None:
-        # they import what this process imports, wherever it was started from
+        # they must import the same code as this process, wherever it was started
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         with _ignoring_interrupts():
             for rank in range(1, count):
@@ -136,7 +136,7 @@ class OtherProcesses(Callback):
 
     @property
     def failed(self) -> tuple[int, str] | None:
-        """Exit code of the first process found to have failed, and a line that says so."""
+        """Exit code of the first process that was found to have failed, and a line about it."""
         for rank, process in enumerate(self.processes, start=1):
             if code := process.poll():
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
@@ -144,7 +144,7 @@ class OtherProcesses(Callback):
         return None
 
     def death(self) -> str | None:
-        """The line on the process that failed, for which an error here waits a little; None if none has."""
+        """The line about the process that failed, waiting for it a little; None if none has."""
         if self.processes and not self._waited:
             self._wait(GRACE, lambda: self.failed is not None)
             self._waited = True
@@ -153,7 +153,7 @@ class OtherProcesses(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, UserError | KeyboardInterrupt | SystemExit | SIGTERMException):
             return
-        # a lost connection is all that is seen here of a failure there
+        # here a failure of another process shows only as a lost connection
         if (message := self.death()) is not None:
             _close(trainer, message, quiet=True)
 
@@ -180,11 +180,11 @@ def command(verb: str, config: Path, checkpoint: Path | None = None) -> list[str
     """The command line of another process of the same training."""
     line = [sys.executable, "-P", "-m", "bustseg.cli", verb, "--config", str(config)]
     line += ["--ckpt_path", str(checkpoint)] if checkpoint is not None else []
-    return line + (["--debug"] if "--debug" in sys.argv else [])  # cli.main keeps it from the verbs
+    return line + (["--debug"] if "--debug" in sys.argv else [])  # cli.main removes it before the verbs see it
 
 
 def _environment(trainer: Trainer) -> LightningEnvironment | None:
-    """Where processes of one training find each other, if it is Lightning's to start them."""
+    """The environment in which processes of a training find each other, if Lightning would start them."""
     strategy = trainer.strategy
     environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
     return environment if isinstance(environment, LightningEnvironment) else None
@@ -197,14 +197,14 @@ def _close(trainer: Trainer, message: str, quiet: bool = False) -> None:
     logger = runs_logger(trainer)
     if logger is not None:
         logger.close_as_failed(message)
-        logger.finalize("failed")  # this process ends without its own farewell
+        logger.finalize("failed")  # this process ends without closing its run
     if not quiet:
         error_console.print(f"[bold red]error:[/] {message}", highlight=False)
 
 
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Let processes that start here ignore Ctrl-C, which a terminal sends to all of them: the first one ends them."""
+    """Let processes that start inside ignore Ctrl-C, which a terminal sends to all of them: the first one ends them."""
     if not _in_main_thread():
         yield
         return
@@ -216,10 +216,10 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 class OneProcessStops(Callback):
-    """Of several processes only the first heeds SIGINT and SIGTERM, wherever the signal went; the others follow it.
+    """Only the first of several processes reacts to SIGINT and SIGTERM; the others follow it.
 
-    Otherwise each would stop at another place, where the next one waits for it. Lightning's handler of SIGTERM, which
-    talks to the other processes in the middle of whatever they do, can hang.
+    Otherwise each could stop at a different point, and others would wait for it. Lightning's handler of SIGTERM, which
+    communicates with the other processes at any point, can hang.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -227,7 +227,7 @@ class OneProcessStops(Callback):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._heed(trainer)  # here and not in setup: Lightning sets its own handler in between
+        self._heed(trainer)  # not in setup, since Lightning installs its own handler after it
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._heed(trainer)

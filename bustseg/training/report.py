@@ -1,4 +1,4 @@
-"""What a person wants to know at the end of a verb: scores with their convention, where things are, what comes next."""
+"""The summary at the end of a verb: scores with their convention, where the results are, and the next command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bustseg.statistics import Bootstrap
 
 
 def report(trainer: pl.Trainer, verb: str) -> None:
-    """Print it, on the first process."""
+    """Print the summary, on the first process."""
     if not trainer.is_global_zero:
         return
     logger = runs_logger(trainer)
@@ -44,7 +44,7 @@ def report(trainer: pl.Trainer, verb: str) -> None:
 
 
 def next_line(verb: str, run_id: str) -> str:
-    """What is usually done with a run after a verb, as a command."""
+    """The command that usually follows a verb."""
     if verb == "test":
         return f"next: bustseg predict IMAGES --model {run_id} --out predictions, or bustseg compare {run_id} OTHER_RUN"
     return f"next: bustseg test --ckpt_path {run_id}"
@@ -53,7 +53,7 @@ def next_line(verb: str, run_id: str) -> str:
 def _print_scores(metrics: Mapping[str, Any], stage: str, table: pd.DataFrame | None) -> None:
     scores = {name.removeprefix(f"{stage}/"): float(value) for name, value in metrics.items()}
     overlap = overlap_metrics()
-    shown = Table(title=f"{stage}: one row per convention (what an image with an empty mask counts)")
+    shown = Table(title=f"{stage}: one row per convention (how an image with an empty mask counts)")
     shown.add_column("convention")
     for metric in overlap:
         shown.add_column(metric.title, justify="right")
@@ -79,10 +79,10 @@ def _print_scores(metrics: Mapping[str, Any], stage: str, table: pd.DataFrame | 
 
 
 def intervals(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """95 % confidence limits of the scores that a test is usually read by, by name.
+    """95 % confidence limits of the main scores of a test, by name.
 
-    As `bustseg compare` gives them: BCa over images, or over groups of them where groups are known, within classes.
-    A score that is the same in all images has none.
+    Computed as in `bustseg compare`: BCa over images, or over groups where known, within classes. A score that is equal
+    in all images has no limits.
 
     Args:
         table: one row per image, see :func:`bustseg.metrics.table.image_table`

@@ -38,15 +38,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 @dataclass(frozen=True)
 class Run:
-    """What a verb runs, or has run, with.
+    """The objects of one call of a verb, before or after it ran.
 
     Attributes:
-        experiment: what it was made of
+        experiment: the experiment that it was made from
         verb: ``fit``, ``validate`` or ``test``
         trainer: Lightning's trainer, with the metrics and callbacks
         task: the network, its loss and its metrics
         data: the images
-        start: checkpoint that the weights came from
+        start: checkpoint from which the weights were loaded
     """
 
     experiment: Experiment
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def run_id(self) -> str | None:
-        """Id of the run; None where none is kept."""
+        """Id of the run; None where no run is stored."""
         logger = runs_logger(self.trainer)
         return None if logger is None else logger.run_id
 
@@ -96,9 +96,9 @@ def run_fit(
 
     Args:
         experiment: what to train
-        checkpoint: a ``last.ckpt`` to go on from, in the run that it belongs to
+        checkpoint: a ``last.ckpt`` to continue from, in the run that it belongs to
         tags: further tags of the MLflow run
-        callbacks: further callbacks, which come before the others
+        callbacks: further callbacks, which run before the others
 
     Raises:
         UserError: an experiment, checkpoint or data that cannot be used
@@ -114,10 +114,10 @@ def run_validate(
     tags: Mapping[str, str] | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> Run:
-    """Score a checkpoint on the validation images, and recommend a threshold; as :func:`run_test`.
+    """Score a checkpoint on the validation images, and recommend a threshold; arguments as in :func:`run_test`.
 
     Args:
-        callbacks: further callbacks; an :class:`~bustseg.callbacks.OperatingPointSearch` takes the place of the usual
+        callbacks: further callbacks; an :class:`~bustseg.callbacks.OperatingPointSearch` replaces the default one
     """
     return _run("validate", experiment, checkpoint, tags, callbacks)
 
@@ -126,7 +126,7 @@ def run_test(experiment: Experiment, checkpoint: Path, *, tags: Mapping[str, str
     """Score a checkpoint on the test images.
 
     Args:
-        experiment: its model and data, such as :meth:`bustseg.experiment.Experiment.of_checkpoint` reads them
+        experiment: its model and data, for example from :meth:`bustseg.experiment.Experiment.of_checkpoint`
         checkpoint: the weights
         tags: further tags of the MLflow run
 
@@ -153,11 +153,11 @@ def _run(
     wait_for("beginning the run")
     options: dict[str, Any] = {"weights_only": experiment.weights_only}
     if verb != "fit":
-        options["verbose"] = False  # the table below says each number's convention
+        options["verbose"] = False  # the table below states each number's convention
     try:
         with interrupts, others.started(run.trainer, verb, run.experiment, checkpoint):
             getattr(run.trainer, verb)(run.task, datamodule=run.data, ckpt_path=checkpoint, **options)
-    except SystemExit as error:  # Lightning's answer to Ctrl-C, which a caller with more runs to come has to know
+    except SystemExit as error:  # Lightning's reaction to Ctrl-C; a caller with further runs must see the interrupt
         raise KeyboardInterrupt from error
     report(run.trainer, verb)
     return run
@@ -197,18 +197,18 @@ def prepare(
     tags: Mapping[str, str] | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> Run:
-    """Make everything that a verb needs, and run nothing.
+    """Create everything that a verb needs, without running it.
 
     Raises:
         UserError: an experiment or checkpoint that cannot be used
     """
     quiet_libraries()
-    wait_for("making the network")
+    wait_for("building the network")
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     if content is not None and verb == "fit" and "optimizer_states" not in content:
-        raise UserError(f"{checkpoint} holds weights only and cannot be continued: name the run's last.ckpt")
+        raise UserError(f"{checkpoint} holds only weights and cannot be continued: name the run's last.ckpt")
     experiment = seeded(experiment)
-    # what is recorded still says which pretrained weights the network began with
+    # the record still states which pretrained weights the network started from
     parts = (experiment if content is None else experiment.untrained()).instantiate()
     loggers = make_loggers(experiment, verb, parts, content, tags)
     continued: list[ContinuedFit] = []
@@ -222,9 +222,9 @@ def prepare(
         trainer = make_trainer(experiment, verb, parts, loggers, checkpoint, [*callbacks, *continued])
     cores = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
-        # each is a process with a network of its own: many of them take all memory before one is refused
+        # each process has its own network, and too many would exhaust the memory before one is refused
         raise UserError(
-            f"trainer.devices is {trainer.num_devices} and this machine has {cores} cores: give at most as many"
+            f"trainer.devices is {trainer.num_devices}, but this machine has {cores} cores: give at most that many"
         )
     for callback in continued:
         callback.look_ahead(trainer)
@@ -234,10 +234,10 @@ def prepare(
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks for the next step instead of giving each back to the system.
+    """Let glibc keep freed blocks for the next step instead of returning each to the system.
 
-    A training step frees and asks for the same gigabytes again; by default glibc maps and unmaps every large tensor,
-    and the kernel clears its pages anew each time (a sixth of a CPU step). Other C libraries are left as they are.
+    Each training step frees and allocates the same gigabytes again; by default glibc maps and unmaps every large
+    tensor, and the kernel clears its pages each time (a sixth of a CPU step). Other C libraries are not changed.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

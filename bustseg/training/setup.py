@@ -1,4 +1,4 @@
-"""From an experiment to what runs it: seed, MLflow run, callbacks, trainer."""
+"""Create what runs an experiment: seed, MLflow run, callbacks, trainer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _CHATTY = (
     "lightning.fabric.utilities.distributed",
     "timm.models._builder",
 )
-"""Loggers that greet, advertise and repeat what the run's own lines say."""
+"""Loggers that print banners, tips, and information that the run's own lines already give."""
 
 
 NOT_IN_A_NAME = (
@@ -64,14 +64,14 @@ NOT_IN_A_NAME = (
     "trainer.devices",
     "trainer.enable_",
 )
-"""Options that make no other experiment, so that a run's name leaves them out."""
+"""Options that do not change the experiment, so that a run's name leaves them out."""
 
 LONGEST = 80
-"""Characters that a run's name has at most for what was overridden."""
+"""Most characters for overridden options in a run's name."""
 
 
 def quiet_libraries() -> None:
-    """Let libraries report errors only; their tips and banners hide bustseg's own lines."""
+    """Let libraries report only errors; their tips and banners hide bustseg's own lines."""
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -88,7 +88,7 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 def seeded(experiment: Experiment) -> Experiment:
-    """Seed the random generators as the experiment says; returns it with the seed in place of ``true``."""
+    """Seed the random generators according to the experiment; returns it with the drawn seed in place of ``true``."""
     seed = experiment["seed_everything"]
     if seed is False:
         return experiment
@@ -104,17 +104,17 @@ def make_loggers(
     checkpoint: Mapping[str, Any] | None,
     tags: Mapping[str, str] | None = None,
 ) -> list[Logger] | bool:
-    """The user's loggers, and one that keeps the run unless there is one among them: MLflow's by default.
+    """The user's loggers, plus one that stores the run unless one of them does: MLflow's by default.
 
     Args:
         experiment: its `tracking` section
         verb: ``fit``, ``validate`` or ``test``
         parts: what was made of the experiment
-        checkpoint: content of the checkpoint that the verb begins with
+        checkpoint: content of the checkpoint that the verb starts from
         tags: further tags
 
     Returns:
-        the loggers; False for a run that nothing is kept of (`trainer.fast_dev_run`)
+        the loggers; False for a run that is not stored (`trainer.fast_dev_run`)
     """
     if parts.trainer.fast_dev_run:
         return False
@@ -127,7 +127,7 @@ def make_loggers(
     options = experiment["tracking"]
     if experiment.origin:
         options["uri"] = own_store(options["uri"], experiment.origin)
-    # MLflow's random names repeat, since the training's seed seeds them too
+    # MLflow's random names would repeat, since the training's seed also seeds them
     network = type(parts.model.network).__name__
     options["run_name"] = (
         named(experiment, options["run_name"])
@@ -174,17 +174,17 @@ def _check_places(options: Namespace, loggers: Sequence[Logger], origin: str | P
 
 
 def default_name(experiment: Experiment, network: str | None = None) -> str:
-    """Name of a run that the user has not named: of the config (or the network), what was overridden, and the time."""
+    """Default name of a run: the config's (or network's) name, the overridden options, and the time."""
     name = network or experiment.name or experiment["model.network.class_path"].rpartition(".")[2]
     return f"{named(experiment, name)} {datetime.now():%Y-%m-%d %H:%M}"
 
 
 def named(experiment: Experiment, name: str) -> str:
-    """A run's name with what the command line has changed in the experiment: ``unet_lite0 (lr 0.01, flip true)``.
+    """A run's name with the experiment's changes from the command line: ``unet_lite0 (lr 0.01, flip true)``.
 
     Args:
         experiment: the experiment
-        name: of its config file; one that was itself given on the command line stays as it is
+        name: name of its config file; a name given on the command line is not changed
     """
     given = experiment.overrides
     if "tracking.run_name" in given:
@@ -201,7 +201,7 @@ def named(experiment: Experiment, name: str) -> str:
 
 
 def _short(value: str) -> str:
-    """A value in a name: of a class the name alone, of a path its end."""
+    """A value for use in a name: only the name of a class, only the end of a path."""
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
         return value.rpartition(".")[2]
     return Path(value).name if "/" in value else value
@@ -210,19 +210,19 @@ def _short(value: str) -> str:
 def _run_to_continue(
     uri: str | None, verb: str, data: UltrasoundDataModule, record: Mapping[str, Any], with_mlflow: bool
 ) -> tuple[str | None, bool, bool]:
-    """Run that a checkpoint belongs to, if it is there and the data are the same.
+    """The run that a checkpoint belongs to, if it exists and the data are the same.
 
-    Scores on other data than the run was trained for get a run of their own.
+    Scores on data other than the run's get a separate run.
 
     Args:
-        uri: the MLflow store that is asked for
+        uri: the requested MLflow store
         verb: ``fit``, ``validate`` or ``test``
         data: the images
-        record: what the checkpoint says of its origin
-        with_mlflow: whether runs of that store are looked for, beside those that no store keeps
+        record: the checkpoint's record of its origin
+        with_mlflow: whether to look for runs in that store, in addition to those in folders
 
     Returns:
-        the run's id, if it is to be continued; whether it keeps its status; whether no store keeps it
+        the run's id, if it should be continued; whether it keeps its status; whether it is kept in a folder only
     """
     run_id = record.get("run_id")
     if run_id is None:
@@ -244,7 +244,7 @@ def _is_in_store(run_id: str, uri: str) -> bool:
     try:
         store = open_store(uri)
     except TrackingError:
-        if was_opened(uri):  # it is away for a while, and this machine may have the run's record
+        if was_opened(uri):  # the store is unreachable for now, but this machine may have the run's record
             return Record.read(Store(uri).folder / "remote" / run_id) is not None
         raise
     try:
@@ -264,12 +264,12 @@ def make_trainer(
     """Lightning's trainer with the callbacks of a verb.
 
     Args:
-        experiment: what is recorded
+        experiment: the experiment to record
         verb: ``fit``, ``validate`` or ``test``
         parts: what was made of the experiment
         loggers: see :func:`make_loggers`
         checkpoint: what the verb begins with
-        first: callbacks that come before the others
+        first: callbacks that run before the others
     """
     options: dict[str, Any] = parts.trainer.as_dict()
     chosen = options.pop("callbacks") or []
@@ -291,16 +291,16 @@ def make_trainer(
         if error_console.is_terminal:
             callbacks.append(TrainingBar(pace, steps))
         else:
-            # bars fill log files with control characters; there EpochLines says what happens
+            # bars fill log files with control characters; EpochLines reports progress there
             options["enable_progress_bar"] = False
-    # Lightning moves checkpoints to the end, so that they see what the other callbacks have done
+    # Lightning moves checkpoint callbacks to the end, so that they see what the others have done
     return pl.Trainer(**{**options, "logger": loggers, "callbacks": callbacks})
 
 
 def _callbacks_of(
     verb: str, record: dict[str, Any], pace: Pace, steps: StepMetrics, searched: bool = False
 ) -> list[pl.Callback]:
-    # what is said of a run follows what records it, and so makes it
+    # the opening lines follow the recorder, which creates the run
     callbacks: list[pl.Callback] = [RunRecorder(record, defaults()), Opening(), EpochLines(pace), OneProcessStops()]
     if verb == "fit":
         callbacks += [steps, EpochPictures(), SystemMetrics()]
@@ -308,7 +308,7 @@ def _callbacks_of(
         callbacks += [ImageTables(), TestCurves(), PredictionPanels(), ScoreTable()]
     if verb == "validate" and not searched:
         callbacks.append(OperatingPointSearch())
-    # after the others, so that the model card has their figures
+    # after the others, so that the model card has their results
     callbacks.append(ModelRecorder())
     if verb == "fit":
         callbacks.append(LastCheckpoint())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def count_flops(network: nn.Module, image_size: tuple[int, int], channels: int = 3) -> int:
-    """Floating-point operations for one image, a multiply-add counted as two; the network's mode is as it was after.
+    """Floating-point operations for one image, counting a multiply-add as two; the network's mode is restored.
 
     Args:
         network: images (1, C, H, W) in
@@ -45,11 +45,11 @@ def summarise(network: nn.Module, image_size: tuple[int, int], channels: int = 3
 
     Args:
         network: images (1, C, H, W) in, logits out
-        image_size: (H, W) that the cost is counted at
+        image_size: (H, W) for which the cost is counted
         channels: C
 
     Returns:
-        ``parameters``, ``trainable``, ``frozen``; ``gflops`` of one image, a multiply-add counted as two operations;
+        ``parameters``, ``trainable``, ``frozen``; ``gflops`` of one image, counting a multiply-add as two operations;
         ``layers``, a list of name, type, output shape and parameters of the modules down to the second level
     """
     layers: list[dict[str, Any]] = []
@@ -82,7 +82,7 @@ def summarise(network: nn.Module, image_size: tuple[int, int], channels: int = 3
 
 
 def print_summary(result: dict[str, Any]) -> None:
-    """Print what :func:`summarise` found as tables."""
+    """Print the result of :func:`summarise` as tables."""
     table = Table(title=f"{result['name']} ({result['network']})")
     for column in ("layer", "type", "output", "parameters"):
         table.add_column(column, justify="right" if column == "parameters" else "left")
@@ -99,7 +99,7 @@ def print_summary(result: dict[str, Any]) -> None:
 
 
 def summary_command(experiment: Experiment, as_json: bool = False) -> int:
-    """Print what an experiment's network is and costs; returns the exit code."""
+    """Print the layers and the cost of an experiment's network; returns the exit code."""
     task = build_task(experiment["model"])
     image_size = build_data(experiment["data"]).image_size
     try_size(task, image_size, "data.image_size")

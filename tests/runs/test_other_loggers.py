@@ -138,7 +138,7 @@ def test_a_sweep_and_a_cross_validation_say_that_they_need_mlflow(bustseg: Busts
         *("cv", "--config", TINY, "--data.root", phantoms, "--data.split", "kfold", "--trainer.logger", "false")
     )
     assert code == 2
-    assert "keeps its folds in MLflow: leave trainer.logger" in err
+    assert "stores its folds in MLflow: do not set trainer.logger" in err
 
 
 def test_a_run_that_is_not_there_is_said_so(bustseg: Bustseg) -> None:

@@ -91,7 +91,7 @@ def test_folds_hang_under_one_run_and_an_interrupted_one_resumes(
     monkeypatch.setattr(cross_validation, "fit_and_test", lambda *args: ("id", {"test/dice_lesion": 0.5}))
     code, out, err = cv(bustseg, phantoms, *options, "--resume", "--data.batch_size", 4)
     assert code == 0, err
-    assert "starting anew" in out
+    assert "starting a new one" in out
     assert len(runs()[0]) == 2
 
 
@@ -138,13 +138,13 @@ def test_each_source_is_left_out_once(bustseg: Bustseg, tmp_path: Path) -> None:
 
 
 BAD = {
-    "folds of sources": (["--by", "label", "--folds", "3"], "takes no --folds"),
+    "folds of sources": (["--by", "label", "--folds", "3"], "cannot be combined with --folds"),
     "no such column": (["--by", "device"], "no image has a column 'device'"),
     "too few": (["--folds", "1"], "--folds is 1"),
     "checkpoint": (["--ckpt_path", "x"], "takes no --ckpt_path"),
     "no folds": (["--data.split", "plain.csv"], "has no folds"),
     "test only": (["--data.split", "test_all"], "trains nothing"),
-    "no tracking": (["--trainer.logger", "false"], "keeps its folds in MLflow"),
+    "no tracking": (["--trainer.logger", "false"], "stores its folds in MLflow"),
 }
 
 
