@@ -41,7 +41,7 @@ OPTIONS = {
     ("--trainer.precision", "fp8"): "`trainer.precision` is fp8: give one of",
     ("--trainer.accelerator", "mps"): "trainer: `MPSAccelerator` can not run on your system",
     ("--trainer.accelerator", "nope"): "trainer: You selected an invalid accelerator name",
-    ("--trainer.devices", "1000"): "trainer.devices is 1000 and this machine has",
+    ("--trainer.devices", "1000"): "trainer.devices is 1000, but this machine has",
     ("--trainer.devices", "x"): "error:",
     ("--trainer.gradient_clip_val", ".nan"): "trainer.gradient_clip_val is nan: give a number from 0",
     ("--trainer.gradient_clip_val", "-1"): "trainer.gradient_clip_val is -1",
@@ -66,7 +66,7 @@ OPTIONS = {
     ),
     ("--checkpoint.monitor", "x"): "no fit logs checkpoint.monitor x: there are train/epoch_seconds, train/",
     ("--early_stopping.monitor", "loss"): "no fit logs early_stopping.monitor loss: ",
-    ("--trainer.limit_val_batches", "0"): "is val/loss and trainer.limit_val_batches is 0, so that nothing is",
+    ("--trainer.limit_val_batches", "0"): "is val/loss, but trainer.limit_val_batches is 0, so there is no",
     ("--model.lr_scheduler", "{class_path: lightning.pytorch.cli.ReduceLROnPlateau, init_args: {monitor: val/los}}"): (
         "no fit logs model.lr_scheduler.init_args.monitor val/los: did you mean val/loss"
     ),
@@ -127,7 +127,7 @@ def test_no_file_takes_the_place_of_a_device(phantoms: Path, tmp_path: Path, bus
 def test_a_schedule_that_follows_a_metric_is_stepped_after_epochs(tiny: list[str], bustseg: Run) -> None:
     schedule = "{class_path: lightning.pytorch.cli.ReduceLROnPlateau, init_args: {monitor: val/loss}}"
     options = ["--model.lr_scheduler", schedule, "--model.lr_scheduler_interval", "step"]
-    check_refused(bustseg("fit", *tiny, *options), "which is known once an epoch: set it to epoch")
+    check_refused(bustseg("fit", *tiny, *options), "which is computed once per epoch: set it to epoch")
 
 
 class Logging(Callback):

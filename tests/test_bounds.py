@@ -112,7 +112,7 @@ def test_every_format_has_the_limit_and_it_can_be_raised(
 ) -> None:
     path = tmp_path / name
     Image.new("RGB", (400, 300), 77).save(path, "WEBP" if name == "webp.png" else None)
-    with pytest.raises(LimitError, match=r"400x300 pixels and at most 0\.1 million"):
+    with pytest.raises(LimitError, match=r"400x300 pixels, and at most 0\.1 million"):
         read_native(path)
     monkeypatch.setenv(bounds.MEGAPIXELS, "0.12")
     assert read_native(path).shape == (300, 400, 3)
@@ -140,7 +140,7 @@ def test_a_tiff_of_more_pages_than_any_scan(tmp_path: Path, monkeypatch: pytest.
     page = Image.new("L", (8, 8))
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page] * 6)
     monkeypatch.setattr(bounds, "MAX_FRAMES", 5)
-    with pytest.raises(LimitError, match="at most 5 are read of one file"):
+    with pytest.raises(LimitError, match="at most 5 are read from one file"):
         count_pages(tmp_path / "a.tif")
     (item,) = Inputs([str(tmp_path / "a.tif")], tmp_path / "out")
     assert "at most 5" in item.error
@@ -211,7 +211,7 @@ def test_a_deflated_dicom_file_that_unfolds(tmp_path: Path, monkeypatch: pytest.
     assert dicom.read_frame(path).shape == (1000, 1000)
     monkeypatch.setattr(bounds, "MAX_DEFLATED_BYTES", 500_000)
     for read in (dicom.read_header, dicom.read_frame):
-        with pytest.raises(LimitError, match="unfolds to more than 500,000 bytes"):
+        with pytest.raises(LimitError, match="expands to more than the 500,000 bytes"):
             read(path)
 
 
@@ -368,7 +368,7 @@ def test_a_table_that_unfolds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with zipfile.ZipFile(tmp_path / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("xl/worksheets/sheet1.xml", bytes(3_000_000))
     monkeypatch.setattr(bounds, "MAX_TABLE_BYTES", 1_000_000)
-    with pytest.raises(LimitError, match="unfolds to 3,000,000 bytes"):
+    with pytest.raises(LimitError, match="expands to 3,000,000 bytes"):
         read_table(tmp_path / "a.xlsx", "the table")
     (tmp_path / "a.csv").write_bytes(bytes(1_000_001))
     with pytest.raises(LimitError, match="1,000,001 bytes"):

@@ -42,7 +42,7 @@ def test_what_is_wrong_is_said_and_ends_in_1(bustseg: Bustseg, monkeypatch: pyte
     code, out, _ = bustseg("doctor")
     assert code == 1
     found = lines(out)
-    assert found["data"] == "wrong BUSI_ROOT is nowhere, where no folder is"
+    assert found["data"] == "wrong BUSI_ROOT is nowhere, which is not a folder"
     assert found["store"].startswith("wrong MLflow no longer writes file stores")
     assert found["runs"] == "wrong mlruns: 1.0 GB free, which is too little"
 

@@ -209,7 +209,7 @@ def _two(tmp_path: Path, change: Callable[[pd.DataFrame], pd.DataFrame] = lambda
 @pytest.mark.parametrize(
     ("change", "facts", "message"),
     [
-        (lambda f: f.iloc[1:], {}, "different images (23 and 24, 23 in common; 'benign (0)' is in one only)"),
+        (lambda f: f.iloc[1:], {}, "different images (23 and 24, 23 in common; 'benign (0)' is in only one of them)"),
         (lambda f: f.assign(label=["malignant", *f["label"][1:]]), {}, "1 images differ in their class, such as 'ben"),
         (lambda f: f.assign(fn=f["fn"] + 1), {}, "24 images differ in their mask"),
         (lambda f: f, {"data_digest": "d2"}, "their data digests differ (d2 and d1)"),
@@ -246,10 +246,10 @@ def test_what_may_differ_is_said(tmp_path: Path) -> None:
         ("image,label,tp,fp,fn,tn\n", "has no images"),
         ("image,label,tp,fp,fn,tn\nx,benign,1,1,1,1\nx,benign,1,1,1,1\n", "names 'x' twice"),
         ("image,label,tp,fp,fn,tn\nx,cyst,1,1,1,1\n", "the class 'cyst': the classes are"),
-        ("image,label,tp,fp,fn,tn\nx,benign,one,1,1,1\n", "the column tp that are no numbers"),
-        ("image,label,tp,fp,fn,tn\nx,benign,,1,1,1\n", "the column tp that are no numbers"),
+        ("image,label,tp,fp,fn,tn\nx,benign,one,1,1,1\n", "the column tp that are not numbers"),
+        ("image,label,tp,fp,fn,tn\nx,benign,,1,1,1\n", "the column tp that are not numbers"),
         *(
-            (f"image,label,tp,fp,fn,tn\nx,benign,1,{value},1,1\n", "the column fp that count no pixels")
+            (f"image,label,tp,fp,fn,tn\nx,benign,1,{value},1,1\n", "the column fp that are not pixel counts")
             for value in ("-1", "0.5", "inf", "1e400", "1e13")
         ),
         (f"image,label{',x' * 3000}\n", "has 3,002 columns, and a table at most 2,000"),
@@ -271,7 +271,7 @@ def test_facts_that_are_none_are_refused(tmp_path: Path, bustseg: Bustseg, text:
     (tmp_path / "b" / "tables" / "test.json").write_text(text)
     code, _, err = bustseg("compare", "a", "b")
     assert code == 2
-    assert "test.json does not say how the table came about" in err
+    assert "test.json does not describe how the table was made" in err
     assert len(err.splitlines()) == 1
 
 
@@ -284,7 +284,7 @@ def test_facts_that_are_none_are_refused(tmp_path: Path, bustseg: Bustseg, text:
         (["a", "empty"], "empty has no tables/test.csv: `bustseg test --ckpt_path RUN` writes it"),
         (["a", "b", "--metric", "auc"], "no metric 'auc': there are precision, recall, f1, iou, dice, hd95"),
         (["a", "b", "--convention", "mean"], "no convention 'mean': there are paper, lesion, empty_one, pooled"),
-        (["a", "b", "--baseline", "c"], "the baseline c is none of the runs compared: a, b"),
+        (["a", "b", "--baseline", "c"], "the baseline c is not among the runs compared: a, b"),
         (["a", "b", "--metric", "assd"], "no score in common"),
     ],
 )

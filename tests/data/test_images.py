@@ -53,8 +53,8 @@ def test_a_file_reads_as_its_array_does(name: str, tmp_path: Path) -> None:
 
 REFUSED_ALIKE = {
     "12 bits in 16": ((GREY * 16).astype(np.uint16), r"is 3824, as when 12 bits .*: multiply its levels by 16,"),
-    "8 bits in 16": (GREY.astype(np.uint16), r"is 239, as where 8 bits .*: multiply its levels by 256,"),
-    "14 bits in 16": ((GREY * 64).astype(np.uint16), r"is 15296, as where 14 bits .* by 4,"),
+    "8 bits in 16": (GREY.astype(np.uint16), r"is 239, as when 8 bits .*: multiply its levels by 256,"),
+    "14 bits in 16": ((GREY * 64).astype(np.uint16), r"is 15296, as when 14 bits .* by 4,"),
     "int32 of 16 bits": ((GREY * 257).astype(np.int32), "from 0 to 61423: integers must lie between 0 and 255"),
     "below zero": ((GREY - 5).astype(np.int32), "from -5 to 234"),
     "fractions of 255": (GREY.astype(np.float32), r"from 0\.0 to 239\.0: floats must lie between 0 and 1"),

@@ -170,7 +170,7 @@ def test_a_csv_decides_what_a_part_is_used_for(three: Combined, tmp_path: Path) 
 
 
 def test_combined_says_what_it_needs(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="two parts of Combined are called 'folders'"):
+    with pytest.raises(DataError, match="two parts of Combined have the name 'folders'"):
         Combined([Part(Folders(), "a"), Part(Folders(), "b")])
     with pytest.raises(DataError, match="part 'folders' of Combined has no root"):
         UltrasoundDataModule(source=Combined([Part(Folders())])).prepare_data()
@@ -205,11 +205,11 @@ def test_two_images_of_one_id_are_refused_wherever_sources_are_read(tmp_path: Pa
 def test_one_file_under_two_ids_is_refused(tmp_path: Path) -> None:
     root = layouts.folders(tmp_path / "data")
     twice = Combined([Part(Folders(), str(root), "here"), Part(Folders(), str(root), "there")])
-    with pytest.raises(DataError, match="'here/scan 0' and 'there/scan 0' are one file"):
+    with pytest.raises(DataError, match="'here/scan 0' and 'there/scan 0' are the same file"):
         twice.read(root)
     (root / "images" / "copy.jpg").symlink_to(root / "images" / "scan 0.jpg")
     (root / "masks" / "copy.png").symlink_to(root / "masks" / "scan 0.png")
-    with pytest.raises(DataError, match="'copy' and 'scan 0' are one file"):
+    with pytest.raises(DataError, match="'copy' and 'scan 0' are the same file"):
         Folders().read(root)
 
 
@@ -232,7 +232,7 @@ def test_a_table_that_contradicts_itself_is_refused(
     (root / table).write_text(repeated)
     assert len(source.read(root)) in (6, 9, 12)  # the same again says nothing new
     (root / table).write_text(repeated + row + "\n")
-    with pytest.raises(DataError, match=rf"line \d+ of .*{table} says .*: keep one"):
+    with pytest.raises(DataError, match=rf"line \d+ of .*{table} gives .*: keep one"):
         source.read(root)
 
 

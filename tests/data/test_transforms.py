@@ -35,7 +35,7 @@ FAULTY = {
     "turned": ([A.RandomRotate90()], "is made 64x48 by RandomRotate90"),
     "colour": ([A.ToRGB()], "is made 48x64x3 by ToRGB"),
     "too large": ([A.RandomCrop(300, 300)], r"CropSizeError \(.*\) is raised by RandomCrop"),
-    "levels of a mask": ([A.Affine(rotate=45, fill_mask=255)], "levels beside 0 and 1 by Affine"),
+    "levels of a mask": ([A.Affine(rotate=45, fill_mask=255)], "levels other than 0 and 1 by Affine"),
     "image alone": (
         [A.HorizontalFlip(), MirroredImage(p=0.5)],
         "moved without its mask, .* by MirroredImage",

@@ -311,7 +311,7 @@ def test_work_ahead_is_bounded_and_keeps_the_order() -> None:
         (["nowhere/*.png"], "matches nothing: there is no folder"),
         (["*.png"], r"\*.png holds or matches no image"),
         (["empty"], r"empty holds or matches no image \(png jpg"),
-        (["scan.bmp", "--threshold", "1.5"], "the threshold is 1.5: it must lie between 0 and 1"),
+        (["scan.bmp", "--threshold", "1.5"], "the threshold is 1.5: give a value from 0 to 1"),
         (["scan.bmp", "--threshold", "nan"], "the threshold is nan"),
         (["scan.bmp", "--batch_size", "0"], "--batch_size is 0: give at least 1"),
         (["scan.bmp", "--workers", "-1"], "--workers is -1"),
