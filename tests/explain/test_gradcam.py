@@ -244,7 +244,7 @@ def test_wrong_names_get_close_matches(images: Tensor) -> None:
         find_method("gradcam")
     with pytest.raises(UserError, match="FullGrad explains biases of all layers"):
         find_method("FullGrad")
-    with pytest.raises(UserError, match=r"layer encoders\.0 gives no map"):
+    with pytest.raises(UserError, match=r"layer encoders\.0 is not a map"):
         heat_maps(task, images, ["encoders.0"])
 
 
