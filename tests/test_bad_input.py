@@ -207,7 +207,7 @@ def test_a_checkpoint_that_is_none(content: Any, tiny: list[str], tmp_path: Path
 
 
 DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
-    "record": (lambda content: {"bustseg": 5}, "is not a checkpoint that `bustseg fit` wrote"),
+    "record": (lambda content: {"bustseg": 5}, "is not a checkpoint from `bustseg fit`"),
     "weights": (lambda content: {"state_dict": None}, "damaged checkpoint, whose weights cannot be read"),
     "epoch": (lambda content: {"epoch": None}, "damaged checkpoint, whose epoch cannot be read"),
     "version": (lambda content: {"pytorch-lightning_version": None}, "damaged checkpoint, whose version"),
@@ -215,7 +215,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     "unknown": (lambda content: {"state_dict": content["state_dict"] | {"x" * 500: torch.zeros(1)}}, "the unknown"),
     "shape": (
         lambda content: {"state_dict": {name: value[..., None] for name, value in content["state_dict"].items()}},
-        "of another shape than its network's",
+        "with another shape than its network",
     ),
     "nan": (
         lambda content: {"state_dict": {name: value * float("nan") for name, value in content["state_dict"].items()}},

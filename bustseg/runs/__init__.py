@@ -1,1 +1,1 @@
-"""Where runs live: their folders, what is written first and sent after, and the stores that it is sent to."""
+"""Storage of runs: their folders, journals that are written first and sent afterwards, and the stores."""

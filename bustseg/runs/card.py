@@ -1,4 +1,4 @@
-"""The model card: what a model was trained on and how, how good it is, and what it must not be used for.
+"""The model card: a model's training data, recipe, scores and limits of use.
 
 Every number comes from the run's record in MLflow. The structure follows Mitchell et al. (2019), "Model cards for model
 reporting", https://doi.org/10.1145/3287560.3287596.
@@ -30,29 +30,29 @@ SPLITS = {
     "curated": "A published list removed near-duplicate and flawed images first.",
     "kfold": "Folds in which near-duplicate images stay together.",
 }
-"""Schemes that keep copies of one image out of different subsets."""
+"""Schemes that keep copies of an image in the same subset."""
 
 LEAK = (
-    "**This split may leak**: it does not keep near-duplicate images (or images of one patient) in one subset, so that "
-    "the figures below may be too good. `--data.split grouped` keeps them together."
+    "**This split may leak**: it does not keep near-duplicate images (or images of one patient) in one subset, so the "
+    "scores below may be too high. `--data.split grouped` keeps them together."
 )
 OWN_SPLIT = (
     "The split comes from a file. Whether it keeps near-duplicate images and images of one patient in one subset is "
-    "not known here; if it does not, the figures below may be too good."
+    "not known here; if it does not, the scores below may be too high."
 )
 
 BUSI_LIMITS = (
-    "BUSI has no patient ids, so no split of it is known to keep patients apart, and it holds many near-duplicate "
-    "frames, some of them in two classes.",
-    "Its images come from one hospital and two scanners of one maker; other devices, settings and populations may give "
-    "other results.",
-    "Many of its images carry burned-in text, calipers or coloured overlays, which a network can learn instead of "
+    "BUSI has no patient ids, so no split of it is known to separate patients, and it has many near-duplicate frames, "
+    "some of them in two classes.",
+    "Its images come from one hospital and two scanners of one manufacturer; results may differ for other devices, "
+    "settings and populations.",
+    "Many of its images have burned-in text, calipers or coloured overlays, which a network can learn instead of "
     "tissue.",
 )
 """Al-Dhabyani et al. (2020), https://doi.org/10.1016/j.dib.2019.104863, and published audits of their data."""
 
 MARK = "<!-- written by bustseg -->"
-"""Ends a run's description that bustseg wrote, so that it may write it anew; a person's is never touched."""
+"""Marks the end of a description that bustseg wrote and may replace; a person's description is never changed."""
 
 
 def model_card(run: Run, validation: Mapping[str, float], test: Mapping[str, float] | None = None) -> str:
@@ -60,7 +60,7 @@ def model_card(run: Run, validation: Mapping[str, float], test: Mapping[str, flo
 
     Args:
         run: the run, trained and perhaps tested
-        validation: its ``val/...`` metrics of the epoch that the weights are from
+        validation: its ``val/...`` metrics of the epoch of the weights
         test: every score of its test (``test/...``); those among its metrics when not given
     """
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
@@ -78,7 +78,7 @@ def model_card(run: Run, validation: Mapping[str, float], test: Mapping[str, flo
         validation=_figures(_of_stage(validation, "val/")),
         epoch=f", epoch {int(tags['best.epoch']) + 1}" if "best.epoch" in tags else "",
         limits=[
-            "It outlines what looks like a lesion; it does not tell benign from malignant.",
+            "It outlines what looks like a lesion; it does not distinguish benign from malignant lesions.",
             "It has not been tested on other scanners, other hospitals or other populations than the data above.",
             *(BUSI_LIMITS if tags.get("source") == "busi" else ()),
         ],
@@ -106,7 +106,7 @@ def short_note(run: Run, validation: Mapping[str, float]) -> str:
 
 
 def read_run(client: MlflowClient, run_id: str) -> tuple[Run, dict[str, float]]:
-    """A run, and its validation metrics of the epoch that its best weights are from (else of the last one)."""
+    """A run, and its validation metrics of the epoch of its best weights (else of the last one)."""
     run = client.get_run(run_id)
     epoch = run.data.tags.get("best.epoch")
     found = {name: value for name, value in run.data.metrics.items() if name.startswith("val/")}
@@ -119,7 +119,7 @@ def read_run(client: MlflowClient, run_id: str) -> tuple[Run, dict[str, float]]:
 
 
 def may_describe(run: Run) -> bool:
-    """Whether the run's description is bustseg's to write: there is none, or bustseg wrote it."""
+    """Whether bustseg may write the run's description: there is none, or bustseg wrote it."""
     note = run.data.tags.get(NOTE_TAG, "")
     return not note.strip() or note.rstrip().endswith(MARK)
 
@@ -207,7 +207,7 @@ def _recipe(tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping
 
 
 def _figures(scores: Mapping[str, float]) -> str:
-    """The scores of a subset as tables: overlap by convention, then the others; empty when there are none."""
+    """The scores of a subset as tables: overlap metrics by convention, then the others; empty when there are none."""
     overlap = overlap_metrics()
     rows = []
     for convention in CONVENTIONS:

@@ -1,4 +1,4 @@
-"""Checkpoints as self-contained files: everything that a process without the config needs is inside."""
+"""Checkpoints as self-contained files, which can be used without the config."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ _WEIGHT_ARGUMENTS = {"weights": "none", "encoder_weights": None, "pretrained": F
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint's content on the CPU, plain types and tensors only (``weights_only=True``).
+    """Load a checkpoint's content on the CPU, only plain types and tensors (``weights_only=True``).
 
     Raises:
-        UserError: no such file, or not a checkpoint of bustseg
+        UserError: no such file, or not a bustseg checkpoint
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint at {path}") from error
-    except Exception as error:  # torch's reader trusts that a stream is whole, and raises whatever comes of it if not
+    except Exception as error:  # torch's reader assumes a complete stream, and may raise any error otherwise
         raise UserError(f"{path} is not a readable checkpoint: {one_line(error)}") from error
     record = content.get(RECORD) if isinstance(content, dict) else None
     if not isinstance(record, Mapping) or "config" not in record:
-        raise UserError(f"{path} is not a checkpoint that `bustseg fit` wrote")
+        raise UserError(f"{path} is not a checkpoint from `bustseg fit`")
     kinds = {"state_dict": (Mapping, "weights"), "epoch": (int, "epoch"), "pytorch-lightning_version": (str, "version")}
     for key, (kind, what) in kinds.items():
-        # networks that were never trained have no epoch
+        # untrained networks have no epoch
         if (key in content or key == "state_dict") and not isinstance(content.get(key), kind):
-            raise UserError(f"{path} is a damaged checkpoint, whose {what} cannot be read: take another copy of it")
+            raise UserError(f"{path} is a damaged checkpoint, whose {what} cannot be read: use another copy of it")
     return content
 
 
 def check_weights(task: SegmentationTask, weights: Mapping[str, Any], path: Path) -> None:
-    """Refuse weights that are not those of a task's network, before anything is begun with them.
+    """Refuse weights that do not belong to a task's network, before they are used.
 
     Args:
-        task: made of the configuration that the checkpoint brings
-        weights: the checkpoint's
+        task: built from the checkpoint's configuration
+        weights: the checkpoint's weights
         path: the checkpoint, for messages
 
     Raises:
-        UserError: weights that are missing, unknown, of another shape, or no numbers
+        UserError: weights that are missing, unknown, of another shape, or not numbers
     """
-    # a loss may have others, see SegmentationTask.on_load_checkpoint
+    # weights of the loss may differ, see SegmentationTask.on_load_checkpoint
     own = {name: value.shape for name, value in task.state_dict().items() if not name.startswith("loss.")}
     given = {str(name): value for name, value in weights.items() if not str(name).startswith("loss.")}
     what = ""
@@ -62,17 +62,17 @@ def check_weights(task: SegmentationTask, weights: Mapping[str, Any], path: Path
         what = f"{'lacks' if odd[0] in own else 'has the unknown'} weights {odd[0]:.80}"
     for name, value in given.items() if not what else ():
         if not isinstance(value, torch.Tensor) or value.shape != own[name]:
-            what = f"has weights {name:.80} of another shape than its network's"
+            what = f"has weights {name:.80} with another shape than its network"
             break
         if value.is_floating_point() and not torch.isfinite(value).all():
-            what = f"has weights {name:.80} that are no numbers"
+            what = f"has weights {name:.80} that are not numbers"
             break
     if what:
-        raise UserError(f"{path} {what}: take another copy of it, or train again")
+        raise UserError(f"{path} {what}: use another copy of it, or train again")
 
 
 def without_pretrained(config: Any) -> Any:
-    """Copy of a network's config that asks for no pretrained weights, since a checkpoint brings its own.
+    """Copy of a network's config without pretrained weights, since a checkpoint has its own.
 
     Covers the names that bustseg, smp, timm and torchvision use: `weights`, `encoder_weights`, `pretrained`.
     """
@@ -87,7 +87,7 @@ def without_pretrained(config: Any) -> Any:
 
 
 def pretrained_parts(network: Any, prefix: str = "") -> dict[str, Any]:
-    """Where a network's config says which pretrained weights it takes: dotted key (``init_args.weights``) to value."""
+    """The settings of pretrained weights in a network's config: dotted key (``init_args.weights``) to value."""
     found: dict[str, Any] = {}
     for key, value in network.items() if isinstance(network, Mapping) else ():
         name = f"{prefix}{key}"
@@ -96,7 +96,7 @@ def pretrained_parts(network: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def pretrained_value(key: str, weights: str) -> Any:
-    """What the argument ``key`` takes for ``weights``, which are ``imagenet`` or ``none``."""
+    """The value of the argument ``key`` for ``weights``, which are ``imagenet`` or ``none``."""
     argument = key.rpartition(".")[2]
     if weights == "none":
         return _WEIGHT_ARGUMENTS[argument]
@@ -115,7 +115,7 @@ def rebuilt(content: Mapping[str, Any], path: Path) -> SegmentationTask:
     """The trained task of a checkpoint's content.
 
     Args:
-        content: as :func:`read_checkpoint` gives it
+        content: from :func:`read_checkpoint`
         path: where it was read, for messages
 
     Raises:
@@ -137,11 +137,11 @@ def rebuilt(content: Mapping[str, Any], path: Path) -> SegmentationTask:
 
 
 def load_task(path: Path, device: str | torch.device = "cpu") -> SegmentationTask:
-    """The trained task of a checkpoint, in evaluation mode, from the file alone.
+    """The trained task of a checkpoint, in evaluation mode, from the file only.
 
     Raises:
         TrustError: its configuration names what only the user may allow, see :mod:`bustseg.trust`
-        UserError: the file is no checkpoint of bustseg, or its network's class cannot be imported
+        UserError: the file is not a bustseg checkpoint, or its network's class cannot be imported
     """
     task = rebuilt(read_checkpoint(path), path)
     return task.to(device).eval()
@@ -159,7 +159,7 @@ def load_data(path: Path) -> UltrasoundDataModule:
 
     Raises:
         TrustError: its configuration names what only the user may allow, see :mod:`bustseg.trust`
-        UserError: the file is no checkpoint of bustseg, or its data source cannot be made
+        UserError: the file is not a bustseg checkpoint, or its data source cannot be created
     """
     config = read_checkpoint(path)[RECORD]["config"]
     check_config(config, path)
@@ -176,9 +176,9 @@ def trained_image_size(task: SegmentationTask) -> tuple[int, int]:
     """(H, W) of the images that a task was trained on.
 
     Raises:
-        UserError: the task was not trained, so that it knows none
+        UserError: the task was not trained, so its image size is unknown
     """
     if task.record is None:
-        raise UserError("this task was not trained, so that its image size is not known: give image_size")
+        raise UserError("this task was not trained, so its image size is unknown: give image_size")
     size = task.record["config"]["data"]["image_size"]
     return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,7 +1,7 @@
-"""An append-only journal: what a run has measured is on disk before anything else is done with it.
+"""An append-only journal: a run's measurements are on disk before anything else is done with them.
 
-One line of JSON per entry, each with the next number. A process that is killed leaves at most one line that is not
-whole, at the end, which readers pass over and the next writer cuts off.
+It has one line of JSON per entry, numbered consecutively. A killed process leaves at most one incomplete line, at the
+end, which readers skip and the next writer removes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from bustseg.errors import disk_is_full
 
 RESERVE_BYTES = 256 * 1024
-"""Room that an open journal keeps for itself, so that a disk that others have filled still takes what was measured."""
+"""Disk space that an open journal reserves, so that measurements can be written even if others fill the disk."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class Entry:
 
     Attributes:
         seq: its number, counted from 0
-        kind: what it is, such as ``metrics``
-        time: milliseconds since 1970 when it was written, which sinks use as its timestamp however late they get it
+        kind: its kind, such as ``metrics``
+        time: milliseconds since 1970 when it was written; sinks use it as the timestamp, however late they get the
+            entry
         data: plain types
     """
 
@@ -38,13 +39,13 @@ class Entry:
     data: dict[str, Any]
 
     def to_line(self) -> bytes:
-        """The entry as one line of JSON, with its end of line."""
+        """The entry as one line of JSON, including the newline."""
         values = {"seq": self.seq, "kind": self.kind, "time": self.time, "data": self.data}
         return json.dumps(values, separators=(",", ":"), default=str).encode() + b"\n"
 
 
 def parse_line(line: bytes) -> Entry | None:
-    """The entry of one line, or None when the line is not whole."""
+    """The entry of one line, or None when the line is incomplete."""
     try:
         values = json.loads(line)
         return Entry(int(values["seq"]), str(values["kind"]), int(values["time"]), dict(values["data"]))
@@ -53,7 +54,7 @@ def parse_line(line: bytes) -> Entry | None:
 
 
 class Reader:
-    """Reads a journal from where it left off, also while another process or thread writes it.
+    """Reads a journal incrementally, also while another process or thread writes it.
 
     Args:
         path: the journal's file
@@ -62,10 +63,10 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.offset = 0
-        """Bytes of the whole entries that were read"""
+        """Bytes of the complete entries that were read."""
 
     def __iter__(self) -> Iterator[Entry]:
-        """The whole entries that have come since the last time."""
+        """The complete entries since the last iteration."""
         try:
             file = self.path.open("rb")
         except FileNotFoundError:
@@ -81,16 +82,16 @@ class Reader:
 
 
 class Journal:
-    """Writes a journal. What the disk does not take stays in memory, and is written before anything that comes later.
+    """Writes a journal. Entries that cannot be written stay in memory, and are written before any later ones.
 
     Args:
-        path: its file, which may be there already
+        path: its file, which may already exist
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.unwritten: list[Entry] = []
-        """Entries that the disk has not taken yet, oldest first"""
+        """Entries that could not be written yet, oldest first."""
         path.parent.mkdir(parents=True, exist_ok=True)
         reader = Reader(path)
         self._next = max((entry.seq for entry in reader), default=-1) + 1
@@ -101,7 +102,7 @@ class Journal:
         self._take_reserve()
 
     def append(self, kind: str, data: dict[str, Any], sync: bool = False, time_ms: int | None = None) -> Entry:
-        """Write an entry; with ``sync`` it survives a loss of power, else the end of this process.
+        """Write an entry; with ``sync`` it survives a power failure, otherwise only the end of this process.
 
         Args:
             kind: see :class:`Entry`
@@ -114,12 +115,12 @@ class Journal:
         self.unwritten.append(entry)
         self.write_out()
         if sync and not self.unwritten:
-            with contextlib.suppress(OSError):  # a disk that cannot is no reason to end a training
+            with contextlib.suppress(OSError):  # a failure of the disk to sync is no reason to end a training
                 os.fsync(self._file)
         return entry
 
     def write_out(self) -> bool:
-        """Try again to write what the disk did not take; returns whether nothing is left."""
+        """Try again to write what could not be written; returns whether nothing is left."""
         while self.unwritten:
             line = self.unwritten[0].to_line()
             try:
@@ -137,7 +138,7 @@ class Journal:
             while written < len(line):
                 written += os.pwrite(self._file, line[written:], self._end + written)
         except OSError:
-            os.ftruncate(self._file, self._end)  # no half lines in the middle
+            os.ftruncate(self._file, self._end)  # no incomplete lines in the middle
             raise
         self._end += len(line)
 
@@ -164,7 +165,7 @@ class Journal:
         return True
 
     def close(self) -> None:
-        """Write what is left as far as the disk takes it, and let go of the file and of the reserve."""
+        """Write as much of the rest as possible, and release the file and the reserve."""
         self._release_reserve()
         self.write_out()
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""The MLflow model of a run: written beside the run's checkpoint, in MLflow's format, with what loads it.
+"""The MLflow model of a run, in MLflow's format, with the code that loads it.
 
-:mod:`bustseg.deploy.mlflow_model` is what loads and runs it.
+:mod:`bustseg.deploy.mlflow_model` loads and runs it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 LOADER = "bustseg.deploy.mlflow_model"
-"""The module whose ``_load_pyfunc`` MLflow calls; models that were logged name it."""
+"""The module whose ``_load_pyfunc`` MLflow calls; logged models refer to it."""
 
 NAME = "model"
 """The model's name in its run, so that it is ``runs:/RUN_ID/model``."""
@@ -62,15 +62,15 @@ REQUIREMENTS = (
     "rich",
     "pydantic",
 )
-"""Packages that inference imports; the model asks for the versions that were installed when it was saved."""
+"""Packages that inference imports; the model requires the versions that were installed when it was saved."""
 
 
 def signature() -> ModelSignature:
-    """Images in; per image a mask, probabilities, the highest of them, and the lesion's area out.
+    """Input: images. Output per image: a mask, probabilities, the highest of them, and the lesion's area.
 
     ``presence`` is the calibrated probability that there is a lesion, missing where the model is not calibrated for it.
 
-    The input's type is the one that MLflow passes on as it is: sizes, number types and encodings differ.
+    The input's type is the one that MLflow passes on unchanged, since sizes, number types and encodings differ.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -95,13 +95,13 @@ def signature() -> ModelSignature:
 
 
 def input_example() -> dict[str, np.ndarray]:
-    """One small image: a dark ellipse on grey, as a lesion is."""
+    """One small image: a dark ellipse on grey, like a lesion."""
     y, x = np.mgrid[-1:1:32j, -1:1:40j]
     return {"image": np.where(x**2 / 0.3 + y**2 / 0.15 < 1, 40, 120).astype(np.uint8)[None]}
 
 
 def requirements() -> list[str]:
-    """``package==version`` of what inference needs, as installed here; local build labels are dropped."""
+    """``package==version`` of the packages that inference needs, as installed here, without local build labels."""
     pinned = []
     for name in REQUIREMENTS:
         try:
@@ -112,7 +112,7 @@ def requirements() -> list[str]:
 
 
 def code_paths(checkpoint: Path) -> list[str]:
-    """Code that no package index has: bustseg, and the user's own modules that the configuration's classes are from."""
+    """Code that is not in a package index: bustseg, and the user's own modules of the configuration's classes."""
     found = [Path(bustseg.__file__).parent]
     for name in sorted({path.partition(".")[0] for path in _class_paths(read_checkpoint(checkpoint)[RECORD])}):
         spec = None if name == "bustseg" else importlib.util.find_spec(name)
@@ -132,18 +132,18 @@ def _class_paths(record: Mapping[str, Any]) -> Iterator[str]:
 def save_model(checkpoint: Path, path: Path, model: Any = None) -> None:
     """Write the MLflow model of a checkpoint into the folder ``path``, which must not exist.
 
-    The weights are a hard link to the checkpoint where the file system allows it, so that they cost no space.
+    The weights are a hard link to the checkpoint if the file system allows it, so they take no space.
 
     Args:
-        checkpoint: what ``bustseg fit`` wrote
-        path: folder to make
+        checkpoint: a checkpoint from ``bustseg fit``
+        path: folder to create
         model: the ``mlflow.models.Model`` to fill in
     """
     import mlflow.pyfunc
     from mlflow.models import Model
 
     model = model or Model()
-    # MLflow tells at length that it validates the example, and that a tensor of objects is one
+    # MLflow logs long messages about validating the example, and about tensors of objects
     loggers = [logging.getLogger(name) for name in ("mlflow.pyfunc", "mlflow.models.model", "mlflow.types.utils")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -161,7 +161,7 @@ def save_model(checkpoint: Path, path: Path, model: Any = None) -> None:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-    # the package's own trained model is no part of its code, and would be copied into every run
+    # the model in the box is not code, and would be copied into every run
     shutil.rmtree(path / "code" / box.FOLDER.relative_to(Path(bustseg.__file__).parents[1]), ignore_errors=True)
     _link(checkpoint, path / WEIGHTS)
     model.model_size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -176,15 +176,15 @@ def _link(source: Path, target: Path) -> None:
 
 
 def log_model(client: MlflowClient, run_id: str, checkpoint: Path) -> str:
-    """Record a checkpoint as the model of a run and return MLflow's id of it; a second call replaces the first's.
+    """Record a checkpoint as the model of a run and return its MLflow id; a second call replaces the first model.
 
-    A model that is registered (:mod:`bustseg.runs.registry`) is not replaced, since a version never changes: the run
-    gets another one of the same name.
+    A registered model (:mod:`bustseg.runs.registry`) is not replaced, since a version never changes: the run gets
+    another model with the same name.
 
     MLflow's own ``log_model`` would load and run the model to check it, and copy the weights twice.
 
     Raises:
-        MlflowException, OSError: the store does not take it
+        MlflowException, OSError: the store does not accept it
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
@@ -195,7 +195,7 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path) -> str:
         model_id = client.create_logged_model(
             run.info.experiment_id, name=NAME, source_run_id=run_id, model_type="segmentation"
         ).model_id
-        # `runs:/RUN_ID/model` is the one of the highest step
+        # `runs:/RUN_ID/model` is the one with the highest step
         earlier = run.outputs.model_outputs if run.outputs else []
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=len(earlier))])
     location = client.get_logged_model(model_id).artifact_location
@@ -224,7 +224,7 @@ def _is_registered(client: MlflowClient, run_id: str, model_id: str) -> bool:
 
 
 def logged_model_id(client: MlflowClient, run_id: str) -> str | None:
-    """MLflow's id of the model that :func:`log_model` recorded for a run last, if it did."""
+    """MLflow's id of the model that :func:`log_model` last recorded for a run, if any."""
     outputs = client.get_run(run_id).outputs
     for output in sorted(outputs.model_outputs if outputs else [], key=lambda output: -output.step):
         if client.get_logged_model(output.model_id).name == NAME:
@@ -233,7 +233,7 @@ def logged_model_id(client: MlflowClient, run_id: str) -> str | None:
 
 
 def link_metrics(client: MlflowClient, run_id: str, model_id: str, prefix: str, step: int | None = None) -> None:
-    """Show a run's metrics that begin with ``prefix`` beside its model, those of ``step`` or the latest."""
+    """Attach a run's metrics that begin with ``prefix`` to its model, those of ``step`` or the latest."""
     from mlflow.entities import Metric
 
     points = []

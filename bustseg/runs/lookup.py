@@ -1,4 +1,4 @@
-"""Runs by their id, wherever they are kept: in the MLflow store in use, or in folders of their own."""
+"""Runs by their id, in the MLflow store in use or in folders."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def is_run_id(text: str) -> bool:
 
 
 def split_run(text: str) -> tuple[str, str]:
-    """What stands where a run's id does in ``RUN_ID`` or ``runs:/RUN_ID/path``, and the path within the run."""
+    """The run id in ``RUN_ID`` or ``runs:/RUN_ID/path``, and the path within the run."""
     run_id, _, inner = text.removeprefix("runs:/").partition("/")
     return run_id, inner
 
 
 def local_runs() -> Path:
-    """Folder of the runs that no store keeps."""
+    """Folder of the runs that are in no store."""
     return RUNS_DIR.resolve() / "local"
 
 
 def local_run(run_id: str) -> Record | None:
-    """The record of a run that no store keeps; None when there is no such run."""
+    """The record of a run that is in no store; None when there is no such run."""
     return Record.read(local_runs() / run_id) if is_run_id(run_id) else None
 
 
 def server_id(store: Store, run_id: str) -> str:
-    """A run's id in its store, which differs where the run began while the store was away."""
+    """A run's id in its store, which differs if the run began while the store was unreachable."""
     try:
         return (store.folder / "remote" / run_id / SERVER_ID).read_text().strip()
     except OSError:
@@ -51,7 +51,7 @@ def find_run(run_id: str) -> Run:
     """A run by its id.
 
     Raises:
-        UserError: there is no such run, or the store cannot be asked
+        UserError: there is no such run, or the store cannot be reached
     """
     from mlflow.exceptions import MlflowException
 
@@ -67,8 +67,8 @@ def find_run(run_id: str) -> Run:
 def run_file(run_id: str, inner: str) -> Path:
     """Path of a file of a run: the file itself where it is on this machine, else a downloaded copy.
 
-    A store on a server is asked first, since another machine may have renewed the file; where it does not answer, the
-    copy that this machine has kept will do.
+    A store on a server is tried first, since another machine may have updated the file; if it does not answer, this
+    machine's copy is used.
 
     Raises:
         UserError: no such run, or it has no such file
@@ -109,12 +109,12 @@ def latest_run() -> str:
     """Id of the newest run that was trained and did not fail.
 
     Raises:
-        UserError: there is none, or the store cannot be asked
+        UserError: there is none, or the store cannot be reached
     """
     local = max(_trained_local_runs(), default=None)
     store = Store(tracking_uri())
     if local is not None and store.database is not None and not store.database.is_file():
-        return local[1]  # asking the store would make one
+        return local[1]  # opening the store would create one
     try:
         found = _latest_in(open_store(store.uri))
     except TrackingError:
@@ -123,7 +123,9 @@ def latest_run() -> str:
         found = None
     newest = max((one for one in (local, found) if one is not None), default=None)
     if newest is None:
-        raise UserError(f"no trained run in {store.shown}: `bustseg fit --config configs/quickstart.yaml` makes one")
+        raise UserError(
+            f"no trained run in {store.shown}: train one with `bustseg fit --config configs/quickstart.yaml`"
+        )
     return newest[1]
 
 
@@ -139,7 +141,7 @@ def _latest_in(store: Store) -> tuple[int, str] | None:
 
 
 def _trained_local_runs() -> Iterator[tuple[int, str]]:
-    """Start and id of the runs that no store keeps, that were trained and did not fail."""
+    """Start and id of the runs in no store that were trained and did not fail."""
     for path in local_runs().glob(f"*/{RUN_FILE}"):
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

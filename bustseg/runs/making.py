@@ -1,7 +1,7 @@
-"""Runs that are being made: a note on the disk, so that a process killed meanwhile leaves none that seems to go on.
+"""Runs that are being created: a note on disk, so that a process killed meanwhile leaves no run that seems to continue.
 
-A store chooses a run's id, so that a process can write down whose a run is only once it is there. Until then a note
-holds the tag that the run is made with.
+The store chooses a run's id, so a process can record its owner only after the run exists. Until then a note holds the
+tag with which the run is created.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from bustseg.runs.owner import is_dead, this_process
 from bustseg.runs.store import Store
 
 MAKING_TAG = "bustseg.making"
-"""Tag of a run with the name of the note that its process kept while it was made."""
+"""Tag of a run with the name of the note that its process kept while creating it."""
 
 _ENDING = ".making"
 _WRITTEN_WITHIN = 60.0
-"""Seconds after which a note that is not whole never will be."""
+"""Seconds after which an incomplete note will not be completed."""
 
 
 @contextmanager
 def noted(store: Store) -> Iterator[str]:
-    """Keep a note while a run is made in a store; yields the value of :data:`MAKING_TAG` to make it with.
+    """Keep a note while a run is created in a store; yields the value of :data:`MAKING_TAG` for it.
 
-    The note goes when the run is there and has a session of its own, or could not be made.
+    The note is removed when the run exists and has a session, or could not be created.
     """
     name = uuid.uuid4().hex
     note = store.folder / "spool" / f"{name}{_ENDING}"
-    with contextlib.suppress(OSError):  # a disk that takes no note has a run's session refused as well, and says so
+    # if the disk refuses the note, it refuses the run's session as well, which reports it
+    with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps({"owner": this_process(), "store": store.shown}), encoding="utf-8")
     try:
@@ -45,13 +46,13 @@ def noted(store: Store) -> Iterator[str]:
 
 
 def end_half_made(store: Store) -> list[str]:
-    """Mark runs as KILLED whose process was killed while it made them; returns their ids.
+    """Mark runs as KILLED whose process was killed while it created them; returns their ids.
 
-    Notes of processes that live, or of which nothing is known, stay, as do those of another store, or of one that does
-    not answer: the next command tries again.
+    Notes are kept if their process is alive or its state is unknown, and if their store is another one or does not
+    answer: the next command tries again.
     """
     notes = sorted((store.folder / "spool").glob(f"*{_ENDING}"))
-    if not notes:  # as nearly always, and MLflow takes long to import
+    if not notes:  # the usual case; importing MLflow takes long
         return []
     from mlflow.exceptions import MlflowException
 
@@ -72,7 +73,7 @@ def end_half_made(store: Store) -> list[str]:
 
 
 def _read(note: Path) -> dict[str, Any] | None:
-    """What a note holds; None for one that is being written, or was cut off, which came before its run."""
+    """Content of a note; None for one that is being written, or that was cut off before its run was created."""
     try:
         content = json.loads(note.read_text(encoding="utf-8"))
         return {"owner": dict(content["owner"]), "store": str(content["store"])}

@@ -1,4 +1,4 @@
-"""Opens the MLflow store in use: whether it can be used is known before anything is computed for it."""
+"""Opens the MLflow store in use and checks it before anything is computed."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from bustseg.runs.spool import settle
 from bustseg.runs.store import Store, connected, explained, mend_moved, of_databricks
 
 _DATABASES = ("postgresql", "mysql", "mssql")
-"""Databases that MLflow reaches without a server of its own; sqlite's is a file here."""
+"""Databases that MLflow uses without an MLflow server; SQLite's is a local file."""
 
 _opened: set[str] = set()
 
 
 def was_opened(uri: str) -> bool:
-    """Whether this process could write to the store before, so that it is away for a while if it cannot now."""
+    """Whether this process could write to the store before, so that a failure now is only temporary."""
     return uri in _opened
 
 
 def open_store(uri: str, write: bool = False, send: bool = True) -> Store:
-    """Check that a store can be used, and create a local one that is not there yet.
+    """Check that a store can be used, and create a local one if it does not exist.
 
     Args:
-        uri: as :func:`tracking_uri` gives it
-        write: whether runs are to be written, so that a store which can only be read is refused
-        send: whether what earlier commands could not send to it is sent first
+        uri: from :func:`tracking_uri`
+        write: whether runs will be written, so that a read-only store is refused
+        send: whether to send first what earlier commands could not send to it
 
     Raises:
-        TrackingError: no server answers, it refuses the login, the database is of another MLflow, cannot be written
-            or is locked, or MLflow does not know the scheme
+        TrackingError: no server answers, it refuses the login, the database belongs to another MLflow version, cannot
+            be written or is locked, or MLflow does not know the scheme
     """
     store = Store(uri)
     scheme = urlparse(uri).scheme
     if HIDDEN in uri:
         raise TrackingError(
-            f"{uri} was stored without its password or token: set MLFLOW_TRACKING_URI to the whole address, or give it "
-            "with --tracking.uri"
+            f"{uri} was stored without its password or token: set MLFLOW_TRACKING_URI to the complete address, or give "
+            "it with --tracking.uri"
         )
     if scheme == "file" or (scheme == "" and not of_databricks(uri)):
         raise TrackingError(f"MLflow no longer writes file stores such as {uri}: use sqlite:///mlruns/mlflow.db")
@@ -57,13 +57,13 @@ def open_store(uri: str, write: bool = False, send: bool = True) -> Store:
     if write:
         _opened.add(uri)
     if send and (store.folder / "spool").is_dir():
-        with contextlib.suppress(OSError):  # a folder that can only be read
+        with contextlib.suppress(OSError):  # a read-only folder
             settle(store)
     return store
 
 
 def _connect_once(uri: str) -> None:
-    """Raise the driver's error at once where a database does not answer: MLflow would try for a hundred seconds."""
+    """Raise the driver's error at once if a database does not answer: MLflow would try for a hundred seconds."""
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
@@ -73,7 +73,7 @@ def _connect_once(uri: str) -> None:
 def _open_database(store: Store, path: Path, write: bool) -> None:
     if path.is_file() and path.stat().st_size:
         _check_database(path, write)
-        store.client()  # which compares the schema's version with its own
+        store.client()  # compares the schema's version with MLflow's
         if write:
             mend_moved(path)
         return
@@ -86,11 +86,11 @@ def _open_database(store: Store, path: Path, write: bool) -> None:
 
 
 def _check_database(path: Path, write: bool) -> None:
-    """Raise sqlite's own error now and not in the middle of a run, when a database cannot be read or written."""
+    """Raise SQLite's error now and not in the middle of a run, if a database cannot be read or written."""
     with connected(path, write) as connection:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if write:
-            if not os.access(path.parent, os.W_OK):  # where sqlite puts its journal
+            if not os.access(path.parent, os.W_OK):  # SQLite writes its journal there
                 raise sqlite3.OperationalError("attempt to write a readonly database")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")

@@ -1,4 +1,4 @@
-"""Which process is at work on something, written down so that another can tell whether it still is."""
+"""Records of the owning process, with which other processes can check whether it is still alive."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Owner = dict[str, Any]
 
 
 def boot() -> str:
-    """Identity of this start of this machine's kernel, the same in all its containers; empty where it is not told."""
+    """Identity of this boot of the machine's kernel, the same in all its containers; empty where unknown."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
 def machine() -> str:
-    """Identity of the system whose process ids these are: host, boot and process namespace."""
+    """Identity of the system to which process ids belong: host, boot and process namespace."""
     parts = [socket.gethostname()]
-    if start := boot():  # systems without /proc have the host's name alone
+    if start := boot():  # systems without /proc have only the host's name
         parts.append(start)
         with contextlib.suppress(OSError):
             parts.append(os.readlink("/proc/self/ns/pid"))
@@ -32,7 +32,7 @@ def machine() -> str:
 
 
 def process(pid: int) -> dict[str, Any] | None:
-    """A process as ``pid`` and ``started`` (ids are used again), or None when there is none."""
+    """A process as ``pid`` and ``started`` (ids are reused), or None when there is none."""
     try:
         found = psutil.Process(pid)
         if found.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
@@ -45,24 +45,24 @@ def process(pid: int) -> dict[str, Any] | None:
 def alive(recorded: Owner) -> bool:
     """Whether a recorded process of this machine still runs."""
     now = process(recorded["pid"])
-    # the clock may have been set since; ids are not used again within seconds
+    # the clock may have been set since; ids are not reused within seconds
     return now is not None and abs(now["started"] - recorded["started"]) < 10
 
 
 def this_process() -> Owner:
-    """This process, to be written down."""
+    """The record of this process."""
     return {"machine": machine(), "host": socket.gethostname(), "boot": boot(), **(process(os.getpid()) or {})}
 
 
 def is_dead(recorded: Owner, locked: bool) -> bool:
-    """Whether a process has ended for certain, as far as can be told from here.
+    """Whether a process has certainly ended.
 
     Args:
-        recorded: what :func:`this_process` gave it
-        locked: whether a file lock that it held all its life is still held
+        recorded: its record from :func:`this_process`
+        locked: whether a file lock that it held throughout is still held
 
-    A process of this machine is looked up. One of another container has ids of its own, but shares the kernel and its
-    locks. One from before this host's last start has ended with it. Of other hosts nothing is known.
+    A process of this machine is looked up. A process in another container has separate ids, but shares the kernel and
+    its locks. A process from before this host's last boot has ended. For other hosts nothing is known.
     """
     if recorded["machine"] == machine():
         return not alive(recorded)

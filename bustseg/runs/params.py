@@ -1,4 +1,4 @@
-"""The parameters of a run: of its configuration what differs from the defaults, and what people compare."""
+"""The parameters of a run: values that differ from the defaults, and values that people compare."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ COMPARED = (
     *("data.augmentation", "seed_everything", "trainer.max_epochs", "trainer.precision"),
     *("early_stopping.patience", "checkpoint.monitor"),
 )
-"""Keys that are parameters whatever their value: people sort, filter and compare runs by them."""
+"""Keys that are always parameters: people sort, filter and compare runs by them."""
 
 NOT_COMPARED = ("tracking.run_name", "tracking.description", "tracking.experiment")
-"""Keys that a run shows in places of their own."""
+"""Keys that a run shows elsewhere."""
 
 
 def parameters(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a run by dotted key; its artifact ``config.yaml`` has the whole configuration.
+    """The parameters of a run by dotted key; its artifact ``config.yaml`` has the complete configuration.
 
-    A class's arguments are left out where they have the class's own default, but for those of the network and the
-    loss, which say what was trained.
+    Arguments with the default of their class are left out, except those of the network and the loss, which describe
+    what was trained.
 
     Args:
         config: the resolved configuration
-        defaults: the configuration of an experiment that says nothing
+        defaults: the default configuration of an experiment
     """
     whole = dict(flatten(redact_nested(config)))
     same = dict(flatten(defaults))
@@ -46,7 +46,7 @@ def parameters(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 
 
 def _classes(config: Any, prefix: str = "") -> list[tuple[str, dict[str, Any]]]:
-    """Key of every class that a configuration names, and the defaults of its arguments, as far as it is imported."""
+    """Key of every class in a configuration, and the defaults of its arguments if it is imported."""
     if isinstance(config, list):
         return [found for place, item in enumerate(config) for found in _classes(item, f"{prefix}.{place}")]
     if not isinstance(config, Mapping):
@@ -61,7 +61,7 @@ def _classes(config: Any, prefix: str = "") -> list[tuple[str, dict[str, Any]]]:
 
 def _arguments(path: str) -> dict[str, Any]:
     module, _, name = path.rpartition(".")
-    # what the training names is imported by now, and nothing must be imported only to describe it
+    # the classes of the training are imported by now, and nothing should be imported only to describe it
     cls = getattr(sys.modules.get(module), name, None)
     try:
         arguments = inspect.signature(cls).parameters.values() if inspect.isclass(cls) else ()
@@ -71,7 +71,7 @@ def _arguments(path: str) -> dict[str, Any]:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two values are the same in a file, where a tuple is a list."""
+    """Whether two values are equal in a file, where a tuple is a list."""
     return bool(str(_as_list(one)) == str(_as_list(other)))
 
 

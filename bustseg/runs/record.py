@@ -1,4 +1,4 @@
-"""What is known of a run on this machine: its settings, tags, metrics and data sets, without asking a server."""
+"""This machine's record of a run: settings, tags, metrics and data sets, without requests to a server."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Point = tuple[int, float, int]
 """Step, value and time in milliseconds of a metric."""
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.csv"
-"""The record of a run that no server keeps, in its folder."""
+"""Files of the record of a run that is in no store, in its folder."""
 
 NAME_TAG, NOTE_TAG, CONTEXT_TAG = "mlflow.runName", "mlflow.note.content", "mlflow.data.context"
 
 
 @dataclass
 class Record:
-    """A run as it is known here.
+    """The local record of a run.
 
     Attributes:
         run_id: 32 hexadecimal digits
-        experiment: what it is grouped under
+        experiment: its experiment
         status: as in MLflow: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``
         start_time, end_time: milliseconds since 1970
         params, tags: text by name
-        history: points by metric, in the order in which they came
+        history: points by metric, in the order of arrival
         datasets: fields of an MLflow data set, and its context
         has_model: whether it has a logged model
     """
@@ -61,12 +61,12 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Each metric as MLflow shows it in its table: the value of the latest step, and of that step the newest."""
+        """Each metric as in MLflow's table: the newest value of the latest step."""
         return {name: value for name, (_, value, _) in self.latest.items()}
 
     @property
     def latest(self) -> dict[str, Point]:
-        """The point that stands for each metric: of the latest step, and of that step the newest."""
+        """The current point of each metric: the newest of the latest step."""
         return {name: max(points, key=lambda point: (point[0], point[2])) for name, points in self.history.items()}
 
     def at(self, name: str, step: int) -> float | None:
@@ -74,13 +74,13 @@ class Record:
         return next((value for at, value, _ in reversed(self.history.get(name, [])) if at == step), None)
 
     def apply(self, entry: Entry) -> None:
-        """Take in an entry of a journal; one that is in already changes nothing."""
+        """Apply an entry of a journal; applying it twice changes nothing."""
         data = entry.data
         if entry.kind == METRICS:
             for name, value in data["values"].items():
                 point = (int(data["step"]), float(value), entry.time)
                 points = self.history.setdefault(name, [])
-                if name.endswith("_step"):  # one per batch, without end: the sinks have them
+                if name.endswith("_step"):  # one per batch, which may be very many: only the sinks keep them
                     points[:] = [point]
                 elif not (points and point[2] <= points[-1][2] and any(_equal(point, known) for known in points)):
                     points.append(point)
@@ -102,7 +102,7 @@ class Record:
             self.has_model = True
 
     def to_run(self, files: Path | None = None) -> Run:
-        """The record as MLflow's own object, which is what everything that reads runs takes.
+        """The record as MLflow's object, which all readers of runs use.
 
         Args:
             files: folder of its files
@@ -141,7 +141,7 @@ class Record:
 
     @classmethod
     def from_run(cls, run: Run) -> Record:
-        """The record of a run as a store knows it, with the latest point of each metric."""
+        """The record of a run in a store, with the latest point of each metric."""
         inputs = run.inputs.dataset_inputs if run.inputs else []
         names = ("name", "digest", "source_type", "source", "schema", "profile")
         return cls(
@@ -171,7 +171,7 @@ class Record:
         """Write the record into a folder as ``run.json`` and ``metrics.csv``.
 
         Raises:
-            OSError: the disk does not take them; what was there stays
+            OSError: they cannot be written; existing files are kept
         """
         folder.mkdir(parents=True, exist_ok=True)
         values: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "history"}
@@ -189,7 +189,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """The record in a folder; None when there is none that can be read."""
+        """The record in a folder; None when there is no readable one."""
         with suppress(OSError, ValueError, KeyError, TypeError, csv.Error):
             values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
             values.pop("metrics", None)
@@ -207,19 +207,19 @@ def _equal(one: Point, other: Point) -> bool:
 
 
 def same_value(one: float | None, other: float) -> bool:
-    """Whether two values of a metric are the same: nan is nan, and None is no value."""
+    """Whether two values of a metric are equal: nan equals nan, and None is no value."""
     return one is not None and (one == other or (math.isnan(one) and math.isnan(other)))
 
 
 def dataset_inputs(datasets: Iterable[tuple[Mapping[str, str], str]]) -> list[DatasetInput]:
-    """Data sets and their contexts as MLflow's own objects."""
+    """Data sets and their contexts as MLflow's objects."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     return [DatasetInput(Dataset(**fields), [InputTag(CONTEXT_TAG, context)]) for fields, context in datasets]
 
 
 def flatten(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as ``(dotted key, value)``; lists of plain values stay values."""
+    """Nested mappings as ``(dotted key, value)``; lists of plain values are kept as values."""
     if isinstance(config, Mapping) and config:
         return [
             pair for key, value in config.items() for pair in flatten(value, f"{prefix}.{key}" if prefix else str(key))

@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 SCHEME = "models:/"
 
 DEFAULT_NAME = "bustseg"
-"""The registered model that versions go to when nothing else is said."""
+"""The default name of the registered model."""
 
 
 def is_registered(text: str) -> bool:
-    """Whether a text is meant as a model's address in the registry: ``models:/NAME@ALIAS`` or ``models:/NAME/1``."""
+    """Whether a text is a model's address in the registry: ``models:/NAME@ALIAS`` or ``models:/NAME/1``."""
     return text.startswith(SCHEME)
 
 
 def registered_version(uri: str) -> ModelVersion:
-    """The version that an address means: ``models:/NAME@ALIAS``, ``models:/NAME/NUMBER`` or ``models:/NAME/latest``.
+    """The version at an address: ``models:/NAME@ALIAS``, ``models:/NAME/NUMBER`` or ``models:/NAME/latest``.
 
     Raises:
-        UserError: the address is none of these, there is no such model, version or alias, or the store cannot be asked
+        UserError: the address is none of these, there is no such model, version or alias, or the store cannot be
+            reached
     """
     from mlflow.exceptions import MlflowException
 
@@ -42,7 +43,7 @@ def registered_version(uri: str) -> ModelVersion:
     else:
         name, _, version = rest.rpartition("/")
     if not is_registered(uri) or not name or "/" in name or not (alias or version):
-        raise UserError(f"no model has the address {uri}: give models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise UserError(f"{uri} is not the address of a model: give models:/NAME@ALIAS or models:/NAME/VERSION")
     store = open_store(tracking_uri())
     client = store.client()
     try:
@@ -57,14 +58,16 @@ def registered_version(uri: str) -> ModelVersion:
 
 
 def _known(client: MlflowClient) -> str:
-    """The ending of a message on a model that is not there: what is."""
-    with suppress(Exception):  # the message itself says enough
+    """The end of a message about a missing model: the models that exist."""
+    with suppress(Exception):  # the message is clear without it
         found = [
             f"{SCHEME}{model.name}@{alias}"
             for model in client.search_registered_models(max_results=20)
             for alias in model.aliases
         ]
-        return f"; there is {', '.join(found)}" if found else "; `bustseg register RUN --alias champion` makes one"
+        return (
+            f"; there is {', '.join(found)}" if found else "; create one with `bustseg register RUN --alias champion`"
+        )
     return ""
 
 
@@ -92,22 +95,22 @@ def registered_file(uri: str) -> Path:
             raise FileNotFoundError(f"nothing at {folder / WEIGHTS}")
         return folder / WEIGHTS
     except (MlflowException, OSError) as error:
-        raise UserError(f"{uri} holds no model that bustseg made: {one_line(error)}") from error
+        raise UserError(f"{uri} is not a bustseg model: {one_line(error)}") from error
 
 
 def register(run: str, name: str = DEFAULT_NAME, alias: str | None = None) -> ModelVersion:
-    """Register the model of a run, and let an alias point to it.
+    """Register the model of a run, and point an alias to it.
 
-    A run whose model has a version of this name gets no second one. A run that has no model, since it was made with
-    ``tracking.log_model`` false, gets one of its best checkpoint.
+    If the run's model already has a version with this name, no second one is created. If the run has no model, since
+    ``tracking.log_model`` was false, a model of its best checkpoint is created.
 
     Args:
         run: run id, ``runs:/RUN_ID`` or ``latest``
-        name: of the registered model, made when it is not there
-        alias: what points to this version from now on, and to no other
+        name: name of the registered model, created if it does not exist
+        alias: alias that points to this version from now on
 
     Raises:
-        UserError: no such run, it was not trained, or MLflow does not take the name or alias
+        UserError: no such run, it was not trained, or MLflow does not accept the name or alias
     """
     from mlflow.exceptions import MlflowException
 
@@ -117,10 +120,12 @@ def register(run: str, name: str = DEFAULT_NAME, alias: str | None = None) -> Mo
     if not is_run_id(run_id):
         raise UserError(f"no run at {run} (give an MLflow run id, runs:/RUN_ID or latest)")
     if local_run(run_id) is not None:
-        raise UserError(f"run {run_id} is kept in a folder, and only an MLflow store has a registry: train with MLflow")
+        raise UserError(
+            f"run {run_id} is stored in a folder, but only an MLflow store has a registry: train with MLflow"
+        )
     client = open_store(tracking_uri(), write=True).client()
     found = find_run(run_id)
-    run_id = found.info.run_id  # the store's own, where the run began while the store was away
+    run_id = found.info.run_id  # the store's id, if the run began while the store was unreachable
     try:
         model_id = logged_model_id(client, run_id)
         if model_id is None:
@@ -128,7 +133,7 @@ def register(run: str, name: str = DEFAULT_NAME, alias: str | None = None) -> Mo
         source = client.get_logged_model(model_id).artifact_location
         version = _version_of(client, name, source)
         if version is None:
-            # the place and not models:/ID, which MLflow looks for in the store that was last set for the whole process
+            # the location and not models:/ID, which MLflow would look up in the store that was last set for the process
             version = client.create_model_version(name, source, run_id, description=found.data.tags.get(NOTE_TAG))
             _show_with_run(client, model_id, version)
         if alias is not None:
@@ -140,7 +145,7 @@ def register(run: str, name: str = DEFAULT_NAME, alias: str | None = None) -> Mo
 
 
 def _version_of(client: MlflowClient, name: str, source: str) -> ModelVersion | None:
-    """The version of a name that lies at ``source`` already; makes the name where it is new."""
+    """The existing version of a name with this ``source``; creates the name if it is new."""
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
         return None
@@ -148,7 +153,7 @@ def _version_of(client: MlflowClient, name: str, source: str) -> ModelVersion | 
 
 
 def _show_with_run(client: MlflowClient, model_id: str, version: ModelVersion) -> None:
-    """Set the tag by which the UI shows a version beside its run, as `mlflow.register_model` does."""
+    """Set the tag by which the UI shows a version with its run, as `mlflow.register_model` does."""
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
     known = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))

@@ -1,4 +1,4 @@
-"""Checkpoints by the names that users give them."""
+"""Find checkpoints by the names that users give."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def resolve_checkpoint(model: str, prefer: str = "best") -> Path:
 
     Args:
         model: the name
-        prefer: ``best`` or ``last``, the file to take when only a run is named
+        prefer: ``best`` or ``last``, the file to use when only a run is named
 
     Raises:
-        UserError: nothing is there
+        UserError: there is no such checkpoint
     """
     if Path(model).is_dir():
         raise UserError(
-            f"{model} is a folder and no checkpoint: give a checkpoint or a run (an exported model can be used by "
-            "predict, explain, bench, serve, live and node only)"
+            f"{model} is a folder, not a checkpoint: give a checkpoint or a run (only predict, explain, bench, serve, "
+            "live and node can use an exported model)"
         )
     if Path(model).is_file():
         return Path(model)

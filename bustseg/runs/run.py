@@ -1,4 +1,4 @@
-"""A run as callbacks see it: a folder, and what is written into its journal first and sent from there after."""
+"""A run as callbacks see it: a folder, and entries that are first written to a journal and sent from there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bustseg.runs.sinks import Sink
 from bustseg.whole import whole, write_whole
 
 Shown = Callable[[Path, str], None]
-"""Told of every file that a run gets: the file, and its name within the run."""
+"""Called for every file that is added to a run, with the file and its name within the run."""
 
 _open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -31,19 +31,19 @@ _open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 class Run:
     """A run that this process writes.
 
-    Everything goes into a journal first, and from there to the sink by a thread of its own; nothing that is called
-    here waits for a store. Files go into the run's folder.
+    Everything is first written to a journal, and a separate thread sends it to the sink, so that no call waits for a
+    store. Files are stored in the run's folder.
 
     Args:
-        record: what is known of the run
+        record: the run's record
         files: its folder of files on this machine
         home: folder of the store, which holds ``spool/``
-        store: the store's URI without credentials; ``local`` for a run that no store keeps
-        sink: where its entries go
+        store: the store's URI without credentials; ``local`` for a run that is in no store
+        sink: receiver of its entries
         uri: the store's URI
-        upload: whether files must be sent; not where the store keeps them in ``files`` itself
-        ends_run: whether the run ends when this process dies; not for a test of a run that has ended, nor for one of
-            several processes that share a run
+        upload: whether files must be sent; false if the store's files are those in ``files``
+        ends_run: whether the run ends when this process dies; false for a test of a finished run, and for processes
+            that share a run
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class Run:
         self.ends_run = ends_run
         self.listeners: list[Shown] = []
         self.write_through = uri.startswith("sqlite:")
-        """Whether who writes waits until a local store has it, so that it can be read at once; not in a training"""
+        """Whether writers wait until a local store has the entry, so that it can be read at once; not in a training."""
         self.blocked = 0.0
-        """Seconds that those who wrote have waited, for disks and locks"""
+        """Seconds that writers have waited for disks and locks."""
         self._home = home
         self._sink = sink
         self._uri = uri
@@ -76,7 +76,7 @@ class Run:
         self._logged: tuple[dict[tuple[str, int], float], dict[tuple[str, int], float]] = ({}, {})
         self._held = False
         self.resumable = False
-        """Whether a checkpoint lets another process go on with the run"""
+        """Whether a checkpoint allows another process to continue the run."""
 
     @property
     def run_id(self) -> str:
@@ -91,7 +91,7 @@ class Run:
     # ---------------------------------------------------------------------------------------------------------- writing
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Write metrics. A value that this process has written for the same step already is not written twice."""
+        """Write metrics. A value that this process has already written for the same step is not repeated."""
         clean = {_metric_name(name): float(value) for name, value in values.items() if not isinstance(value, str)}
         if self._held:
             older, newer = self._logged
@@ -105,7 +105,7 @@ class Run:
             self._append(METRICS, {"values": clean, "step": int(step)})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Write parameters. Those that the run has already stay; what differs becomes a tag ``continued.NAME``."""
+        """Write parameters. Existing ones are kept; a different value becomes a tag ``continued.NAME``."""
         texts = {name: redact(str(value))[:5900] for name, value in params.items()}
         known = self.record.params
         changed = {f"continued.{name}": text for name, text in texts.items() if known.get(name, text) != text}
@@ -114,25 +114,25 @@ class Run:
         self.set_tags(changed)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags, passing over those that are None."""
+        """Set tags, skipping those that are None."""
         if texts := {name: redact(str(value)) for name, value in tags.items() if value is not None}:
             self._append(TAGS, texts)
 
     def log_datasets(self, datasets: Sequence[tuple[Mapping[str, str], str]]) -> None:
-        """Write which data the run used: fields of an MLflow data set, and its context (``training``, ...)."""
+        """Record the data that the run used: fields of an MLflow data set, and its context (``training``, ...)."""
         if datasets:
             self._append(DATASETS, {"datasets": [[dict(dataset), context] for dataset, context in datasets]})
 
     def add_file(self, path: Path, folder: str = "", show: bool = True) -> Path:
-        """Copy a file into a folder of the run, unless it lies there already; returns where it is.
+        """Copy a file into a folder of the run, unless it is already there; returns its path.
 
         Args:
             path: the file
-            folder: within the run
-            show: whether other loggers of the run are told of it
+            folder: folder within the run
+            show: whether to show it in the run's other loggers
 
         Raises:
-            OSError: the disk does not take it
+            OSError: it cannot be written
         """
         target = self.files / folder / path.name
         if path.resolve() != target.resolve():
@@ -147,35 +147,35 @@ class Run:
         return target
 
     def add_files(self, source: Path, folder: str) -> None:
-        """Copy the files that lie in ``source`` into a folder of the run."""
+        """Copy the files in ``source`` into a folder of the run."""
         for path in sorted(source.iterdir()):
             if path.is_file():
                 self.add_file(path, folder)
 
     def add_text(self, text: str, name: str) -> None:
-        """Write a text into the run as the file ``name``, which may have folders before it."""
+        """Write a text into the run as the file ``name``, which may include folders."""
         target = self.files / name
         write_whole(target, redact(text).encode())
         self.add_file(target, "" if target.parent == self.files else str(target.parent.relative_to(self.files)))
 
     def log_model(self, checkpoint: Path, epoch: int) -> None:
-        """Let a store that has models record a checkpoint of the run as one, with its validation scores."""
+        """Record a checkpoint of the run as a model with its validation scores, if the store supports models."""
         self._append(MODEL, {"checkpoint": str(checkpoint.relative_to(self.files)), "epoch": epoch})
 
     def add_model_file(self, path: Path) -> None:
-        """Put a file of the run beside its model, where it has one."""
+        """Store a file of the run with its model, if it has one."""
         self._append(MODEL_FILE, {"path": str(path.relative_to(self.files))})
 
     def show_with_model(self, prefix: str) -> None:
-        """Show the metrics whose names begin so beside the run's model, where it has one."""
+        """Attach the metrics with this prefix to the run's model, if it has one."""
         self._append(MODEL_METRICS, {"prefix": prefix})
 
     def set_status(self, status: str) -> None:
-        """Set the run's status, as MLflow names it."""
+        """Set the run's status, in MLflow's terms."""
         self._append(STATUS, {"status": status})
 
     def begin(self) -> None:
-        """Write down whose the run is, so that the next command can end it should this process be killed."""
+        """Record the run's owner, so that the next command can end the run if this process is killed."""
         self._open()
 
     def _append(self, kind: str, data: dict[str, Any], time_ms: int | None = None) -> None:
@@ -189,7 +189,7 @@ class Run:
         self.blocked += time.perf_counter() - start
 
     def _open(self) -> Session:
-        """The session of this process, begun with its first entry."""
+        """The session of this process, started with its first entry."""
         if self._session is None:
             self._earlier = [session for session in sessions_of(self.spool) if _is_closed(session)]
             self._session = Session.begin(
@@ -210,12 +210,12 @@ class Run:
     # --------------------------------------------------------------------------------------------- what may be repeated
 
     def hold(self, resumable: bool) -> None:
-        """Let metrics wait until :meth:`commit`, see :class:`bustseg.runs.session.Session`."""
+        """Hold metrics back until :meth:`commit`, see :class:`bustseg.runs.session.Session`."""
         self._open().hold(resumable)
         self._held, self.resumable = True, resumable
 
     def commit(self) -> None:
-        """Pass on what was held: its checkpoint is written."""
+        """Release the held metrics, once their checkpoint is written."""
         start = time.perf_counter()
         if self._session is not None and self._held:
             self._session.commit()
@@ -226,14 +226,14 @@ class Run:
 
     @property
     def position(self) -> Position:
-        """Where the journal is, for a checkpoint to remember."""
+        """The journal's position, to be stored in a checkpoint."""
         return self._open().position
 
     def go_on_from(self, position: Position | None) -> None:
-        """Settle what an earlier process held when it was stopped, since this one goes on from a checkpoint.
+        """Resolve what an earlier process held when it was stopped, since this one continues from a checkpoint.
 
-        Up to the checkpoint's position it belongs to finished epochs, and is passed on now. What came after is
-        dropped: those epochs are computed again.
+        Entries up to the checkpoint's position belong to finished epochs and are released now. Later ones are dropped,
+        since their epochs are computed again.
         """
         session = self._open()
         for earlier in self._earlier:
@@ -247,18 +247,18 @@ class Run:
     # ----------------------------------------------------------------------------------------------------------- ending
 
     def flush(self) -> bool:
-        """Wait until all is sent or the store does not answer; returns whether all is sent."""
+        """Wait until everything is sent or the store does not answer; returns whether everything is sent."""
         return self._sender is None or self._sender.flush()
 
     def close(self, status: str | None = None, complete: bool = True) -> None:
         """End this process's part of the run, after which it may be written again.
 
         Args:
-            status: what the run ends with; None when it stays as it is
+            status: final status of the run; None to leave it unchanged
             complete: see :meth:`bustseg.runs.session.Session.close`
         """
         if self._session is None and status is not None and self.record.status == "RUNNING":
-            self._open()  # a run that got nothing but files ends, too
+            self._open()  # a run that got only files also ends
         session, sender = self._session, self._sender
         if session is None or sender is None:
             return
@@ -270,7 +270,7 @@ class Run:
         sender.stop()
         self._session = self._sender = None
         self._held = False
-        if self.upload:  # for a command that needs the run while its store is away
+        if self.upload:  # for commands that need the run while its store is unreachable
             with contextlib.suppress(OSError):
                 self.record.save(self.files)
         _open_runs.discard(self)
@@ -285,7 +285,7 @@ class Run:
             error_console.print(f"the store {self.store} answers again", highlight=False)
         else:
             error_console.print(
-                f"[yellow]warning:[/] the store {self.store} is not reached ({reason}): what is measured is kept in "
+                f"[yellow]warning:[/] the store {self.store} cannot be reached ({reason}): measurements are kept in "
                 f"{self.spool} and sent later",
                 highlight=False,
             )
@@ -312,12 +312,12 @@ def _is_closed(session: Session) -> bool:
 
 
 def _metric_name(name: str) -> str:
-    """The name without what MLflow does not allow."""
+    """The name without characters that MLflow does not allow."""
     return re.sub(r"[^\w/. -]+", "", name, flags=re.ASCII)
 
 
 @atexit.register
 def _close_open_runs() -> None:
-    """Send what a command that ended in the middle has left; the next command says what becomes of its runs."""
+    """Send what a prematurely ended command has left; the next command decides about its runs."""
     for run in list(_open_runs):
         run.flush()

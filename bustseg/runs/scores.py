@@ -1,4 +1,4 @@
-"""The scores of a run's test: all of them, of which the run has only some as metrics."""
+"""All scores of a run's test, only some of which are metrics of the run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def scores_of_test(run: Run) -> dict[str, float]:
     """Every score of a run's test, by name; empty when it was not tested.
 
     Args:
-        run: of an MLflow store or a folder
+        run: a run of an MLflow store or a folder
     """
     return all_scores(run.data.metrics, lambda: run_file(run.info.run_id, SCORES))
 
@@ -59,8 +59,8 @@ def all_scores(metrics: Mapping[str, float], table: Callable[[], Path]) -> dict[
     """The scores of a test among a run's metrics, and those of its table.
 
     Args:
-        metrics: the run's; one of an earlier version has all scores there, and no table
-        table: finds the table; is asked only when the run was tested
+        metrics: the run's metrics; a run of an earlier version has all scores there, and no table
+        table: finds the table; called only when the run was tested
     """
     found = {name: value for name, value in metrics.items() if name.startswith("test/")}
     if found:

@@ -1,4 +1,4 @@
-"""Sends what a run has written, in the background, and leaves a store that does not answer alone for a while."""
+"""Sends a run's entries in the background, and pauses when a store does not answer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bustseg.runs.session import Session
 from bustseg.runs.sinks import RunGone, Sink, Unreachable
 
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 300.0
-"""Seconds for which a store is left alone after it did not answer, the first time and at most."""
+"""First and longest pause in seconds after a store did not answer."""
 
 CHEAP = 1.0
-"""Seconds: a failure that came sooner, such as a refused connection, may be tried once more at a run's end."""
+"""Seconds; a request that failed faster, such as a refused connection, may be retried once at a run's end."""
 
 
 class Breaker:
-    """Remembers for a whole process that a store does not answer, so that only one request waits for it.
+    """Circuit breaker: remembers for the process that a store does not answer, so that only one request waits for it.
 
     Args:
         first, longest: pauses in seconds; each failure doubles the next
@@ -27,7 +27,7 @@ class Breaker:
     def __init__(self, first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> None:
         self.first, self.longest = first, longest
         self.reason: str | None = None
-        """Why the store was not reached; None while it answers"""
+        """Why the store could not be reached; None while it answers."""
         self._pause = first
         self._until = 0.0
         self._cost = 0.0
@@ -35,16 +35,16 @@ class Breaker:
 
     @property
     def remaining(self) -> float:
-        """Seconds until the store may be asked again."""
+        """Seconds until the store may be tried again."""
         return max(0.0, self._until - time.monotonic()) if self.reason is not None else 0.0
 
     @property
     def cheap(self) -> bool:
-        """Whether asking once more would cost next to nothing."""
+        """Whether a retry would take almost no time."""
         return self.reason is None or self._cost < CHEAP
 
     def failed(self, reason: str, cost: float) -> bool:
-        """Note a failure that took ``cost`` seconds; returns whether it is the first in a row."""
+        """Record a failure that took ``cost`` seconds; returns whether it is the first in a row."""
         with self._mutex:
             first = self.reason is None
             self.reason, self._cost = reason, cost
@@ -53,7 +53,7 @@ class Breaker:
             return first
 
     def succeeded(self) -> bool:
-        """Note that the store answered; returns whether it had not before."""
+        """Record that the store answered; returns whether it had not before."""
         with self._mutex:
             was_away = self.reason is not None
             self.reason, self._pause = None, self.first
@@ -65,7 +65,7 @@ _breakers: dict[str, Breaker] = {}
 
 def breaker_of(uri: str) -> Breaker:
     """The breaker of a store, one for all runs of this process."""
-    # a local database is away for as long as another process locks it
+    # a local database is unavailable only while another process locks it
     pauses = (2.0, 60.0) if uri.startswith(("sqlite:", LOCAL)) else (FIRST_PAUSE, LONGEST_PAUSE)
     return _breakers.setdefault(uri, Breaker(*pauses))
 
@@ -73,16 +73,16 @@ def breaker_of(uri: str) -> Breaker:
 def send_all(
     sessions: Sequence[Session], sink: Sink, breaker: Breaker, on_change: Callable[[str | None], None] | None = None
 ) -> bool:
-    """Send what the sessions of one run have ready, oldest first; returns whether nothing is left.
+    """Send the pending entries of a run's sessions, oldest first; returns whether nothing is left.
 
     Args:
         sessions: of one run
-        sink: where they go
-        breaker: of the sink's store
-        on_change: told the reason when the store stops answering, and None when it answers again
+        sink: receiver of the entries
+        breaker: breaker of the sink's store
+        on_change: called with the reason when the store stops answering, and with None when it answers again
 
     Raises:
-        RunGone: the store has no such run any more
+        RunGone: the run no longer exists in the store
     """
     for session in sessions:
         while entries := session.take():
@@ -103,10 +103,10 @@ class Sender(threading.Thread):
 
     Args:
         sessions: of one run, oldest first, the last of them this process's own
-        sink: where they go
-        breaker: of the sink's store
+        sink: receiver of the entries
+        breaker: breaker of the sink's store
         on_change: as for :func:`send_all`
-        on_gone: told why when the run was deleted from the store
+        on_gone: called with the reason if the run was deleted from the store
     """
 
     def __init__(
@@ -126,15 +126,15 @@ class Sender(threading.Thread):
         self.gone = False
 
     def wake(self) -> None:
-        """Tell that there is something to send."""
+        """Notify the thread that there is something to send."""
         with self._condition:
             self._asked += 1
             self._condition.notify_all()
 
     def flush(self) -> bool:
-        """Wait until all is sent, or the store turns out not to answer; returns whether all is sent.
+        """Wait until everything is sent or the store does not answer; returns whether everything is sent.
 
-        A store that is known not to answer is waited for only where that costs next to nothing.
+        A store that is known not to answer is tried again only if that takes almost no time.
         """
         with self._condition:
             self._asked += 1
@@ -146,18 +146,18 @@ class Sender(threading.Thread):
         return self.gone or not any(session.waiting for session in self._sessions)
 
     def stop(self) -> None:
-        """End the thread after what it is sending now."""
+        """End the thread after the current request."""
         with self._condition:
             self._stopping = True
             self._condition.notify_all()
         self.join()
 
     def run(self) -> None:
-        """Send whenever there is something to send and the store is not left alone."""
+        """Send whenever there is something to send and no pause is in effect."""
         while True:
             with self._condition:
                 while self._asked == self._done and not self._stopping:
-                    # while the store is away, look again when its pause is over
+                    # while the store is unreachable, try again when the pause is over
                     paused = self._breaker.remaining
                     if not self._condition.wait(paused or None) and paused:
                         break
@@ -165,7 +165,8 @@ class Sender(threading.Thread):
                     return
                 ticket, urgent = self._asked, self._urgent
                 self._urgent = False
-            # asked again, since what was being sent when somebody began to wait may have failed after a whole time-out
+            # checked again, since the request in progress when a caller began to wait may have failed after a long
+            # timeout
             if not self.gone and ((urgent and self._breaker.cheap) or not self._breaker.remaining):
                 self._send()
             with self._condition:
@@ -178,6 +179,6 @@ class Sender(threading.Thread):
         except RunGone as error:
             self.gone = True
             self._on_gone(str(error))
-        except Exception as error:  # the thread must outlive whatever a store's driver raises
+        except Exception as error:  # the thread must survive any error of a store's driver
             if self._breaker.failed(f"{type(error).__name__}: {error}", 0.0):
                 self._on_change(str(error))

@@ -1,4 +1,4 @@
-"""One process's part of a run: its journal, who writes it, and how far it has been sent."""
+"""One process's part of a run: its journal, its owner, and how much has been sent."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from bustseg.whole import whole
 
 _SESSION, _HOLD, _COMMIT, _WITHHOLD, _CLOSED = "session", "hold", "commit", "withhold", "closed"
 _CONTROL = (_SESSION, _HOLD, _COMMIT, _WITHHOLD, _CLOSED)
-"""Kinds of entries that say what becomes of the others."""
+"""Kinds of entries that control the others."""
 
 VERSION = 1
-"""Of the format. A session of a later version is left to later versions."""
+"""Version of the format. Sessions of later versions are ignored."""
 
 POSITION = "journal"
-"""Where a checkpoint's callback keeps its position."""
+"""Key of the position in the state of a checkpoint's callback."""
 
 Position = dict[str, Any]
-"""A place in a run's journals: ``session`` (its name) and ``seq``. A checkpoint holds the one it was written at."""
+"""A place in a run's journals: ``session`` (its name) and ``seq``. A checkpoint stores its position."""
 
 
 class Session:
     """A journal with its reader, in ``spool/RUN_ID/`` of a store's folder.
 
-    What is written is passed on at once, unless the session *holds*: then metrics wait until they are committed, since
-    an epoch whose checkpoint was not written is repeated by whoever continues the run, and would be there twice.
+    Entries are released at once unless the session *holds*: then metrics wait until they are committed, since an epoch
+    whose checkpoint was not written is repeated when the run is continued, and its metrics would appear twice.
 
-    Make one with :meth:`begin` or :meth:`load`.
+    Create one with :meth:`begin` or :meth:`load`.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], journal: Journal | None = None) -> None:
@@ -46,9 +46,9 @@ class Session:
         self.header = header
         self.closed = False
         self.resumable = False
-        """Whether what is held can be computed again from a checkpoint"""
+        """Whether the held entries can be computed again from a checkpoint."""
         self.committed = -1
-        """Number of the last entry that was committed while the session held"""
+        """Number of the last entry that was committed while the session held."""
         self._journal = journal
         self._reader = Reader(path)
         self._mutex = threading.RLock()
@@ -59,25 +59,25 @@ class Session:
         self._ready: deque[Entry] = deque()
         self._withheld: list[tuple[int, int, bool]] = []
         self.kept: list[Entry] = []
-        """Metrics that were withheld at the end, for whoever continues the run"""
+        """Metrics that were withheld at the end, for the process that continues the run."""
         self.statuses: list[str] = []
         self.last_time = 0
         self._sent = self._read_sent()
 
     @classmethod
     def begin(cls, spool: Path, **header: Any) -> Session:
-        """A new session of the run whose spool this is.
+        """Start a new session in a run's spool.
 
         Args:
-            spool: folder of the run's sessions, made if it is not there
-            header: plain types that another process needs to send what this one could not
+            spool: folder of the run's sessions, created if it does not exist
+            header: plain types that another process needs to send the entries later
         """
         spool.mkdir(parents=True, exist_ok=True)
         header = {"version": VERSION, "owner": this_process(), **header}
         try:
             path = spool / f"{time.time_ns():019d}-{os.getpid()}.jsonl"
             journal = Journal(path)
-        except FileNotFoundError:  # another process has just removed the folder, which it found empty
+        except FileNotFoundError:  # another process has just removed the empty folder
             journal = Journal(path)
         session = cls(path, header, journal)
         with contextlib.suppress(OSError):  # file systems without locks
@@ -87,7 +87,7 @@ class Session:
 
     @classmethod
     def load(cls, path: Path) -> Session | None:
-        """The session of a journal; None when it is of a later version or was cut off at its beginning."""
+        """The session of a journal; None if it has a later version or was cut off at its beginning."""
         with contextlib.suppress(OSError), path.open("rb") as file:
             entry = parse_line(file.readline())
             if entry is not None and entry.kind == _SESSION and entry.data.get("version") == VERSION:
@@ -96,12 +96,12 @@ class Session:
 
     @property
     def name(self) -> str:
-        """Its name among the sessions of the run; later sessions have later names."""
+        """Its name among the run's sessions; names sort by time."""
         return self.path.stem
 
     @property
     def is_dead(self) -> bool:
-        """Whether the process that began it has ended for certain."""
+        """Whether the process that started it has certainly ended."""
         lock = FileLock(self.path.with_suffix(".lock"), thread_local=False)
         try:
             lock.acquire(timeout=0)
@@ -120,16 +120,16 @@ class Session:
             return self._journal.append(kind, data, sync, time_ms)
 
     def hold(self, resumable: bool) -> None:
-        """Let metrics wait from now on until they are committed.
+        """Hold metrics back from now on until they are committed.
 
         Args:
-            resumable: whether a checkpoint lets another process compute again what was held
+            resumable: whether a checkpoint allows another process to compute the held entries again
         """
         self.append(_HOLD, {"resumable": resumable})
         self.take()
 
     def commit(self, up_to: int | None = None) -> None:
-        """Pass on what was held: all of it, or entries up to this number."""
+        """Release the held entries: all, or those up to this number."""
         with self._mutex:
             self.take()
             self.append(_COMMIT, {"to": self._seen if up_to is None else up_to}, sync=True)
@@ -139,11 +139,11 @@ class Session:
         """End the session.
 
         Args:
-            status: what the run ends with; None when it stays as it is
+            status: final status of the run; None to leave it unchanged
             time_ms: when it ended; now if not given
-            complete: whether what it held is whole. If not, and a checkpoint lets it be computed again, it is kept for
-                whoever does; of a test that was stopped, which is repeated as a whole, it is dropped; and where there
-                is no checkpoint yet, it is passed on, since nothing will repeat it.
+            complete: whether the held entries are complete. If not, they are kept for a process that can compute them
+                again from a checkpoint; those of a stopped test, which is repeated entirely, are dropped; and if there
+                is no checkpoint yet, they are released, since nothing will repeat them.
         """
         with self._mutex:
             self.take()
@@ -160,20 +160,20 @@ class Session:
 
     @property
     def position(self) -> Position:
-        """Where the journal is now."""
+        """The journal's current position."""
         with self._mutex:
             self.take()
             return {"session": self.name, "seq": self._seen}
 
     @property
     def unwritten(self) -> int:
-        """Entries that the disk has not taken."""
+        """Number of entries that could not be written to disk."""
         return 0 if self._journal is None else len(self._journal.unwritten)
 
     # ---------------------------------------------------------------------------------------------------------- reading
 
     def take(self) -> list[Entry]:
-        """What may be sent and has not been, in order."""
+        """Entries that may be sent but have not been, in order."""
         with self._mutex:
             for entry in self._reader:
                 self._note(entry)
@@ -190,7 +190,7 @@ class Session:
             return list(self._ready)
 
     def _is_withheld(self, seq: int) -> bool | None:
-        """Whether a withheld entry is kept or dropped; None for one that is passed on."""
+        """Whether a withheld entry is kept or dropped; None for a released one."""
         return next((keep for start, end, keep in self._withheld if start <= seq <= end), None)
 
     def _note(self, entry: Entry) -> None:
@@ -214,7 +214,7 @@ class Session:
             self._waiting.append(entry)
 
     def acknowledge(self, seq: int) -> None:
-        """Remember that all up to this entry was sent. If the note is lost it is sent again, which is harmless."""
+        """Record that everything up to this entry was sent. If the record is lost, it is sent again: harmless."""
         with self._mutex:
             self._sent = max(self._sent, seq)
             while self._ready and self._ready[0].seq <= seq:
@@ -230,11 +230,11 @@ class Session:
 
     @property
     def waiting(self) -> int:
-        """Number of entries that could be sent now and have not been."""
+        """Number of entries that could be sent but have not been."""
         return len(self.take())
 
     def held(self) -> Iterable[Entry]:
-        """Metrics that nobody has committed, in order."""
+        """Metrics that have not been committed, in order."""
         with self._mutex:
             self.take()
             return [*self.kept, *(entry for entry in self._waiting if entry.kind == METRICS)]
@@ -242,7 +242,7 @@ class Session:
     # --------------------------------------------------------------------------------------------------------- clearing
 
     def release(self) -> None:
-        """Let go of files and locks; the journal stays."""
+        """Release files and locks; the journal is kept."""
         with self._mutex:
             if self._journal is not None:
                 self._journal.close()
@@ -250,7 +250,7 @@ class Session:
         self._own_lock.release()
 
     def remove(self) -> None:
-        """Delete a session of which nothing is needed any more, and the spool's folder with the last one."""
+        """Delete a session that is no longer needed, and with the last one the spool's folder."""
         self.release()
         others = [self.path.with_suffix(suffix) for suffix in (".sent", ".lock", ".reserve")]
         others += self.path.parent.glob(f".{self.path.stem}.sent.*.tmp")
@@ -261,7 +261,7 @@ class Session:
             self.path.parent.rmdir()
 
     def tidy(self) -> bool:
-        """Remove the session if it is closed, all of it was sent and nothing was withheld; returns whether it did."""
+        """Remove the session if it is closed, completely sent, and nothing was withheld; returns whether it did."""
         if not self.closed or self.waiting or self.kept or self.unwritten:
             return False
         self.remove()

@@ -1,4 +1,4 @@
-"""Where the entries of a run's journals go: an MLflow store, or files in the run's folder."""
+"""Receivers of the entries of a run's journals: an MLflow store, or files in the run's folder."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ PARENT_TAG = "mlflow.parentRunId"
 """Tag by which MLflow shows a run under another."""
 
 LOCAL_ID_TAG = "bustseg.begun_as"
-"""Tag of a run that began while its store was away: its id on the machine that began it."""
+"""Tag of a run that began while its store was unreachable: its id on the machine that started it."""
 
 BEGUN = "begun.json"
-"""File in the folder of such a run: what it is to be made with."""
+"""File in the folder of such a run, with the data for creating it."""
 
 Acknowledge = Callable[[int], None]
-"""Told the number of the last entry that has arrived."""
+"""Called with the number of the last entry that has arrived."""
 
 MAX_METRICS, MAX_OTHERS = 1000, 100
-"""What MLflow takes in one request: metrics, and each of parameters and tags."""
+"""MLflow's limits per request: for metrics, and for each of parameters and tags."""
 
 
 class Unreachable(Exception):
-    """The sink takes nothing now; what was not acknowledged is sent again later."""
+    """The sink is unreachable; what was not acknowledged is sent again later."""
 
 
 class ExperimentDeleted(Exception):
@@ -65,14 +65,14 @@ class ExperimentDeleted(Exception):
 
 
 class RunGone(Exception):
-    """The sink has no such run any more, and never will."""
+    """The run no longer exists in the sink."""
 
 
 class Sink(Protocol):
-    """Takes entries of one run, in order. An entry that comes again changes nothing."""
+    """Accepts entries of one run, in order. Sending an entry twice changes nothing."""
 
     def send(self, entries: Sequence[Entry], acknowledge: Acknowledge) -> None:
-        """Take entries.
+        """Accept entries.
 
         Raises:
             Unreachable: try again later
@@ -82,7 +82,7 @@ class Sink(Protocol):
 
 
 class RecordSink:
-    """Keeps the run's record in files beside its other files, for runs that no store keeps.
+    """Keeps the run's record in its folder, for runs that are in no store.
 
     Args:
         files: the run's folder
@@ -107,13 +107,13 @@ class RecordSink:
 class MlflowSink:
     """Sends entries to a run of an MLflow store.
 
-    MLflow takes a point with the same metric, step, time and value once, and all else by name, so that what is sent
+    MLflow stores a point with the same metric, step, time and value only once, and everything else by name, so sending
     again after a lost answer changes nothing.
 
     Args:
         store: the store
-        run_id: the run; one that began while the store was away gets another id there with the first entries
-        files: the run's folder on this machine, which files are sent from
+        run_id: the run; one that began while the store was unreachable gets another id there with the first entries
+        files: the run's folder on this machine
     """
 
     def __init__(self, store: Store, run_id: str, files: Path) -> None:
@@ -128,13 +128,13 @@ class MlflowSink:
         return self._client
 
     def send(self, entries: Sequence[Entry], acknowledge: Acknowledge) -> None:
-        """See :class:`Sink`. What the store refuses for good is said and passed over.
+        """See :class:`Sink`. Entries that the store refuses permanently are reported and skipped.
 
-        Files come last, so that a place for them that fails does not hold up what is measured.
+        Files come last, so that a failing artifact store does not delay metrics.
         """
         self._try(self._make_run, "run")
         files = [entry for entry in entries if entry.kind in _FILES]
-        # what comes after a file is noted as sent with it; if that fails, it is sent again
+        # what follows a file is acknowledged with it; if the file fails, it is sent again
         before = files[0].seq - 1 if files else entries[-1].seq
 
         def note(seq: int) -> None:
@@ -157,7 +157,7 @@ class MlflowSink:
             acknowledge(end)
 
     def _make_run(self) -> None:
-        """Make the run of a :func:`begin_away`, once; the tag with its id here tells whether an earlier try did."""
+        """Create the run of a :func:`begin_away`, once; the tag with its local id shows whether it already exists."""
         if self.run_id != self.files.name or not (self.files / BEGUN).is_file():
             return
         made = self.files / SERVER_ID
@@ -177,7 +177,7 @@ class MlflowSink:
         self.run_id = made.read_text(encoding="utf-8").strip()
 
     def _id_there(self, run_id: str) -> str:
-        """The id in the store of another run of this machine."""
+        """The store's id of another run of this machine."""
         other = MlflowSink(self.store, run_id, self.files.parent / run_id)
         other._make_run()
         return other.run_id
@@ -212,7 +212,7 @@ class MlflowSink:
         return [kind(name, str(value)) for name, value in entry.data.items()]
 
     def _send_items(self, items: Sequence[tuple[str, Any]]) -> None:
-        """Send one request; where it is refused, look for the part that is to blame and send the rest without it."""
+        """Send one request; if it is refused, find the part at fault and send the rest without it."""
         if not items:
             return
         what = f"{items[0][0]} {items[0][1].key}"
@@ -222,7 +222,7 @@ class MlflowSink:
             self._send_items(items[middle:])
 
     def _log_batch(self, items: Sequence[tuple[str, Any]]) -> None:
-        # of a tag that changed meanwhile only the last value counts
+        # only the last value of a tag that changed meanwhile counts
         tags = {item.key: item for kind, item in items if kind == TAGS}
         self.client.log_batch(
             self.run_id,
@@ -254,7 +254,7 @@ class MlflowSink:
             link_metrics(self.client, self.run_id, model_id, "val/", data["epoch"])
             return
         found = logged_model_id(self.client, self.run_id)
-        if found is None:  # a run whose model was not asked for, or of an earlier version
+        if found is None:  # a run without a model, or of an earlier version
             return
         if entry.kind == MODEL_FILE:
             self.client.log_model_artifact(found, str(self.files / data["path"]))
@@ -264,18 +264,18 @@ class MlflowSink:
     def _answers(self) -> bool:
         try:
             self.client.get_run(self.run_id)
-        except Exception:  # whatever it raises, it is no answer
+        except Exception:  # any error means that there is no answer
             return False
         return True
 
     def _try(self, send: Callable[[], None], what: str, say: bool = True, optional: bool = False) -> bool:
-        """Whether the store took it; False when it never will.
+        """Whether the store accepted it; False if it never will.
 
         Args:
-            send: sends it
+            send: function that sends it
             what: its name
-            say: warn when the store does not take it
-            optional: give it up whatever the error is, as long as the store answers
+            say: warn if the store does not accept it
+            optional: give up on any error, as long as the store answers
         """
         try:
             send()
@@ -286,14 +286,14 @@ class MlflowSink:
                 raise Unreachable(reason_of(error)) from error
             if say:
                 error_console.print(
-                    f"[yellow]warning:[/] MLflow does not take the {what}: {one_line(error)}", highlight=False
+                    f"[yellow]warning:[/] MLflow does not accept the {what}: {one_line(error)}", highlight=False
                 )
             return False
         return True
 
 
 _FILES = (FILE, MODEL, MODEL_FILE, MODEL_METRICS)
-"""Entries that go to where files are kept, or that need what does."""
+"""Entries that are sent to the artifact store, or that depend on those."""
 
 
 def _named(entry: Entry) -> str:
@@ -310,11 +310,11 @@ _REFUSALS = (
     "NOT_IMPLEMENTED",
     "RESOURCE_LIMIT_EXCEEDED",
 )
-"""MLflow's words for what it will never take. A login that is refused is not among them: a user may mend it."""
+"""MLflow's error codes for permanent refusals. A refused login is not among them: a user may fix it."""
 
 
 def is_gone(error: BaseException) -> bool:
-    """Whether an error of MLflow says that the run was deleted."""
+    """Whether an MLflow error says that the run was deleted."""
     text = str(error)
     return "must be in the 'active' state" in text or (
         getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
@@ -324,18 +324,18 @@ def is_gone(error: BaseException) -> bool:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether sending again would change nothing: the store has understood, and does not take it."""
+    """Whether a retry is pointless: the store has understood the request and does not accept it."""
     if isinstance(error, FileNotFoundError | IsADirectoryError):
         return True
     if "failed with error code 413" in str(error):
         return True
     code = getattr(error, "error_code", None)
-    # an answer that was no JSON comes from something in between, such as a proxy whose server is away
+    # a response that is not JSON comes from something in between, such as a proxy whose server is down
     return code in _REFUSALS and not str(error).startswith("API request to")
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a store was not reached, in a few words."""
+    """Why a store could not be reached, in a few words."""
     text = one_line(error)
     if disk_is_full(error):
         return "the disk is full"
@@ -351,10 +351,10 @@ def reason_of(error: BaseException) -> str:
 
 
 def begin_away(record: Record, files: Path) -> None:
-    """Begin a run whose store is away: it is made there with the first entries that arrive.
+    """Start a run whose store is unreachable: it is created there with the first entries that arrive.
 
     Raises:
-        OSError: the disk does not take it
+        OSError: it cannot be written
     """
     record.save(files)
     with replacing(files / BEGUN) as file:
@@ -362,7 +362,7 @@ def begin_away(record: Record, files: Path) -> None:
 
 
 def experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
-    """Id of an experiment, made if it is not there, so that the UI shows it as model training.
+    """Id of an experiment, created if it does not exist, in such a way that the UI shows it as model training.
 
     Raises:
         ExperimentDeleted: it is in MLflow's trash
@@ -376,7 +376,7 @@ def experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
         except MlflowException as error:
             if not is_refusal(error):
                 raise
-            found = client.get_experiment_by_name(name)  # another process has just made it
+            found = client.get_experiment_by_name(name)  # another process has just created it
             if found is None:
                 raise
     if found.lifecycle_stage == "deleted":

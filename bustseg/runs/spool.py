@@ -1,4 +1,4 @@
-"""What earlier commands have left in a store's spool: ends the runs of dead processes, and sends what was not sent."""
+"""Settle what earlier commands left in a store's spool: end the runs of dead processes, and send unsent entries."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ LAST = Path("checkpoints") / "last.ckpt"
 
 @dataclass
 class Settled:
-    """What :func:`settle` has found and done.
+    """The result of :func:`settle`.
 
     Attributes:
-        sent: entries that it sent, by run
-        left: entries that it could not send, by run
-        ended: runs of dead processes that it ended
-        elsewhere: stores, without credentials, that runs in this spool belong to and that is not the one in use
-        held: metrics by run of epochs that were cut off, for whoever continues the run
-        gone: runs that their store does not have any more
+        sent: number of sent entries by run
+        left: number of entries that could not be sent, by run
+        ended: runs of dead processes that were ended
+        elsewhere: other stores, without credentials, to which runs in this spool belong
+        held: number of metrics of interrupted epochs by run, kept for the process that continues the run
+        gone: runs that no longer exist in their store
     """
 
     sent: dict[str, int] = field(default_factory=dict)
@@ -44,13 +44,13 @@ class Settled:
 
 
 def settle(store: Store, quiet: bool = False) -> Settled:
-    """Settle the spool of a store: what every command does before it uses the store, and what `bustseg sync` is.
+    """Settle the spool of a store; every command does so before it uses the store, and `bustseg sync` does only that.
 
-    Runs that a living process writes, or one on another host of which nothing is known, are left alone.
+    Runs of living processes, and of processes on other hosts, whose state is unknown, are left alone.
 
     Args:
         store: the store in use
-        quiet: say nothing of what was done
+        quiet: do not report what was done
     """
     done = Settled()
     spool = store.folder / "spool"
@@ -71,7 +71,7 @@ def settle(store: Store, quiet: bool = False) -> Settled:
     for folder in sorted(path for path in spool.iterdir() if path.is_dir()):
         with contextlib.suppress(Timeout, OSError), FileLock(folder / "settle.lock", timeout=0, thread_local=False):
             _settle_run(folder, store, sink_of, done)
-        with contextlib.suppress(OSError):  # only an empty folder goes
+        with contextlib.suppress(OSError):  # only an empty folder is removed
             (folder / "settle.lock").unlink(missing_ok=True)
             folder.rmdir()
     if not quiet:
@@ -132,34 +132,34 @@ def _end(session: Session, files: Path) -> bool:
     held = list(session.held())
     position = _checkpoint_position(files / LAST) if held and session.resumable else None
     if position is not None and position["session"] == session.name and position["seq"] > session.committed:
-        session.commit(int(position["seq"]))  # killed between the checkpoint and the note that it was written
+        session.commit(int(position["seq"]))  # killed between writing the checkpoint and recording it
     ends = bool(session.header["ends_run"]) and (not session.statuses or session.statuses[-1] == "RUNNING")
     session.close("KILLED" if ends else None, time_ms=session.last_time, complete=False)
     return ends
 
 
 def _checkpoint_position(path: Path) -> Position | None:
-    """The position that a checkpoint was written at; None when it cannot be read or has none."""
+    """The position at which a checkpoint was written; None if it cannot be read or has none."""
     if not path.is_file():
         return None
-    import torch  # only here: it takes a second that a command without a cut-off fit need not wait for
+    import torch  # imported here, since it takes a second and is needed only after an interrupted fit
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         states = content["callbacks"].values()
-    except Exception:  # a checkpoint that cannot be read cannot be continued either
+    except Exception:  # an unreadable checkpoint cannot be continued either
         return None
     return next((state[POSITION] for state in states if isinstance(state, dict) and POSITION in state), None)
 
 
 def _say(done: Settled) -> None:
     for run_id in done.ended:
-        error_console.print(f"run {run_id} was left by a process that is gone: marked KILLED", highlight=False)
+        error_console.print(f"run {run_id} was left behind by a process that has ended: marked KILLED", highlight=False)
     for run_id, entries in done.sent.items():
         if run_id not in done.ended:
-            error_console.print(f"sent {entries} entries of run {run_id} that had been waiting", highlight=False)
+            error_console.print(f"sent {entries} waiting entries of run {run_id}", highlight=False)
     for run_id in done.gone:
         error_console.print(
-            f"[yellow]warning:[/] run {run_id} is no longer in its store: what was not sent stays in refused/{run_id}",
+            f"[yellow]warning:[/] run {run_id} is no longer in its store: its unsent entries stay in refused/{run_id}",
             highlight=False,
         )

@@ -1,4 +1,4 @@
-"""The MLflow store in use: where it is, whether it can be used, and where its files lie on this machine."""
+"""The MLflow store in use: its address, whether it can be used, and the location of its files on this machine."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 RUNS_DIR = Path("mlruns")
-"""The local store: ``mlflow.db``, ``artifacts/``, and what waits for a server."""
+"""Folder of the local store: ``mlflow.db``, ``artifacts/``, and entries that wait for a server."""
 
 REQUEST_SECONDS = 10
-"""How long one request to a server may take. A server that hangs costs this once, see :mod:`bustseg.runs.sender`."""
+"""Timeout of a request to a server. A server that hangs costs this time once, see :mod:`bustseg.runs.sender`."""
 
-# MLflow's own defaults repeat a request for minutes. What is sent here is repeated from the spool instead, so that each
-# request is made once. setdefault leaves a user's choice.
+# By default MLflow retries a request for minutes. Here retries come from the spool instead, so each request is made
+# only once. setdefault keeps a user's choice.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
-# MLflow prints a run's address with its password; bustseg has a line of its own, see RunLogger.where
+# MLflow prints a run's address with its password; bustseg prints its own line, see RunLogger.where
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("PGCONNECT_TIMEOUT", str(REQUEST_SECONDS))  # read by every client of PostgreSQL
 
@@ -43,7 +43,7 @@ for _noisy in (
     "lightning.pytorch.loggers.mlflow",
 ):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
-# it logs the whole traceback of whatever it raises, which is told in one line here
+# it logs the full traceback of every error, which is reported in one line here
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
@@ -59,7 +59,7 @@ class Store:
 
     @property
     def shown(self) -> str:
-        """The URI as it may be printed and stored."""
+        """The URI without credentials, for printing and storing."""
         return redact(self.uri)
 
     @property
@@ -69,14 +69,14 @@ class Store:
 
     @property
     def folder(self) -> Path:
-        """Folder for what belongs to the store on this machine: beside its database, else ``mlruns`` here."""
+        """Folder for the store's data on this machine: next to its database, else ``mlruns`` in the working folder."""
         return (RUNS_DIR if self.database is None else self.database.parent).resolve()
 
     @property
     def artifact_location(self) -> str | None:
-        """Where the files of new experiments go; None where the server decides.
+        """Location of the files of new experiments; None where the server decides.
 
-        It is absolute, since the UI may be started from another folder, and is mended when the store has moved.
+        It is absolute, since the UI may be started from another folder, and is updated when the store has moved.
         """
         scheme = urlparse(self.uri).scheme
         served = scheme in ("http", "https") or of_databricks(self.uri)
@@ -96,7 +96,7 @@ class Store:
     def artifact_folder(self, run: Run) -> Path | None:
         """Folder of a run's files, or None when it is not on this machine.
 
-        The database of a store that was moved still names the old place, so the place beside the database comes first.
+        The database of a moved store still has the old location, so the folder next to the database is tried first.
         """
         recorded = local_path(run.info.artifact_uri)
         if recorded is None or self.database is None:
@@ -108,11 +108,12 @@ class Store:
 def tracking_uri(uri: str | None = None) -> str:
     """The store in use: ``uri``, else ``MLFLOW_TRACKING_URI``, else the local ``sqlite:///mlruns/mlflow.db``.
 
-    The path of a sqlite store comes out absolute, since MLflow keeps connections by name across changes of folder.
+    The path of a SQLite store is made absolute, since MLflow caches connections by name across changes of the working
+    folder.
     """
     own = os.environ.get("MLFLOW_TRACKING_URI")
     if uri and own and HIDDEN in uri and redact(own) == uri:
-        uri = own  # stored without its credentials, which the environment has
+        uri = own  # stored without its credentials, which are in the environment
     uri = uri or own or f"sqlite:///{RUNS_DIR / 'mlflow.db'}"
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
@@ -128,8 +129,8 @@ def of_databricks(uri: str) -> bool:
 def connected(path: Path, write: bool) -> Iterator[sqlite3.Connection]:
     """A connection to a database file without MLflow, closed at the end.
 
-    Who only reads asks for writing, too, where that is allowed: what a process that was killed has left in sqlite's
-    journal must be rolled back before anything can be read.
+    Readers also open it for writing where permitted: what a killed process has left in SQLite's journal must be rolled
+    back before anything can be read.
     """
     may_write = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
     mode = "rw" if write or may_write else "ro"
@@ -142,10 +143,10 @@ def connected(path: Path, write: bool) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def explained(store: Store) -> Iterator[None]:
-    """Turn whatever a store raises into one line that says what to do.
+    """Turn any error of a store into one line that says what to do.
 
     Raises:
-        TrackingError: something was raised inside
+        TrackingError: instead of any other exception
     """
     try:
         yield
@@ -160,22 +161,23 @@ def _explanation(store: Store, error: Exception) -> str:
     if found := re.search(r"found version (\w+), but expected (\w+)", text):
         if _is_known_revision(found[1]):
             return (
-                f"the database {shown} is of an older MLflow: make a copy of it, then run `mlflow db upgrade {shown}`"
+                f"the database {shown} belongs to an older MLflow: make a copy of it, then run `mlflow db upgrade "
+                f"{shown}`"
             )
-        return f"the database {shown} is of a newer MLflow: pip install --upgrade mlflow, or name another store"
+        return f"the database {shown} belongs to a newer MLflow: pip install --upgrade mlflow, or name another store"
     if "Can't locate revision" in text:
-        return f"the database {shown} is of a newer MLflow: pip install --upgrade mlflow, or name another store"
+        return f"the database {shown} belongs to a newer MLflow: pip install --upgrade mlflow, or name another store"
     if isinstance(error, PermissionError) or "readonly database" in text or "Read-only file system" in text:
         return (
-            f"the MLflow store {shown} can only be read: make its folder and its database writable, or name another "
-            "with MLFLOW_TRACKING_URI or --tracking.uri"
+            f"the MLflow store {shown} is read-only: make its folder and its database writable, or name another with "
+            "MLFLOW_TRACKING_URI or --tracking.uri"
         )
     if disk_is_full(error):
         return f"the disk is full: free some space for the MLflow store {shown}"
     if "database is locked" in text:
-        return f"the MLflow store {shown} is locked by another process: wait for it, or end it, and repeat the command"
+        return f"the MLflow store {shown} is locked by another process: wait for it, or stop it, and repeat the command"
     if "file is not a database" in text or "malformed" in text:
-        return f"{shown} is no database of MLflow, or a damaged one: restore it from a copy, or name another store"
+        return f"{shown} is not an MLflow database, or it is damaged: restore it from a copy, or name another store"
     if of_databricks(store.uri) and "credential" in text:
         return (
             "no login for Databricks: set DATABRICKS_HOST and DATABRICKS_TOKEN, run `databricks auth login`, or name "
@@ -195,13 +197,13 @@ def _server_explanation(shown: str, error: Exception) -> str:
         )
     if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
         return (
-            f"the certificate of the MLflow server at {shown} cannot be checked: name its authority's with "
-            "MLFLOW_TRACKING_SERVER_CERT_PATH, or trust it with MLFLOW_TRACKING_INSECURE_TLS=true"
+            f"the certificate of the MLflow server at {shown} cannot be verified: name its authority's certificate "
+            "with MLFLOW_TRACKING_SERVER_CERT_PATH, or trust it with MLFLOW_TRACKING_INSECURE_TLS=true"
         )
     if code == 404 or "not in a valid JSON format" in text:
         return (
-            f"what answers at {shown} is no MLflow server: does its address lack a path, as in https://host/mlflow, or "
-            "a port?"
+            f"the server at {shown} is not an MLflow server: does its address lack a path, as in https://host/mlflow, "
+            "or a port?"
         )
     reason = one_line(error)
     if "timed out" in text or "timeout" in text.lower():
@@ -209,14 +211,14 @@ def _server_explanation(shown: str, error: Exception) -> str:
     elif "Connection refused" in text:
         reason = "connection refused"
     elif "Name or service not known" in text or "Failed to resolve" in text or "name resolution" in text:
-        reason = "no host of this name"
+        reason = "unknown host"
     return (
         f"no MLflow server answers at {shown} ({reason}): start it, or unset MLFLOW_TRACKING_URI to use the local store"
     )
 
 
 def _http_status(error: BaseException) -> int | None:
-    """HTTP status behind an MLflow exception; MLflow keeps it in the text alone when the answer was no JSON."""
+    """HTTP status of an MLflow exception; MLflow has it only in the text when the response was not JSON."""
     if found := re.search(r"failed with error code (\d{3})", str(error)):
         return int(found[1])
     status = getattr(error, "get_http_status_code", None)
@@ -224,7 +226,7 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def _is_known_revision(revision: str) -> bool:
-    """Whether this MLflow's own migrations know a revision of the schema, so that it can be upgraded from there."""
+    """Whether this MLflow's migrations include a revision of the schema, so that it can be upgraded."""
     import mlflow
     from alembic.script import ScriptDirectory
     from alembic.util import CommandError
@@ -237,7 +239,7 @@ def _is_known_revision(revision: str) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """First line of an error's message, without the database drivers' decoration and without credentials."""
+    """First line of an error's message, without the additions of database drivers and without credentials."""
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return redact(re.sub(r"^\([\w.]+\)\s*", "", text.strip()))
 
@@ -254,11 +256,11 @@ def local_path(uri: str) -> Path | None:
 
 
 def mend_moved(database: Path) -> bool:
-    """Let a local store that was moved or copied name its files where they are now; returns whether it had to.
+    """Update the locations of files in a local store that was moved or copied; returns whether it had to.
 
-    MLflow writes absolute paths into its database, so that a moved project would neither find its files nor keep new
-    ones to itself. Only locations called ``artifacts`` are looked at, since that is how bustseg lays out a store;
-    where an experiment's files were put elsewhere on purpose, they stay there.
+    MLflow writes absolute paths into its database, so a moved project would neither find its files nor store new ones
+    in its own folder. Only locations named ``artifacts`` are considered, since bustseg lays out its stores this way;
+    files that were placed elsewhere on purpose stay there.
     """
     here = database.parent / "artifacts"
     changed = False
@@ -275,7 +277,7 @@ def mend_moved(database: Path) -> bool:
                 _move(connection, location, here, {run_id for run_id, _ in runs if _left(run_id, there, here, copied)})
                 changed = True
     if changed:
-        error_console.print(f"the store has moved: its files are now looked for in {here}", highlight=False)
+        error_console.print(f"the store has moved: its files are now expected in {here}", highlight=False)
     return changed
 
 
@@ -288,12 +290,12 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _left(run_id: str, there: Path, here: Path, copied: bool) -> bool:
-    """Whether a run's files have stayed behind, which then is where they are read from."""
+    """Whether a run's files have stayed at the old location, from which they are then read."""
     return not copied and (there / run_id).is_dir() and not (here / run_id).is_dir()
 
 
 def _move(connection: sqlite3.Connection, location: str, here: Path, left: set[str]) -> None:
-    """Replace the location at the beginning of every column that holds the place of files."""
+    """Replace the location at the beginning of every column with the path of files."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     columns = (
         ("experiments", "artifact_location"),

@@ -1,4 +1,4 @@
-"""`bustseg sync`: send what a store missed, and say what is left."""
+"""`bustseg sync`: send what a store missed, and report what is left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bustseg.runs.store import Store, tracking_uri
 
 
 def sync_command(uri: str | None = None) -> int:
-    """Send what earlier commands could not, each entry once, and end the runs of processes that are gone.
+    """Send what earlier commands could not send, each entry once, and end the runs of processes that have ended.
 
     Args:
         uri: store; ``MLFLOW_TRACKING_URI`` or the local sqlite store when not given
@@ -22,7 +22,7 @@ def sync_command(uri: str | None = None) -> int:
         TrackingError: the store cannot be used
     """
     store = open_store(tracking_uri(uri), write=True, send=False)
-    left = settle(store)  # which says what it did
+    left = settle(store)  # it reports what it did
     here = Store(LOCAL)
     if here.folder != store.folder:
         settle(here)
@@ -32,12 +32,14 @@ def sync_command(uri: str | None = None) -> int:
         )
     for run_id, metrics in left.held.items():
         console.print(
-            f"{metrics} metrics of an epoch of run {run_id} that was cut off wait for whoever continues it: "
-            f"bustseg fit --ckpt_path {run_id}",
+            f"{metrics} metrics of an interrupted epoch of run {run_id} wait until the run is continued: bustseg fit "
+            f"--ckpt_path {run_id}",
             highlight=False,
         )
     for other in sorted(left.elsewhere):
-        console.print(f"runs of {other} wait here, too: bustseg sync --uri {other} sends them", highlight=False)
+        console.print(
+            f"entries for {other} are also waiting here: send them with bustseg sync --uri {other}", highlight=False
+        )
     if not left.left:
         console.print(f"nothing waits to be sent to {store.shown}", highlight=False)
     return 1 if left.left else 0

@@ -1,4 +1,4 @@
-"""The loggers that keep a run: in an MLflow store, or in a folder of its own beside whatever other loggers do."""
+"""The loggers that store a run: in an MLflow store, or in a folder in addition to other loggers."""
 
 from __future__ import annotations
 
@@ -57,17 +57,16 @@ _TERMINAL = ("FINISHED", "FAILED", "KILLED")
 
 
 class RunLogger:
-    """What the loggers of this module share: writing a run. The subclass says how the run begins.
+    """Base of the loggers of this module, which write a run. The subclass defines how the run begins.
 
     Attributes:
-        killed: set when the user stopped the run, which MLflow tells apart from a failure
-        final_status: status to leave the run in whatever happens now (a test must not fail the training that it
-            looks at)
-        shared: whether other processes write the run too, so that it does not end with this one
+        killed: set when the user stopped the run, which MLflow distinguishes from a failure
+        final_status: final status of the run, whatever happens (a test must not mark its training as failed)
+        shared: whether other processes also write the run, so that it does not end with this one
     """
 
     store: Store
-    """Where the run is kept"""
+    """Store of the run."""
 
     def __init__(self) -> None:
         self.killed = False
@@ -78,7 +77,7 @@ class RunLogger:
 
     @property
     def run_id(self) -> str | None:
-        """Id of the run, on every process of a training once it was shared."""
+        """Id of the run, on every process of a training once it has been shared."""
         if getattr(rank_zero_only, "rank", 0) == 0 and self._run is None:
             self._run = self._begin()
         return self._run_id
@@ -93,7 +92,7 @@ class RunLogger:
 
     @property
     def run(self) -> Run:
-        """The run, begun with the first question for it."""
+        """The run, started on first access."""
         if self._run is None:
             self._run = self._begin()
         return self._run
@@ -110,28 +109,28 @@ class RunLogger:
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write those metrics into the run that are worth a chart, over epochs where they are of an epoch."""
+        """Write the metrics that deserve a chart into the run, by epoch where they belong to an epoch."""
         values = {name: value for name, value in metrics.items() if charted(name)}
         epoch = values.pop("epoch", None)
-        # curves over epochs compare between batch sizes; Lightning counts optimiser steps
+        # curves over epochs are comparable between batch sizes; Lightning counts optimiser steps
         if epoch is not None and not any(name.endswith("_step") for name in values):
             step = int(epoch)
         self.run.log_metrics(telling_first(values), step or 0)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: Lightning offers a part of the configuration here, `log_config` records all of it."""
+        """Do nothing: Lightning passes only a part of the configuration here; `log_config` records all of it."""
 
     @rank_zero_only
     def log_config(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        """Record as parameters what differs from the defaults, and what people compare, see :func:`parameters`.
+        """Record as parameters what differs from the defaults and what people compare, see :func:`parameters`.
 
         What differs when a run is continued becomes a tag.
         """
         known, shown = self.run.record.params, parameters(config, defaults)
         if known:
             whole = dict(flatten(redact_nested(config)))
-            # what has its default again stays a parameter; what no longer has it was none before
+            # a parameter that has its default value again is updated too
             again = {name: whole[name] for name in known if name in whole}
             self.run.set_tags({f"continued.{name}": value for name, value in shown.items() if name not in known})
             shown = again
@@ -144,17 +143,17 @@ class RunLogger:
 
     @rank_zero_only
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Put a local file into the run's ``folder``; what lies there already stays."""
+        """Put a local file into the run's ``folder``; a file that is already there is kept."""
         self.run.add_file(path, folder)
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Close the run with the status that a person would give it: FINISHED, FAILED, or KILLED for Ctrl-C."""
+        """Close the run with the right status: FINISHED, FAILED, or KILLED for Ctrl-C."""
         if self._run is None:
             return
         ended = "KILLED" if self.killed else "FAILED" if status == "failed" else "FINISHED"
-        # ending it again would count the time until now as the training's
-        # a test that failed has its scores; one that was stopped is repeated, and a fit goes on from its checkpoint
+        # ending it again would add the time until now to the training
+        # a failed test has its scores; a stopped one is repeated, and a fit is continued from its checkpoint
         complete = ended == "FINISHED" or (ended == "FAILED" and not self._run.resumable)
         self._run.close(ended if self.final_status is None else None, complete)
 
@@ -178,15 +177,15 @@ class RunLogger:
             self.run.set_status("RUNNING")
 
     def share(self, broadcast: Callable[[str | None], str | None]) -> None:
-        """Tell the other processes of a training the id of the run, which only the first one begins."""
+        """Send the run's id to the other processes of a training, since only the first one starts the run."""
         self._run_id = broadcast(self.run_id)
 
 
 class Tracker(RunLogger, MLFlowLogger):
     """MLflow logger of a run.
 
-    What is logged goes into the run's journal on this machine first and is sent from there in the background: losing
-    the server never loses a training, see :mod:`bustseg.runs`.
+    Everything is first written to the run's journal on this machine and sent from there in the background, so a
+    training never depends on the server, see :mod:`bustseg.runs`.
 
     Args:
         experiment: MLflow experiment
@@ -196,7 +195,7 @@ class Tracker(RunLogger, MLFlowLogger):
         description: text at the top of the run's page, in Markdown
         run_id: continue this run instead of starting one
         log_model: record the best checkpoint of a fit as an MLflow model, ``runs:/RUN_ID/model``
-        pictures: show what becomes of four validation images, epoch by epoch
+        pictures: show the predictions for four validation images, epoch by epoch
         system_metrics: record the load of CPU, GPU, memory, disk and network during a fit, as MLflow does
     """
 
@@ -232,7 +231,7 @@ class Tracker(RunLogger, MLFlowLogger):
         )
 
     def _open(self) -> tuple[Store, bool]:
-        """The store, and whether it is away for a while: then the run begins here, and is made there later.
+        """The store, and whether it is temporarily unreachable: then the run begins here, and is created there later.
 
         Raises:
             TrackingError: the store cannot be used, and this process has not used it before
@@ -247,18 +246,18 @@ class Tracker(RunLogger, MLFlowLogger):
             return open_store(self.uri, write=True), False
         except TrackingError as error:
             if breaker.failed(str(error), time.monotonic() - start):
-                error_console.print(f"[yellow]warning:[/] {error}; until then runs begin here", highlight=False)
+                error_console.print(f"[yellow]warning:[/] {error}; until then new runs begin here", highlight=False)
             return Store(self.uri), True
 
     @property
     def begun_away(self) -> bool:
-        """Whether the store did not answer when the run began, so that it has no run of this id yet."""
+        """Whether the store did not answer when the run began, so that it has no run with this id yet."""
         return self._away
 
     @property
     def experiment(self) -> Any:
         """MLflow's client, once there is a run."""
-        _ = self.run_id  # which begins it
+        _ = self.run_id  # starts it
         return self._mlflow_client
 
     @property
@@ -268,7 +267,7 @@ class Tracker(RunLogger, MLFlowLogger):
 
     @property
     def artifact_dir(self) -> Path | None:
-        """The run's artifact folder when it is on this machine, else None."""
+        """The run's artifact folder if it is on this machine, else None."""
         return None if self.run.upload else self.run.files
 
     @property
@@ -297,16 +296,16 @@ class Tracker(RunLogger, MLFlowLogger):
         return run
 
     def _in_store(self) -> Run:
-        """The store's run of this id, or a new one where there is no id yet."""
+        """The store's run with this id, or a new one if there is no id yet."""
         known = self._run_id is not None
         with explained(self.store):
             if not known:
                 self._check_experiment()
-            # MLFlowLogger makes the run; its property is what does
+            # MLFlowLogger's property creates the run
             client = MLFlowLogger.experiment.fget(self)  # type: ignore[attr-defined]
             found = client.get_run(self._run_id)
             record = Record.from_run(found)
-            if known:  # the card needs the scores of the best epoch, and MLflow gives the last ones
+            if known:  # the card needs the scores of the best epoch, but MLflow gives the last ones
                 for name in [name for name in record.history if name.startswith("val/")]:
                     points = client.get_metric_history(self._run_id, name)
                     record.history[name] = [(point.step, point.value, point.timestamp) for point in points]
@@ -314,7 +313,7 @@ class Tracker(RunLogger, MLFlowLogger):
         return self._run_in(record, self.store.artifact_folder(found))
 
     def _begin_away(self) -> Run:
-        """Begin a run, or go on with one, while the store that this process has used before is away."""
+        """Start or continue a run while the store, which this process has used before, is unreachable."""
         remote = self.store.folder / "remote"
         if self._run_id is None:
             from mlflow.tracking.context.registry import resolve_tags
@@ -327,7 +326,7 @@ class Tracker(RunLogger, MLFlowLogger):
         else:
             kept = Record.read(remote / self._run_id)
             if kept is None:
-                raise TrackingError(f"{self.store.shown} does not answer, and has the run {self._run_id} alone")
+                raise TrackingError(f"{self.store.shown} does not answer, and only it has the run {self._run_id}")
             record = kept
         return self._run_in(record, None)
 
@@ -367,18 +366,19 @@ class Tracker(RunLogger, MLFlowLogger):
 
     @property
     def closed(self) -> bool:
-        """Whether the run has ended: another process of the training may have ended it in the store."""
-        if super().closed or breaker_of(self.uri).reason is not None:  # a store that is away would only be waited for
+        """Whether the run has ended; another process of the training may have ended it in the store."""
+        # asking an unreachable store would only cost time
+        if super().closed or breaker_of(self.uri).reason is not None:
             return super().closed
         try:
             return self.status in _TERMINAL
-        except Exception:  # whatever keeps the store from answering
+        except Exception:  # any error means that the store does not answer
             return False
 
     def close_as_failed(self, error: str) -> None:
         """End the run as FAILED because of ``error``, unless it has ended already. Any process may do so.
 
-        The first to fail says why: the others lose their connection to it, and have nothing to add.
+        The first process to fail gives the reason: the others only lose their connection to it.
         """
         if self._run is not None:
             if not self.closed:
@@ -386,19 +386,19 @@ class Tracker(RunLogger, MLFlowLogger):
             return
         if self._run_id is None or self.final_status is not None:
             return
-        try:  # another process than the first, which has no journal
+        try:  # only the first process has a journal
             if self.status == "RUNNING":
                 self._mlflow_client.set_tag(self._run_id, "error", error)
                 self._mlflow_client.set_terminated(self._run_id, "FAILED")
-        except Exception:  # the first process says that its store is away
+        except Exception:  # the first process reports that the store is unreachable
             return
 
 
 class FolderLogger(RunLogger, Logger):
-    """Keeps a run in a folder of its own, ``mlruns/local/RUN_ID``, for trainings whose loggers keep no files.
+    """Stores a run in its own folder, ``mlruns/local/RUN_ID``, for trainings whose loggers store no files.
 
     Args:
-        experiment: what the run is grouped under, in its record
+        experiment: the run's experiment, in its record
         run_name: its name
         tags: its tags
         run_id: continue this run instead of starting one
@@ -438,7 +438,7 @@ class FolderLogger(RunLogger, Logger):
 
     @property
     def where(self) -> str:
-        return f"run {self.run_id}  in {local_runs() / str(self.run_id)} (kept in no MLflow store)"
+        return f"run {self.run_id}  in {local_runs() / str(self.run_id)} (not in an MLflow store)"
 
     def _begin(self) -> Run:
         settle_local()
@@ -472,19 +472,19 @@ class FolderLogger(RunLogger, Logger):
 
 
 def settle_local() -> None:
-    """End the runs that dead processes have left in this folder's spool."""
+    """End the runs of dead processes in this folder's spool."""
     from bustseg.runs.spool import settle
 
     settle(Store(LOCAL))
 
 
 def runs_logger(trainer: Trainer) -> Any | None:
-    """The logger that keeps the trainer's run, on every process; None where nothing is kept."""
+    """The logger that stores the trainer's run, on every process; None where nothing is stored."""
     return next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
 
 
 def run_of(trainer: Trainer) -> Run | None:
-    """The run that callbacks write into; None where nothing is kept, and on all processes but the first."""
+    """The run that callbacks write into; None where nothing is stored, and on all processes except the first."""
     logger = runs_logger(trainer) if trainer.is_global_zero else None
     return None if logger is None else logger.run
 

@@ -1,8 +1,8 @@
-"""The view of an experiment's runs that shows scores at first sight.
+"""A view of an experiment's runs that shows the scores immediately.
 
-MLflow's table of runs begins with no metrics at all, and each browser remembers what somebody has chosen. What MLflow
-does offer is a shared view, which its button *Share* keeps as a tag of the experiment, and which a link names. Each
-experiment gets one of those when its first run begins.
+By default MLflow's table of runs shows no metrics, and each browser remembers its user's choice. But MLflow offers
+shared views, which its button *Share* stores in a tag of the experiment and which a link can select. Each experiment
+gets such a view when its first run begins.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ COLUMNS = (
     "tags.`split`",
     "attributes.`Models`",
 )
-"""Columns beside name, time and duration, which MLflow always shows."""
+"""Columns in addition to name, time and duration, which MLflow always shows."""
 
 CHARTS = ("val/dice_lesion", "val/loss", "train/loss", "test/dice_lesion", "test/dice_paper", "test/iou_lesion")
-"""Charts that stand first, in a section of their own; the others follow by the alphabet, as MLflow orders them."""
+"""Charts that come first, in a separate section; the others follow in MLflow's alphabetical order."""
 
 RATES = ("images_per_second", "seconds", "_gib")
-"""Endings of metrics that say what a training costs; they come last."""
+"""Suffixes of metrics about the cost of a training, which come last."""
 
 FIRST = "first"
 
 
 def state() -> dict[str, Any]:
-    """The view as MLflow's UI reads it: columns, order of runs, and which charts come first."""
+    """The view in the format of MLflow's UI: columns, order of runs, and the first charts."""
     return {
         "selectedColumns": list(COLUMNS),
         "orderByKey": "attributes.start_time",
@@ -59,9 +59,9 @@ def state() -> dict[str, Any]:
 
 
 def telling_first(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics in the order in which the page of a run is to list them: scores and losses first, costs last.
+    """Metrics in the order for the page of a run: scores and losses first, costs last.
 
-    MLflow lists a run's metrics in the order in which each was written for the first time.
+    MLflow lists a run's metrics in the order in which each was first written.
     """
 
     def place(name: str) -> int:
@@ -85,7 +85,7 @@ def _chart(name: str) -> dict[str, Any]:
 
 
 def prepare_view(client: MlflowClient, experiment: Experiment) -> None:
-    """Give an experiment the view, unless it has one of this version already."""
+    """Add the view to an experiment, unless it already has one of this version."""
     wanted = json.dumps(state())
     if experiment.tags.get(TAG) != wanted:
         client.set_experiment_tag(experiment.experiment_id, TAG, wanted)
@@ -95,26 +95,26 @@ def view_link(base: str, experiment_id: str) -> str:
     """Address of an experiment's runs in that view.
 
     Args:
-        base: of the MLflow server, such as ``http://127.0.0.1:5000``
+        base: address of the MLflow server, such as ``http://127.0.0.1:5000``
         experiment_id: the experiment
     """
-    # without the last part MLflow opens its view for language models
+    # without the last parameter MLflow opens its view for language models
     return f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&workflowType=machine_learning"
 
 
 def views(store: Store, base: str, most: int = 5) -> list[tuple[str, str]]:
-    """Names of the experiments that were used last, and the address of each one's runs; they get the view now.
+    """Names of the most recently used experiments, and the address of each one's runs; adds the view where missing.
 
     Args:
         store: an MLflow store
-        base: of the server that shows it
+        base: address of the server that shows it
         most: number of experiments
     """
     client = store.client()
     found = []
     for experiment in client.search_experiments(order_by=["last_update_time DESC"], max_results=most):
         if client.search_runs([experiment.experiment_id], max_results=1):
-            with suppress(Exception):  # a store that can only be read shows its runs without it
+            with suppress(Exception):  # a read-only store shows its runs without the view
                 prepare_view(client, experiment)
             found.append((experiment.name, view_link(base, experiment.experiment_id)))
     return found

@@ -339,7 +339,7 @@ def test_an_exported_model_does_only_what_it_can(exported: Path, bustseg: Bustse
     assert Predictor(folder, threshold=0.3).threshold == 0.3
     code, _, error = bustseg("export", folder, "--out", "again")
     assert code == 2
-    assert "is a folder and no checkpoint" in error
+    assert "is a folder, not a checkpoint" in error
 
 
 @pytest.mark.parametrize("name", ["onnx-fp32", "openvino-fp32"])

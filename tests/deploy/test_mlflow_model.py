@@ -241,7 +241,7 @@ def test_a_store_that_does_not_take_the_model_costs_a_warning(
     code, out, err = fit(bustseg, phantoms)
     assert code == 0
     (line,) = [line for line in err.splitlines() if "warning" in line]
-    assert line.startswith("warning: MLflow does not take the model: ")
+    assert line.startswith("warning: MLflow does not accept the model: ")
     assert "next: bustseg test" in out
     (run,) = mlflow.MlflowClient(tracking_uri()).search_runs(["1"])
     assert run.info.status == "FINISHED"

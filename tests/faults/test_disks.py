@@ -207,7 +207,7 @@ def test_a_read_only_store(world: harness.World) -> None:
         for verb in (("fit", *world.options), ("test", "--ckpt_path", run_id)):
             ended = world.run(*verb)
             assert ended.code == 2, ended.err
-            assert "can only be read" in one_line(ended)
+            assert "is read-only" in one_line(ended)
         picture = sorted((Path(world.options[3]) / "benign").glob("*.png"))[0]
         ended = world.run("predict", picture, "--model", run_id, "--out", "predicted")
         assert ended.code == 0, ended.err

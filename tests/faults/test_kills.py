@@ -190,7 +190,7 @@ def test_the_next_command_marks_a_killed_run(world: harness.World, command: tupl
     assert list(harness.statuses(world.database).values()) == ["RUNNING"]
     err = world.run(*command).err
     assert list(harness.statuses(world.database).values()) == ["KILLED"]
-    assert "left by a process that is gone: marked KILLED" in err
+    assert "left behind by a process that has ended: marked KILLED" in err
     ((end,),) = harness.read(world.database, "SELECT end_time FROM runs")
     assert end <= time.time() * 1000, "it ended when it was last heard of"
     assert [step for step, _ in harness.points(world.database)["val/loss"]] == [0], "nobody will measure it again"

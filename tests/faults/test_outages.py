@@ -146,7 +146,7 @@ def test_a_fit_outlives_its_server(
     options = ("--tracking.experiment", experiment, "--trainer.max_epochs", 3)
     ended = world.fit(*options, env=env, patch=lambda: at_epoch(1, lambda: server.mode(outage)))
     assert ended.code == 0, ended.err
-    assert ended.err.count("is not reached") == 1, ended.err
+    assert ended.err.count("cannot be reached") == 1, ended.err
     assert "`bustseg sync` sends them" in ended.err
     assert ended.seconds < 3 * undisturbed.seconds + 4 * TIME_OUT, "it waited for the server again and again"
     (run_id,) = server.runs(experiment)

@@ -106,7 +106,7 @@ def test_what_is_no_address_is_one_line(address: str, run_id: str) -> None:
 
 
 def test_nothing_is_registered(run_id: str) -> None:
-    with pytest.raises(UserError, match="`bustseg register RUN --alias champion` makes one"):
+    with pytest.raises(UserError, match="create one with `bustseg register RUN --alias champion`"):
         resolve_checkpoint("models:/bustseg@champion")
 
 
@@ -153,7 +153,7 @@ def test_a_model_that_is_not_bustsegs_is_refused(run_id: str, tmp_path: Path) ->
     client().create_registered_model("foreign")
     (tmp_path / "foreign").mkdir()
     client().create_model_version("foreign", (tmp_path / "foreign").as_uri())
-    with pytest.raises(UserError, match="models:/foreign/1 holds no model that bustseg made"):
+    with pytest.raises(UserError, match="models:/foreign/1 is not a bustseg model"):
         resolve_checkpoint("models:/foreign/1")
 
 

@@ -91,7 +91,7 @@ def test_what_is_refused_does_not_hold_up_the_rest(
     assert run.data.tags["t"] == "1"
     assert done[-1] == 3
     said = capsys.readouterr().err
-    assert "does not take the params p" in said
+    assert "does not accept the params p" in said
     assert "file was/deleted.png" in said
 
 

@@ -172,7 +172,7 @@ def copied(database: Path, folder: str) -> Path:
 def test_an_older_database_is_refused_with_the_command_that_upgrades_it(database: Path) -> None:
     older = copied(database, "older")
     set_revision(older, "451aebb31d03")  # MLflow 1.0
-    assert f"of an older MLflow: make a copy of it, then run `mlflow db upgrade sqlite:///{older}`" in refusal(
+    assert f"belongs to an older MLflow: make a copy of it, then run `mlflow db upgrade sqlite:///{older}`" in refusal(
         f"sqlite:///{older}"
     )
 
@@ -180,12 +180,12 @@ def test_an_older_database_is_refused_with_the_command_that_upgrades_it(database
 def test_a_newer_database_is_refused_and_not_called_old(database: Path) -> None:
     newer = copied(database, "newer")
     set_revision(newer, "fedcba987654")
-    assert "of a newer MLflow: pip install --upgrade mlflow" in refusal(f"sqlite:///{newer}")
+    assert "belongs to a newer MLflow: pip install --upgrade mlflow" in refusal(f"sqlite:///{newer}")
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("no database at all " * 100)
-    assert "no database of MLflow" in refusal(f"sqlite:///{tmp_path / 'notes.db'}")
+    assert "not an MLflow database" in refusal(f"sqlite:///{tmp_path / 'notes.db'}")
 
 
 KILLED_WRITER = """
@@ -238,7 +238,7 @@ def read_only(database: Path) -> Iterator[Path]:
 
 
 def test_a_read_only_store_is_refused_for_writing_and_can_be_read(read_only: Path) -> None:
-    assert "can only be read: make its folder" in refusal(f"sqlite:///{read_only}")
+    assert "is read-only: make its folder" in refusal(f"sqlite:///{read_only}")
     store = open_store(f"sqlite:///{read_only}")
     assert [experiment.name for experiment in store.client().search_experiments()] == ["Default"]
 

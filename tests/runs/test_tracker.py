@@ -86,7 +86,7 @@ def test_what_could_not_be_sent_is_sent_once_by_the_next_command(
         tracker.set_tags({"kind": "test"})
         tracker.finalize()
         said = capsys.readouterr().err
-        assert said.count("is not reached") == 1
+        assert said.count("cannot be reached") == 1
         assert "3 entries of run" in said
     assert values(tracker, "loss") == [(0, 3.0)]
     monkeypatch.setattr(breaker_of(tracker.uri), "reason", None)  # the next command is another process
