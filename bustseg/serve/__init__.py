@@ -1,8 +1,8 @@
-"""``bustseg serve``: a page in the browser and an HTTP interface for programs, from one process and without a network.
+"""``bustseg serve``: a web page and an HTTP interface for programs, from one process and without Internet access.
 
-* :mod:`bustseg.serve.app` puts the parts together;
-* :mod:`bustseg.serve.guard` decides who may ask at all, and how large and how slow a request may be;
-* :mod:`bustseg.serve.batching` joins the images of all clients into batches;
-* :mod:`bustseg.serve.uploads` turns bytes from outside into images, and keeps a page's files for a while;
-* :mod:`bustseg.serve.corrections` keeps what annotators correct, in a folder that training reads.
+* :mod:`bustseg.serve.app` assembles the parts;
+* :mod:`bustseg.serve.guard` checks who may send requests, and how large and slow they may be;
+* :mod:`bustseg.serve.batching` combines the images of all clients into batches;
+* :mod:`bustseg.serve.uploads` turns uploaded bytes into images, and keeps the page's files for a while;
+* :mod:`bustseg.serve.corrections` stores annotators' corrections in a folder that training can read.
 """

@@ -1,4 +1,4 @@
-"""What goes over the wire, as the OpenAPI document shows it."""
+"""The requests and responses, as in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Side = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class MaskForm(StrEnum):
-    """How a mask is written."""
+    """Encoding of a mask."""
 
     polygons = "polygons"
     rle = "rle"
@@ -25,7 +25,7 @@ class MaskForm(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What an annotator says of a prediction."""
+    """An annotator's verdict on a prediction."""
 
     accepted = "accepted"
     corrected = "corrected"
@@ -37,22 +37,22 @@ assert get_args(Label) == LABELS
 
 
 class Notice(BaseModel):
-    """Stands in every answer."""
+    """Part of every response."""
 
     notice: str = Field(default=NOTICE, description="research software, not a medical device")
 
 
 class Problem(Notice):
-    """Why there is no answer."""
+    """An error."""
 
     error: str
 
 
 class Polygon(BaseModel):
-    """A component of a mask, by the centres of its border pixels as [x, y] from the top left."""
+    """A component of a mask, given by the centres of its border pixels as [x, y] from the top left."""
 
     outer: list[list[int]]
-    holes: list[list[list[int]]] = Field(description="rings around holes; the rings themselves are lesion")
+    holes: list[list[list[int]]] = Field(description="rings around holes; the rings themselves belong to the lesion")
 
 
 class RunLengths(BaseModel):
@@ -64,7 +64,7 @@ class RunLengths(BaseModel):
 
 
 class Found(BaseModel):
-    """What the network says of one image."""
+    """The network's result for one image."""
 
     file: str = Field(description="the file's name, as it was sent")
     frame: int | None = Field(description="position in a file of several images, from 0")
@@ -72,16 +72,16 @@ class Found(BaseModel):
     width: int | None = None
     height: int | None = None
     area_px: int | None = Field(default=None, description="pixels of the mask")
-    area_mm2: float | None = Field(default=None, description="its area, where the file says how large a pixel is")
+    area_mm2: float | None = Field(default=None, description="area of the mask, if the file gives the pixel size")
     components: int | None = Field(default=None, description="8-connected parts of the mask")
     largest_component_px: int | None = None
     presence: float | None = Field(
-        default=None, description="calibrated probability that there is a lesion; null where the model is not"
+        default=None, description="calibrated probability that there is a lesion; null if the model is not calibrated"
     )
     lesion_probability: float | None = Field(default=None, description="the highest probability of a pixel")
-    confidence: float | None = Field(default=None, description="calibrated; null where the model is not")
+    confidence: float | None = Field(default=None, description="calibrated; null if the model is not")
     threshold: float | None = Field(default=None, description="probability above which a pixel is in the mask")
-    look_at_this: bool | None = Field(default=None, description="a person should look at it")
+    look_at_this: bool | None = Field(default=None, description="whether a person should look at it")
     reasons: list[str] = Field(default=[], description="why")
     polygons: list[Polygon] | None = None
     rle: RunLengths | None = None
@@ -90,34 +90,34 @@ class Found(BaseModel):
 
 
 class Predictions(Notice):
-    """Answer of ``/predict``: an entry for each image, in the order of the files."""
+    """Response of ``/predict``: an entry for each image, in the order of the files."""
 
     model: str = Field(description="first 12 digits of the model's digest")
     results: list[Found]
 
 
 class Health(Notice):
-    """The server is there and its network answers."""
+    """The server is up and its network works."""
 
     status: str = "ok"
     waiting: int = Field(description="images that wait for the network")
-    requests: int = Field(description="requests in work")
+    requests: int = Field(description="requests in progress")
 
 
 class Model(Notice):
-    """The model and what its masks depend on."""
+    """The model and the settings of its masks."""
 
     name: str
     digest: str
-    version: str = Field(description="of bustseg")
-    image_size: list[int] = Field(description="height and width that the network sees")
+    version: str = Field(description="version of bustseg")
+    image_size: list[int] = Field(description="height and width of the network's input")
     threshold: float
     postprocess: dict[str, Any]
     calibrated: bool
     temperature: float | None
     training_images: dict[str, Any]
     explanation: str = Field(description="method of the heat map: Grad-CAM, or Occlusion for exported models")
-    corrections: bool = Field(description="corrections are saved")
+    corrections: bool = Field(description="whether corrections are saved")
 
 
 class Uploaded(Notice):
@@ -126,21 +126,21 @@ class Uploaded(Notice):
     id: UploadId
     file: str
     frames: int
-    dicom: bool = Field(description="a DICOM SEG of it can be had")
+    dicom: bool = Field(description="whether a DICOM SEG of it can be created")
 
 
 class PageImage(Found):
-    """What the page shows of one image: everything is of the scanned region alone."""
+    """The page's data of one image; everything refers to the scanned region."""
 
-    picture_width: int = Field(description="of the file's whole picture")
+    picture_width: int = Field(description="width of the file's whole picture")
     picture_height: int
-    box: list[int] | None = Field(description="the scanned region in it, as top, left, height, width")
+    box: list[int] | None = Field(description="the scanned region in the picture, as top, left, height, width")
     spacing: list[float] | None = Field(description="size of a pixel in mm, as row, column")
-    may_name_patient: bool = Field(description="text in the picture may name the patient")
+    may_name_patient: bool = Field(description="whether text in the picture may name the patient")
 
 
 class MaskOfFrame(BaseModel):
-    """A mask that takes the place of the predicted one."""
+    """A mask that replaces the predicted one."""
 
     model_config = ConfigDict(extra="forbid")
     frame: Annotated[int, Field(ge=0, le=1_000_000)]
@@ -148,7 +148,7 @@ class MaskOfFrame(BaseModel):
 
 
 class SegmentationWish(BaseModel):
-    """Masks of a DICOM SEG; frames that are not named get the network's."""
+    """Masks of a DICOM SEG; for other frames the network's masks are used."""
 
     model_config = ConfigDict(extra="forbid")
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -156,21 +156,21 @@ class SegmentationWish(BaseModel):
 
 
 class Correction(BaseModel):
-    """What an annotator says of one image."""
+    """An annotator's correction of one image."""
 
     model_config = ConfigDict(extra="forbid")
     verdict: Verdict
-    rle: RunLengths = Field(description="the mask as it should be")
+    rle: RunLengths = Field(description="the corrected mask")
     threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        default=None, description="of the prediction that was shown"
+        default=None, description="threshold of the prediction that was shown"
     )
     who: Annotated[str, Field(max_length=200)] = ""
     label: Label = "unknown"
-    no_text: bool = Field(default=False, description="the annotator sees no name in the picture")
+    no_text: bool = Field(default=False, description="the annotator has checked that the picture shows no name")
 
 
 class Saved(Notice):
-    """A correction as it was saved."""
+    """A saved correction."""
 
     image: str = Field(description="its name in the folder of corrections")
     verdict: Verdict

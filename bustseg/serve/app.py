@@ -1,4 +1,4 @@
-"""The server's addresses: what may be asked, and what it answers. ``/openapi.json`` says the same to programs."""
+"""The server as an ASGI application; ``/openapi.json`` describes its interface."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The request is malformed."},
-    401: {"model": Problem, "description": "This server wants a token."},
+    401: {"model": Problem, "description": "This server requires a token."},
     403: {"model": Problem, "description": "The request comes from another site."},
     408: {"model": Problem, "description": "The request did not arrive in time."},
     413: {"model": Problem, "description": "The request, a file or an image is too large."},
-    421: {"model": Problem, "description": "The server is not called that."},
-    422: {"model": Problem, "description": "No image, or one that cannot be read; or a value that is not allowed."},
+    421: {"model": Problem, "description": "The server does not have this name."},
+    422: {"model": Problem, "description": "Not a readable image, or a value that is not allowed."},
     429: {"model": Problem, "description": "Too many requests at once: try again."},
 }
 
 
 def page_files() -> dict[str, tuple[str, bytes]]:
-    """The page's files by their path, with their type: read once, so that no path from outside touches a disk."""
+    """The page's files by path, with their type: read once, so that no requested path reaches the disk."""
     found: dict[str, tuple[str, bytes]] = {}
     for file in files("bustseg.serve").joinpath("page").iterdir():
         suffix = "." + file.name.rpartition(".")[2]
@@ -54,7 +54,7 @@ def page_files() -> dict[str, tuple[str, bytes]]:
 
 
 class _Limited:
-    """ASGI middleware: so many requests at the same time, one more is answered with 429 before its body is read."""
+    """ASGI middleware that limits concurrent requests: further ones get 429 before their body is read."""
 
     def __init__(self, app: Any, service: Service, free: Sequence[str]) -> None:
         self.app, self.service, self.free = app, service, frozenset(free)
@@ -80,7 +80,7 @@ def _problem(status: int, error: str, headers: Any = None) -> JSONResponse:
 
 @asynccontextmanager
 async def _lifespan(service: Service, app: FastAPI) -> AsyncIterator[None]:
-    """While the server runs: drop uploads that nobody has asked for in a while."""
+    """While the server runs, remove uploads that have not been used for a while."""
 
     async def tidy() -> None:
         while True:
@@ -109,9 +109,9 @@ def create_app(predictor: Predictor, settings: Settings | None = None, name: str
     """The server as an ASGI application.
 
     Args:
-        predictor: segments
+        predictor: the model in use
         settings: limits; the defaults when not given
-        name: what the model is called
+        name: name of the model
     """
     settings = settings or Settings()
     service = Service(predictor, settings, name)
@@ -121,7 +121,7 @@ def create_app(predictor: Predictor, settings: Settings | None = None, name: str
         title="bustseg",
         version=__version__,
         description=f"Breast-tumour segmentation in ultrasound. {NOTICE}",
-        docs_url=None,  # its page would load from a CDN
+        docs_url=None,  # its page would load files from a CDN
         redoc_url=None,
         lifespan=partial(_lifespan, service),
         responses=_PROBLEMS,
@@ -135,7 +135,7 @@ def create_app(predictor: Predictor, settings: Settings | None = None, name: str
     add_uploads(app, answers)
     add_pictures(app, answers)
     add_corrections(app, answers)
-    # the outermost is added last
+    # the outermost middleware is added last
     free = ["/health", "/model", "/metrics", "/openapi.json", *page]
     app.add_middleware(_Limited, service=service, free=free)
     app.add_middleware(Measured, metrics=service.metrics)
@@ -144,7 +144,7 @@ def create_app(predictor: Predictor, settings: Settings | None = None, name: str
 
 
 def add_page(app: FastAPI, page: Mapping[str, tuple[str, bytes]]) -> None:
-    """Serve files by their paths, each with its type."""
+    """Add routes for files, each with its content type."""
     for path, (type_, content) in page.items():
         # a plain route would take the defaults for query parameters
         app.add_route(path, partial(_static, type_, content), methods=["GET"], include_in_schema=False)

@@ -1,6 +1,6 @@
-"""Images of all clients through the network together: whatever waits when it becomes free is one batch.
+"""Batches images of all clients: whatever waits when the network becomes free is one batch.
 
-Nothing waits for a batch to fill: at rest an image passes alone and at once, under load batches form by themselves.
+Nothing waits for a batch to fill: when idle, an image is processed at once; under load, batches form by themselves.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class Busy(Exception):
 
 
 class Batcher:
-    """A thread that computes logits of single images, as many at once as wait for it.
+    """A thread that computes logits of single images, batching those that are waiting.
 
     Args:
         logits: computes a batch, such as :meth:`bustseg.deploy.predictor.Predictor.logits`
-        batch_size: images at once, at most
-        limit: images that may wait
-        observe: is told the size of each batch and the seconds that it took
+        batch_size: most images in a batch
+        limit: most images that may wait
+        observe: called with the size of each batch and its time in seconds
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Images that wait."""
+        """Number of waiting images."""
         return self._queue.qsize()
 
     def submit(self, prepared: np.ndarray) -> Future[np.ndarray]:
-        """Logits (1, h, w) of one prepared image (h, w), in the future.
+        """A future with the logits (1, h, w) of one prepared image (h, w).
 
         Raises:
-            Busy: as many images wait as may
+            Busy: the queue is full
         """
         future: Future[np.ndarray] = Future()
         try:
@@ -59,7 +59,7 @@ class Batcher:
         return future
 
     def close(self) -> None:
-        """Finish what waits, and end."""
+        """Process the waiting images, and stop."""
         self._queue.put(None)
         self._thread.join(timeout=30)
 
@@ -69,7 +69,7 @@ class Batcher:
             batch = []
             item = self._queue.get()
             while item is not None:
-                if item[1].set_running_or_notify_cancel():  # else the client has gone
+                if item[1].set_running_or_notify_cancel():  # otherwise the client has disconnected
                     batch.append(item)
                 if len(batch) == self._size:
                     break
@@ -83,7 +83,7 @@ class Batcher:
             start = time.perf_counter()
             try:
                 results = self._logits([image for image, _ in batch])
-            except BaseException as error:  # the thread must live on, and each client learn of it
+            except BaseException as error:  # the thread must survive, and each client must get the error
                 for _, future in batch:
                     future.set_exception(error)
                 continue

@@ -1,4 +1,4 @@
-"""``bustseg serve``: start the server and say where it is."""
+"""``bustseg serve``: start the server and print its address."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def serve(
 
     Args:
         model: a checkpoint, a run or an exported folder; the model in the box when not given
-        host: address to listen on; on any other than this machine's own a token is asked for
+        host: address to listen on; for any address other than this machine's own a token is required
         port: port to listen on; 0 takes a free one
         corrections: folder for corrections; nothing is saved when not given
         threshold: probability above which a pixel belongs to a lesion; the model's when not given
@@ -65,21 +65,25 @@ def serve(
 
     predictor = Predictor(name, threshold=threshold)
     blank = np.zeros(predictor.image_size, np.uint8)
-    predictor.logits([blank])  # so that the first client does not wait for what happens once, nor the first batch
+    predictor.logits([blank])  # so that neither the first client nor the first batch waits for one-time work
     threading.Thread(target=predictor.logits, args=([blank, blank],)).start()
     called = "the model in the box" if model is None else Path(name).name
     app = create_app(predictor, settings, called)
     where = address_of(host, listening.getsockname()[1], token)
-    console.print(f"bustseg serve: {where} (Ctrl-C ends it)", highlight=False)
+    console.print(f"bustseg serve: {where} (Ctrl-C stops it)", highlight=False)
     console.print(f"model: {called}, digest {predictor.digest[:12]}", highlight=False, markup=False)
     if token:
-        console.print("programs send the header Authorization: Bearer TOKEN", highlight=False)
-    saved = f"corrections go to {folder}" if folder else "corrections are not saved: --corrections DIR saves them"
+        console.print("programs must send the header Authorization: Bearer TOKEN", highlight=False)
+    saved = (
+        f"corrections are saved in {folder}"
+        if folder
+        else "corrections are not saved: give --corrections DIR to save them"
+    )
     console.print(saved, highlight=False, markup=False)
     console.print(NOTICE, highlight=False)
     config = uvicorn.Config(
         app,
-        log_config=None,  # its own would close the log handlers of all libraries in the process
+        log_config=None,  # uvicorn's configuration would close the log handlers of all libraries in the process
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -91,7 +95,7 @@ def serve(
 
 
 def address_of(host: str, port: int, token: str | None) -> str:
-    """Address to open in a browser; the token stands after the #, which browsers send nowhere."""
+    """Address to open in a browser; the token comes after the #, which browsers do not send."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/{f'#token={token}' if token else ''}"
 
 
@@ -99,7 +103,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:
-        UserError: the address is taken or is not this machine's
+        UserError: the address is in use or does not belong to this machine
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -1,16 +1,16 @@
-"""What annotators accept, correct or reject, in a folder that training reads as it is.
+"""Accepted, corrected and rejected masks, in a folder that training can read directly.
 
 ::
 
     corrections/
-      images/NAME.png, masks/NAME.png   what `Folders` reads: the newest word on each image
-      labels.csv                        image, label, patient, and who said what of which model, when
-      history/NAME/0001_before.png      the network's mask and the annotator's, of every save
+      images/NAME.png, masks/NAME.png   read by `Folders`: the newest mask of each image
+      labels.csv                        image, label, patient, annotator, verdict, model and time
+      history/NAME/0001_before.png      the network's and the annotator's mask of every save
       history/NAME/0001_after.png
-      corrections.jsonl                 a record of every save, in their order
+      corrections.jsonl                 a record of every save, in order
 
-``NAME`` is a digest of the image's pixels: an image that is corrected again keeps its name, whatever its file is
-called, and no file name of a client is written anywhere.
+``NAME`` is a digest of the image's pixels: an image that is corrected again keeps its name, whatever its file name, and
+file names of clients are not stored.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Corrections:
     """A folder of corrections; several processes may write to it.
 
     Args:
-        folder: is made when it does not exist
+        folder: created if it does not exist
 
     Raises:
         UserError: it cannot be written
@@ -69,17 +69,17 @@ class Corrections:
             with self._lock:
                 self._repair()
         except OSError as error:
-            raise UserError(f"cannot keep corrections in {folder}: {error.strerror}") from error
+            raise UserError(f"cannot save corrections in {folder}: {error.strerror}") from error
 
     def _repair(self) -> None:
-        """Drop what a crash has left half saved: an image without its mask, or the other way."""
+        """Remove incomplete saves after a crash: an image without its mask, or a mask without its image."""
         images, masks = ({path.name for path in (self.folder / name).glob("*.png")} for name in ("images", "masks"))
         for name in images ^ masks:
             for part in ("images", "masks"):
                 (self.folder / part / name).unlink(missing_ok=True)
 
     def _refresh(self) -> None:
-        """Read what was appended to the log, by whichever process; a line that was torn off is left for later."""
+        """Read what any process has appended to the log; an incomplete last line is left for later."""
         try:
             with (self.folder / LOG).open("rb") as file:
                 file.seek(self._read)
@@ -96,7 +96,7 @@ class Corrections:
             return
 
     def last(self, image: str) -> dict[str, Any] | None:
-        """The newest record of an image, None where it has none."""
+        """The newest record of an image; None if it has none."""
         with self._own:
             self._refresh()
             return self._last.get(image)
@@ -117,18 +117,18 @@ class Corrections:
         label: str = "unknown",
         patient: str = "",
     ) -> dict[str, Any]:
-        """Save what an annotator says of an image; it is on disk when this returns.
+        """Save an annotator's verdict and mask of an image; they are on disk when this returns.
 
         Args:
             image: grey ``uint8`` (H, W)
             before: the network's mask, 0 and 1 (H, W)
-            after: the annotator's
+            after: the annotator's mask
             verdict: accepted, corrected or rejected; a rejected image is not trained on
             model: name and digest
-            threshold: of the network's mask
-            who: free text
+            threshold: threshold of the network's mask
+            who: the annotator, as free text
             label: class of the image; an image without a lesion is normal
-            patient: what images of one patient share, empty where it is not known
+            patient: key that images of one patient share; empty if unknown
 
         Returns:
             the record
@@ -172,7 +172,7 @@ class Corrections:
         return record
 
     def _keep_masks(self, name: str, before: np.ndarray, after: np.ndarray) -> dict[str, str]:
-        """Write both masks into the image's history; their names in the folder."""
+        """Write both masks into the image's history; returns their names in the folder."""
         number = 1 + len(list((self.folder / "history" / name).glob("*_after.png")))
         files = {}
         for key, mask in (("before", before), ("after", after)):
@@ -181,7 +181,7 @@ class Corrections:
         return files
 
     def _append(self, record: dict[str, Any]) -> None:
-        """Write a record at the end of the log, and see it onto the disk."""
+        """Append a record to the log, and sync it to disk."""
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         self._mend_log()
         with (self.folder / LOG).open("ab") as file:
@@ -190,7 +190,7 @@ class Corrections:
             os.fsync(file.fileno())
 
     def _mend_log(self) -> None:
-        """End a line that a crash has torn off, so that the next one stands by itself."""
+        """Terminate an incomplete line after a crash, so that the next record starts on a new line."""
         path = self.folder / LOG
         if path.is_file() and path.stat().st_size > self._read:
             with path.open("ab") as file:

@@ -1,11 +1,11 @@
-"""Who may ask, before anything else is done with a request.
+"""Access control, applied before anything else is done with a request.
 
-* **DNS rebinding**: a page of a stranger whose name suddenly points to 127.0.0.1 would be of the same origin as this
-  server. Such a request carries the stranger's name in ``Host``, so only numeric addresses and known names are served.
-* **Cross-site requests**: browsers say where a request comes from (``Origin``, ``Sec-Fetch-Site``); anything but this
-  server's own page is refused.
-* **Strangers**: with a token, everything but the page's own files and ``/health`` asks for it. It travels in a header
-  and in no cookie, so that no other site can make a browser send it.
+* **DNS rebinding**: a foreign page whose host name suddenly resolves to 127.0.0.1 would have the same origin as this
+  server. Its requests have the foreign name in ``Host``, so only numeric addresses and known names are accepted.
+* **Cross-site requests**: browsers state where a request comes from (``Origin``, ``Sec-Fetch-Site``); any source but
+  this server's own page is refused.
+* **Authentication**: if a token is set, everything except the page's own files and ``/health`` requires it. It is sent
+  in a header and not in a cookie, so other sites cannot make a browser send it.
 * **Size and time**: a body that is too large, or arrives too slowly, ends the request.
 """
 
@@ -43,15 +43,15 @@ HEADERS = {
     "Cache-Control": "no-store",
     "X-Notice": NOTICE,
 }
-"""Headers of every answer: nothing of it is for other sites, and the notice stands on each."""
+"""Headers of every response: nothing is available to other sites, and each has the notice."""
 
 
 class Refusal(Exception):
-    """A request that is answered at once.
+    """Refuses a request with an immediate response.
 
     Attributes:
         status: HTTP status
-        message: why, in one line
+        message: the reason, in one line
         headers: further headers
     """
 
@@ -61,7 +61,7 @@ class Refusal(Exception):
 
 
 def host_name(header: str) -> str | None:
-    """Host without its port, as in a ``Host`` header; None where it is malformed."""
+    """Host without its port, as in a ``Host`` header; None if it is malformed."""
     if header.startswith("["):
         inside, bracket, port = header[1:].partition("]")
         name, port = (inside, port.removeprefix(":")) if bracket and (not port or port[0] == ":") else ("", "x")
@@ -74,10 +74,10 @@ class Guard:
     """ASGI middleware with the rules above.
 
     Args:
-        app: what is guarded
+        app: the guarded application
         settings: names, token and limits
         public: paths that need no token
-        refused: is told the status of each refusal
+        refused: called with the status of each refusal
     """
 
     def __init__(
@@ -98,28 +98,29 @@ class Guard:
         except Refusal as refusal:
             self.refused(refusal.status)
             if "expect" not in headers:
-                await _drain(receive)  # or a client that is still sending would see a reset and not the answer
+                # otherwise a client that is still sending would see a connection reset and not the response
+                await _drain(receive)
             await self._answer(send, refusal)
             return
         body = _Body(receive, self.settings.max_bytes, self.settings.body_seconds)
         await self.app(scope, body, _with_headers(send))
 
     def check(self, method: str, path: str, headers: dict[str, str], raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        """Let a request pass.
+        """Check a request.
 
         Args:
-            method, path: of the request
-            headers: by lower-case name
-            raw: all headers, to see one that is there twice
+            method, path: method and path of the request
+            headers: headers by lower-case name
+            raw: all headers, to detect repeated ones
 
         Raises:
-            Refusal: it may not
+            Refusal: it is not allowed
         """
         if sum(name.lower() == b"host" for name, _ in raw) > 1:
             raise Refusal(400, "the request has several Host headers")
         host = host_name(headers.get("host", ""))
         if host is None or not (host in self.settings.names or _is_address(host)):
-            raise Refusal(421, "this server is not called that: use localhost, its address, or --allowed_hosts")
+            raise Refusal(421, "this server does not have that name: use localhost, its address, or --allowed_hosts")
         own = {f"http://{headers['host'].casefold()}", f"https://{headers['host'].casefold()}"}
         origin = headers.get("origin")
         if origin is not None and origin.casefold() not in own:
@@ -131,7 +132,7 @@ class Guard:
             given = headers.get("authorization", "")
             if not hmac.compare_digest(given.encode(), f"Bearer {self.settings.token}".encode()):
                 raise Refusal(
-                    401, "this server wants a token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+                    401, "this server requires a token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
                 )
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.settings.max_bytes:
@@ -152,7 +153,7 @@ class Guard:
 
 
 def _is_address(host: str) -> bool:
-    """Whether a host is numeric: no name, and so nothing that could be bound to another address."""
+    """Whether a host is numeric, and so cannot be rebound to another address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -175,7 +176,7 @@ def _with_headers(send: Any) -> Any:
 
 
 async def _drain(receive: Any) -> None:
-    """Throw the body away, for a moment at most."""
+    """Discard the body, for a short time only."""
 
     async def read() -> None:
         while True:
@@ -188,7 +189,7 @@ async def _drain(receive: Any) -> None:
 
 
 class _Body:
-    """``receive`` of a request, with a limit for what it gives and for how long that takes."""
+    """``receive`` of a request, with limits on the size of the body and its time."""
 
     def __init__(self, receive: Any, max_bytes: int, seconds: float) -> None:
         self._receive, self._left, self._max = receive, max_bytes, max_bytes
@@ -196,7 +197,7 @@ class _Body:
         self._whole = False
 
     async def __call__(self) -> dict[str, Any]:
-        if self._whole:  # from here on only the end of the connection is waited for
+        if self._whole:  # after this, only the end of the connection can follow
             return await self._receive()
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))

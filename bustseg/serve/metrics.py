@@ -1,4 +1,4 @@
-"""Figures for Prometheus, under ``/metrics``."""
+"""Metrics for Prometheus, under ``/metrics``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Metrics:
-    """What the server counts; each has a registry of its own, so that two may be in one process."""
+    """The server's metrics, with a separate registry, so that several servers can run in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -21,7 +21,7 @@ class Metrics:
         self.seconds = Histogram(
             "bustseg_request_seconds", "Time to answer", ("path",), buckets=_SECONDS, registry=self.registry
         )
-        self.images = Counter("bustseg_images", "Images that passed the network", registry=self.registry)
+        self.images = Counter("bustseg_images", "Images processed by the network", registry=self.registry)
         self.flagged = Counter("bustseg_flagged", "Images that a person should look at", registry=self.registry)
         self.batch = Histogram(
             "bustseg_batch_images", "Images of a batch", buckets=(1, 2, 4, 8, 16, 32), registry=self.registry
@@ -30,7 +30,7 @@ class Metrics:
             "bustseg_network_seconds", "Time of a batch in the network", buckets=_SECONDS, registry=self.registry
         )
         self.waiting = Gauge("bustseg_waiting", "Images that wait for the network", registry=self.registry)
-        self.working = Gauge("bustseg_working", "Requests in work", registry=self.registry)
+        self.working = Gauge("bustseg_working", "Requests in progress", registry=self.registry)
         self.saved = Counter("bustseg_corrections", "Corrections saved", ("verdict",), registry=self.registry)
 
     def batched(self, size: int, seconds: float) -> None:
@@ -40,16 +40,16 @@ class Metrics:
         self.network.observe(seconds)
 
     def refused(self, status: int) -> None:
-        """Count a request that was not let in."""
+        """Count a refused request."""
         self.requests.labels("refused", status).inc()
 
     def text(self) -> bytes:
-        """Everything in Prometheus' format."""
+        """All metrics in Prometheus' format."""
         return generate_latest(self.registry)
 
 
 class Measured:
-    """ASGI middleware that counts requests; unknown paths are one, or strangers could make up names without end."""
+    """ASGI middleware that counts requests; unknown paths share one label, since clients could invent any number."""
 
     def __init__(self, app: Any, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics

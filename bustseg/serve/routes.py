@@ -1,4 +1,4 @@
-"""The server's addresses, by who asks: programs, the page for its uploads, pictures and corrections."""
+"""The server's routes: for programs, and for the page's uploads, pictures and corrections."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "de
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Errors of bustseg as HTTP statuses."""
+    """Convert bustseg's errors to HTTP statuses."""
     try:
         yield
     except LimitError as error:
@@ -58,51 +58,51 @@ def _told() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Answers:
-    """What all routes answer with.
+    """What all routes need for their responses.
 
     Attributes:
-        service: segments, keeps uploads, saves corrections
+        service: segments images, keeps uploads, saves corrections
     """
 
     service: Service
 
     async def in_time(self, work: Awaitable[Any]) -> Any:
-        """The result of a coroutine, unless it takes longer than may be."""
+        """The result of a coroutine, unless it takes too long."""
         try:
             async with asyncio.timeout(self.service.settings.answer_seconds):
                 with _told():
                     return await work
         except TimeoutError:
-            error = "there was no time for this request: ask for fewer images at once, or try again"
+            error = "this request took too long: send fewer images at once, or try again"
             raise HTTPException(429, error, {"Retry-After": "5"}) from None
 
     def upload(self, id: str, frame: int = 0) -> Upload:
-        """An upload that is still kept, and that has such a frame; else the answer is 404."""
+        """An upload that still exists and has this frame; otherwise the response is 404."""
         upload = self.service.uploads.get(id)
         if upload is None:
-            raise HTTPException(404, "no such upload: it may have been too long ago")
+            raise HTTPException(404, "no such upload: it may have expired")
         if not frame < len(upload.items):
             raise HTTPException(404, f"the upload has {len(upload.items)} frames")
         return upload
 
 
 def add_programs(app: FastAPI, answers: Answers) -> None:
-    """What programs ask: is it there, which model, figures, predictions of files."""
+    """Routes for programs: health, model, metrics, and predictions for files."""
     service = answers.service
 
     @app.get("/health", tags=["programs"])
     async def health() -> Health:
-        """Whether the server is there."""
+        """Whether the server is up."""
         return Health(waiting=service.batcher.waiting, requests=service.working)
 
     @app.get("/model", tags=["programs"])
     async def model() -> Model:
-        """Which model answers."""
+        """The model in use."""
         return Model(**service.model())
 
     @app.get("/metrics", tags=["programs"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """Figures for Prometheus."""
+        """Metrics for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.post("/predict", tags=["programs"])
@@ -114,7 +114,7 @@ def add_programs(app: FastAPI, answers: Answers) -> None:
     ) -> Predictions:
         """Outline lesions in one or several files: PNG, JPEG, TIFF, BMP, DICOM (single or multi-frame), mp4, avi, webm.
 
-        A file that cannot be read has its `error`; where none can, the answer is 422.
+        A file that cannot be read gets an `error`; if none can be read, the response is 422.
         """
         if len(files) > service.settings.max_files:
             raise HTTPException(413, f"more than {service.settings.max_files} files at once")
@@ -133,17 +133,17 @@ async def _predicted(
     threshold: float | None,
     gone: Callable[[], Awaitable[bool]],
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """What is found in each image of files, and the HTTP status of each file that cannot be read.
+    """The result for each image of the files, and the HTTP status of each file that cannot be read.
 
     Args:
         service: segments
-        files: as they were uploaded
-        forms: how masks are written
+        files: the uploaded files
+        forms: encodings of the masks
         threshold: probability above which a pixel is lesion; the model's when not given
-        gone: whether the client has given up
+        gone: tells whether the client has disconnected
 
     Raises:
-        HTTPException: it has
+        HTTPException: the client has disconnected
     """
     results: list[dict[str, Any]] = []
     statuses: list[int] = []
@@ -169,7 +169,7 @@ async def _predicted(
             heads = [{**head, "frame": k if several else None, "frames": len(items)} for k in range(len(items))]
             for start in range(0, len(items), service.settings.batch_size):
                 if await gone():
-                    raise HTTPException(400, "the client has gone")
+                    raise HTTPException(400, "the client has disconnected")
                 part = slice(start, start + service.settings.batch_size)
                 results.extend(await asyncio.gather(*map(one, items[part], heads[part])))
         finally:
@@ -178,32 +178,32 @@ async def _predicted(
 
 
 def add_uploads(app: FastAPI, answers: Answers) -> None:
-    """Files that the page looks at image by image."""
+    """Routes for files that the page shows image by image."""
     service = answers.service
 
     @app.post("/uploads", tags=["page"], status_code=201)
     async def upload(file: Annotated[UploadFile, File(description="an image file, loop or clip")]) -> Uploaded:
-        """Keep a file for a while, to look at its images one by one."""
+        """Keep a file for a while, to view its images one by one."""
         name = (file.filename or "")[:_LONGEST_NAME]
         kept = await answers.in_time(service.run(service.uploads.keep, file.file, name))
         return Uploaded(id=kept.id, file=name, frames=len(kept.items), dicom=kept.items[0].header is not None)
 
     @app.get("/uploads/{id}", tags=["page"], responses=_GONE)
     async def uploaded(id: UploadId) -> Uploaded:
-        """Whether an upload is still there."""
+        """Whether an upload still exists."""
         kept = answers.upload(id)
         return Uploaded(id=id, file=kept.name, frames=len(kept.items), dicom=kept.items[0].header is not None)
 
     @app.delete("/uploads/{id}", tags=["page"], responses=_GONE)
     async def forget(id: UploadId) -> Notice:
-        """Remove an upload now."""
+        """Remove an upload immediately."""
         if not await service.forget(id):
             raise HTTPException(404, "no such upload")
         return Notice()
 
     @app.get("/uploads/{id}/{frame}", tags=["page"], responses=_GONE)
     async def image(id: UploadId, frame: FrameNumber, threshold: Threshold = None) -> PageImage:
-        """What the network says of one image."""
+        """The network's result for one image."""
         kept = answers.upload(id, frame)
         looked = await answers.in_time(service.look_at(kept, frame, threshold))
         item, several = kept.items[frame], len(kept.items) > 1
@@ -222,7 +222,7 @@ def add_uploads(app: FastAPI, answers: Answers) -> None:
 
 
 def add_pictures(app: FastAPI, answers: Answers) -> None:
-    """What the page draws of an image."""
+    """Routes for what the page draws of an image."""
     service = answers.service
 
     @app.get("/uploads/{id}/{frame}/picture", tags=["page"], response_class=Response, responses={**_GONE, **_PNG})
@@ -237,7 +237,7 @@ def add_pictures(app: FastAPI, answers: Answers) -> None:
 
     @app.get("/uploads/{id}/{frame}/logits", tags=["page"], response_class=Response, responses={**_GONE, **binary})
     async def logits(id: UploadId, frame: FrameNumber) -> Response:
-        """The network's logits at its own size, row by row: from these a page cuts masks at any threshold by itself."""
+        """The network's logits at its own size, row by row: from these the page computes masks at any threshold."""
         looked = await answers.in_time(service.look_at(answers.upload(id, frame), frame))
         height, width = looked.logits.shape
         headers = {"X-Height": str(height), "X-Width": str(width)}
@@ -246,13 +246,13 @@ def add_pictures(app: FastAPI, answers: Answers) -> None:
 
     @app.get("/uploads/{id}/{frame}/heat", tags=["page"], response_class=Response, responses={**_GONE, **_PNG})
     async def heat(id: UploadId, frame: FrameNumber) -> Response:
-        """Where the prediction rests, as PNG: Grad-CAM, or for exported models, in seconds, occlusion."""
+        """A heat map of the prediction as PNG: Grad-CAM, or for exported models occlusion, which takes seconds."""
         content = await answers.in_time(service.run(service.heat, answers.upload(id, frame).items[frame]))
         return Response(content, media_type="image/png")
 
 
 def add_corrections(app: FastAPI, answers: Answers) -> None:
-    """What an annotator gives back."""
+    """Routes for an annotator's results."""
     service = answers.service
 
     dicom: dict[int | str, dict[str, Any]] = {
@@ -261,7 +261,7 @@ def add_corrections(app: FastAPI, answers: Answers) -> None:
 
     @app.post("/uploads/{id}/segmentation", tags=["page"], response_class=Response, responses={**_GONE, **dicom})
     async def segmentation(id: UploadId, wish: SegmentationWish) -> Response:
-        """DICOM SEG of a DICOM file; it carries the patient's identity, as the standard demands."""
+        """DICOM SEG of a DICOM file; it contains the patient's identity, as the standard requires."""
         kept = answers.upload(id)
         with _told():
             masks = {one.frame: from_run_lengths(one.rle.size, one.rle.counts) for one in wish.masks}
@@ -270,7 +270,7 @@ def add_corrections(app: FastAPI, answers: Answers) -> None:
 
     @app.post("/uploads/{id}/{frame}/correction", tags=["page"], status_code=201, responses=_GONE)
     async def correct(id: UploadId, frame: FrameNumber, correction: Correction) -> Saved:
-        """Save what an annotator says of an image, for training."""
+        """Save an annotator's correction of an image, for training."""
         kept = answers.upload(id, frame)
         rle = correction.rle.model_dump()
         record = await answers.in_time(
@@ -289,6 +289,6 @@ def add_corrections(app: FastAPI, answers: Answers) -> None:
 
     @app.get("/uploads/{id}/{frame}/correction", tags=["page"], responses=_GONE)
     async def corrected(id: UploadId, frame: FrameNumber) -> Saved | None:
-        """What was saved last of an image, null where nothing was."""
+        """The last saved correction of an image; null if there is none."""
         record = await answers.in_time(service.saved(answers.upload(id, frame), frame))
         return Saved(**record) if record else None

@@ -1,4 +1,4 @@
-"""What the server does with images, apart from how it is asked: decode, segment, explain, save."""
+"""The server's work on images, independent of HTTP: decode, segment, explain, save."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 _SEEN = 32
-"""Images of the page whose logits are kept, a quarter of a megabyte each at 256 x 256."""
+"""Number of the page's images whose logits are cached, a quarter of a megabyte each at 256 x 256."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One image after the network, and before any threshold.
+    """One image after the network, before any threshold.
 
     Attributes:
         shape: (H, W) of the file's whole picture
         part: (H, W) of the scanned region
-        prepared: ``uint8`` (h, w), what the network sees
+        prepared: ``uint8`` (h, w), the network's input
         logits: ``float32`` (1, h, w)
     """
 
@@ -63,10 +63,10 @@ class Looked:
     """One image after the network.
 
     Attributes:
-        item: where it came from
+        item: the item that it comes from
         shape: (H, W) of the file's whole picture
         part: (H, W) of the scanned region, which the mask belongs to
-        logits: ``float32`` (h, w) of the network's size
+        logits: ``float32`` (h, w) at the network's size
         found: the prediction
     """
 
@@ -78,12 +78,12 @@ class Looked:
 
 
 class Service:
-    """A predictor, with everything around it that several clients at once need.
+    """A predictor with everything that concurrent clients need.
 
     Args:
-        predictor: segments
+        predictor: the model in use
         settings: limits
-        name: what the model is called
+        name: name of the model
     """
 
     def __init__(self, predictor: Predictor, settings: Settings, name: str = "") -> None:
@@ -94,7 +94,7 @@ class Service:
         self.batcher = Batcher(
             predictor.logits, settings.batch_size, settings.max_requests * settings.batch_size, self.metrics.batched
         )
-        self.working = 0  # requests, counted by the event loop's thread alone
+        self.working = 0  # number of requests, changed only by the event loop's thread
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
         self.metrics.working.set_function(lambda: self.working)
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="serve")
@@ -103,7 +103,7 @@ class Service:
         self._explaining = threading.Lock()
 
     def close(self) -> None:
-        """End all threads and remove all files of clients."""
+        """Stop all threads and remove all files of clients."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self.batcher.close()
         self.uploads.close()
@@ -114,7 +114,7 @@ class Service:
         return "Occlusion" if self.predictor.task is None else "Grad-CAM"
 
     def model(self) -> dict[str, Any]:
-        """What ``/model`` says."""
+        """Content of ``/model``."""
         predictor = self.predictor
         return {
             "name": self.name,
@@ -131,7 +131,7 @@ class Service:
         }
 
     async def run(self, function: Callable[..., Made], *args: Any) -> Made:
-        """A function in one of the few threads that decode and encode."""
+        """Run a function in one of the few threads that decode and encode."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args))
 
     async def look(self, item: Item, threshold: float | None = None) -> Looked:
@@ -144,7 +144,7 @@ class Service:
         return await self._judged(item, await self._network(item), threshold)
 
     async def look_at(self, upload: Upload, frame: int, threshold: float | None = None) -> Looked:
-        """As :meth:`look`, of an image that the page works on.
+        """Like :meth:`look`, for an image on the page.
 
         Its values, its logits and every threshold that the page tries come from one pass through the network.
         """
@@ -157,7 +157,7 @@ class Service:
                 self._seen.popitem(last=False)
         else:
             self._seen.move_to_end(key)
-        # whoever asked first may go away, while others wait for the same
+        # the first client may disconnect while others wait for the same result
         return await self._judged(upload.items[frame], await asyncio.shield(passing), threshold)
 
     def _keep_only_seen(self, key: tuple[str, int], passing: asyncio.Future[Seen]) -> None:
@@ -165,7 +165,7 @@ class Service:
             del self._seen[key]
 
     async def forget(self, id: str) -> bool:
-        """Remove an upload and what is known of its images; whether there was one."""
+        """Remove an upload and the cached results of its images; returns whether there was one."""
         for key in [key for key in list(self._seen) if key[0] == id]:
             self._seen.pop(key, None)
         return await self.run(self.uploads.drop, id)
@@ -181,13 +181,13 @@ class Service:
         return Looked(item, seen.shape, seen.part, seen.logits[0], found)
 
     def _prepare(self, item: Item) -> tuple[tuple[int, int], tuple[int, int], np.ndarray]:
-        """The whole picture's shape, the region's, and what the network sees; the picture itself is not kept."""
+        """Shape of the whole picture, shape of the region, and the network's input; the picture itself is not kept."""
         picture = read_item(item, self.settings)
         region = item.cut(picture)
         return (picture.shape[0], picture.shape[1]), (region.shape[0], region.shape[1]), self.predictor.prepare(region)
 
     def picture(self, item: Item) -> bytes:
-        """PNG of the scanned region, as the page shows it."""
+        """PNG of the scanned region, for the page."""
         return png(np.ascontiguousarray(item.cut(read_item(item, self.settings))))
 
     def grey(self, item: Item) -> np.ndarray:
@@ -195,12 +195,12 @@ class Service:
         return np.ascontiguousarray(to_grey(item.cut(read_item(item, self.settings))))
 
     def heat(self, item: Item) -> bytes:
-        """Where the prediction rests: PNG of the network's size, 255 its maximum.
+        """Heat map of the prediction: PNG of the network's size, with maximum 255.
 
         Grad-CAM of the network's last decoder block, or occlusion where there are no gradients (seconds: 226 passes).
         """
         prepared = self.predictor.prepare(self.grey(item))
-        with self._explaining:  # one at a time: others want the cores, too
+        with self._explaining:  # one at a time, since other requests need the cores too
             if self.predictor.task is None:
                 from bustseg.explain.occlusion import occlusion_map
 
@@ -212,18 +212,18 @@ class Service:
     def _grad_cam(self, batch: np.ndarray) -> np.ndarray:
         from bustseg.explain.gradcam import default_layer, heat_maps
 
-        if self._explainer is None:  # hooks are the whole network's, so that it works on a copy
+        if self._explainer is None:  # hooks affect the whole network, so it works on a copy
             self._explainer = copy.deepcopy(self.predictor.task)
         layer = default_layer(self._explainer, batch)
         return heat_maps(self._explainer, batch, [layer]).heat[layer][0]
 
     @staticmethod
     def written(looked: Looked, forms: frozenset[str]) -> dict[str, Any]:
-        """The answer for one image; its mask belongs to the file's whole picture.
+        """The response for one image; its mask covers the file's whole picture.
 
         Args:
             looked: the image
-            forms: of the mask: ``polygons``, ``rle``, ``png``
+            forms: encodings of the mask: ``polygons``, ``rle``, ``png``
         """
         said = looked.found.summary(looked.item.spacing)
         answer = {
@@ -246,20 +246,20 @@ class Service:
 
         Args:
             upload: a DICOM file
-            masks: (H, W) of the scanned region, that take the place of the network's
-            threshold: of the network's
+            masks: masks (H, W) of the scanned region by frame, which replace the network's
+            threshold: threshold of the network's masks
 
         Raises:
-            DataError: no DICOM file, one that lacks what a SEG must repeat, or a mask that does not fit
+            DataError: not a DICOM file, one that lacks data that a SEG must repeat, or a mask that does not fit
         """
         if upload.items[0].header is None:
-            raise DataError("only of a DICOM file can a DICOM SEG be made")
+            raise DataError("a DICOM SEG can be created only from a DICOM file")
         whole = []
         for frame, item in enumerate(upload.items):
             if frame in masks:
                 shape, part, _ = await self.run(self._prepare, item)
                 if masks[frame].shape != part:
-                    raise DataError(f"the mask of frame {frame} must be of {part[1]} x {part[0]} pixels")
+                    raise DataError(f"the mask of frame {frame} must have {part[1]} x {part[0]} pixels")
                 whole.append(placed(masks[frame], item.box, shape))
             else:
                 looked = await self.look_at(upload, frame, threshold)
@@ -286,11 +286,11 @@ class Service:
             DataError: the mask does not fit
         """
         if self.corrections is None:
-            raise UserError("this server saves no corrections: start it with --corrections DIR")
+            raise UserError("this server does not save corrections: start it with --corrections DIR")
         item = upload.items[frame]
         if not (item.may_be_shown or no_text):
             raise UserError(
-                "text in this picture may name the patient: say that you see no name in it (no_text), or do not save it"
+                "text in this picture may name the patient: confirm that it shows no name (no_text), or do not save it"
             )
         after = from_run_lengths(list(rle["size"]), list(rle["counts"]))
         looked = await self.look_at(upload, frame, threshold)
@@ -314,7 +314,7 @@ class Service:
 
     @staticmethod
     def _patient(upload: Upload) -> str:
-        """What the frames of a file share, so that a split keeps them together."""
+        """The patient key that the frames of a file share, so that a split keeps them together."""
         header = upload.items[0].header
         if header is not None:
             return header.patient or header.file
@@ -324,7 +324,7 @@ class Service:
         return "" if first is None else f"file {image_name(first)}"
 
     async def saved(self, upload: Upload, frame: int) -> dict[str, Any] | None:
-        """The newest record of an image with its mask as run lengths, None where it has none."""
+        """The newest record of an image with its mask as run lengths; None if it has none."""
         if self.corrections is None:
             return None
         image = await self.run(self.grey, upload.items[frame])

@@ -1,4 +1,4 @@
-"""What ``bustseg serve`` may be told, in one place; every limit has a default that a laptop can bear."""
+"""The settings of ``bustseg serve``; the default limits suit a laptop."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class Settings:
     Attributes:
         host: address that it listens on
         port: its port
-        token: what a client must send as ``Authorization: Bearer TOKEN``; None asks for nothing, which is allowed on
-            the loopback address only
-        allowed_hosts: names by which clients may call the server, beside ``localhost`` and numeric addresses
-        corrections: folder that corrections are saved in; None where saving is switched off
-        max_bytes: size of one request's body
-        max_files: files of one request
-        max_pixels: height times width of one image; what :mod:`bustseg.bounds` allows for any input
-        max_frames: images of one file (pages, frames)
-        max_requests: requests for predictions at the same time; one more is answered with 429
-        batch_size: images that pass the network at once
-        workers: threads that decode and encode
-        body_seconds: time in which a request's body must have arrived
-        answer_seconds: time after which a request is given up, with 429
+        token: what a client must send as ``Authorization: Bearer TOKEN``; None for no token, which is allowed only on
+            the loopback address
+        allowed_hosts: names by which clients may reach the server, in addition to ``localhost`` and numeric addresses
+        corrections: folder for corrections; None to disable saving
+        max_bytes: largest body of a request
+        max_files: most files per request
+        max_pixels: largest height times width of an image; by default the limit of :mod:`bustseg.bounds`
+        max_frames: most images (pages, frames) per file
+        max_requests: most concurrent requests for predictions; further ones get 429
+        batch_size: most images per batch of the network
+        workers: number of threads that decode and encode
+        body_seconds: longest time for the arrival of a request's body
+        answer_seconds: time after which a request is aborted, with 429
         keep_seconds: time for which the page's files are kept after their last use
-        keep_bytes: size of the page's files on disk, of all clients together
+        keep_bytes: largest total size of the page's files on disk, over all clients
     """
 
     host: str = "127.0.0.1"
@@ -59,15 +59,17 @@ class Settings:
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} is {getattr(self, name)}: give more than 0")
         if self.token is None and not is_loopback(self.host):
-            raise UserError(f"{self.host} can be reached from outside, so that a token is needed: set BUSTSEG_TOKEN")
+            raise UserError(f"{self.host} can be reached from other machines, so a token is needed: set BUSTSEG_TOKEN")
         if self.token is not None and len(self.token) < 16:
-            raise UserError("the token is shorter than 16 characters: leave it out, and one is made")
+            raise UserError(
+                "the token is shorter than 16 characters: use a longer one, or leave it out to have one generated"
+            )
         given = (name.casefold() for name in (*self.allowed_hosts, self.host))
         object.__setattr__(self, "names", frozenset({"localhost", *given}))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can be reached only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Masks as programs like them: polygons, run lengths, PNG; and back."""
+"""Conversion of masks to and from polygons, run lengths and PNG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Ring = list[list[int]]
 def polygons(mask: np.ndarray) -> list[dict[str, Any]]:
     """Outlines of a mask's 8-connected components, through the centres of their border pixels.
 
-    Filling ``outer`` and clearing the inside of ``holes`` (their ring belongs to the lesion) gives the mask again.
+    Filling ``outer`` and clearing the inside of ``holes`` (their rings belong to the lesion) restores the mask.
 
     Args:
         mask: 0 and 1 (H, W)

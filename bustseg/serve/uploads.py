@@ -1,7 +1,7 @@
-"""Bytes from outside as images: what they are is read from their content, never from a name, and limits come first.
+"""Uploaded bytes as images: their type comes from their content, never from a name, and limits are checked first.
 
-A client's file name is shown back to it and used for nothing else: files lie under random names in a folder of this
-process, which only this user can read and which is gone when the process ends.
+A client's file name is only shown to the client: files are stored under random names in a folder of this process, which
+only this user can read and which is removed when the process ends.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ _MARKS = (
 _CLIPS = (".mp4", ".avi", ".mkv")
 KNOWN = "PNG, JPEG, TIFF, BMP, DICOM, mp4, avi, mkv or webm"
 ID = r"^[0-9a-f]{32}$"
-"""What names an upload."""
+"""Pattern of an upload's id."""
 
 
 class TooLarge(LimitError):
-    """An image or file beyond a limit of the server's own."""
+    """An image or file that exceeds a limit of the server."""
 
 
 def kind(head: bytes) -> str | None:
-    """Suffix that belongs to a file's first 144 bytes; None for what is no image."""
+    """Suffix for a file, from its first 144 bytes; None if it is not an image."""
     return next((suffix for start, mark, suffix in _MARKS if head[start : start + len(mark)] == mark), None)
 
 
 def items_of(path: Path, settings: Settings) -> list[Item]:
-    """Images of a file that came from outside, at most ``settings.max_frames``, none of them decoded yet.
+    """Images of an uploaded file, at most ``settings.max_frames``, not decoded yet.
 
-    A clip's frames are decoded once and lie beside it as PNG files, so that any of them can be had at once.
+    A clip's frames are decoded once and stored next to it as PNG files, for quick access to any of them.
 
     Args:
         path: a file whose name ends with its :func:`kind`
@@ -72,13 +72,13 @@ def items_of(path: Path, settings: Settings) -> list[Item]:
         return list(_clip_items(path, settings))
     if path.suffix == ".dcm":
         if dicom.is_deflated(path):
-            raise DataError("a deflated DICOM file is not taken from outside: a small one can unfold to any size")
+            raise DataError("deflated DICOM files cannot be uploaded, since a small one can expand to any size")
     else:
         _check_pages(path, settings)
     inputs = Inputs([str(path)], path.parent / "none")
     items = list(islice(inputs, settings.max_frames + 1))
     if not items:
-        raise DataError(f"the file is no ultrasound image ({', '.join(inputs.not_ultrasound)})")
+        raise DataError(f"the file is not an ultrasound image ({', '.join(inputs.not_ultrasound)})")
     if len(items) > settings.max_frames:
         raise _too_many(settings)
     first = items[0]
@@ -91,7 +91,7 @@ def items_of(path: Path, settings: Settings) -> list[Item]:
 
 
 def _check_pages(path: Path, settings: Settings) -> None:
-    """Refuse a TIFF of too many pages without counting all of them."""
+    """Refuse a TIFF with too many pages without counting all of them."""
     if path.suffix != ".tif":
         return
     try:
@@ -99,7 +99,7 @@ def _check_pages(path: Path, settings: Settings) -> None:
             file.seek(settings.max_frames)
     except EOFError:
         return
-    except Exception:  # Pillow's readers raise many kinds; reading will say what is wrong
+    except Exception:  # Pillow's readers raise many kinds of error; reading the image will report it
         return
     raise _too_many(settings)
 
@@ -120,13 +120,13 @@ def _clip_items(path: Path, settings: Settings) -> Iterator[Item]:
         if number == settings.max_frames:
             raise _too_many(settings)
         file = path.with_name(f"{path.stem}_{number:06d}.png")
-        # ultrasound is grey but for flow, which no network here sees
+        # ultrasound is grey except for flow, which the networks do not use
         file.write_bytes(png(to_grey(frame)))
         yield Item(path.name, file.stem, file)
 
 
 def read_item(item: Item, settings: Settings) -> np.ndarray:
-    """The whole picture of an image of :func:`items_of`; errors do not name the server's own file.
+    """The whole picture of an image from :func:`items_of`; errors do not name the server's file.
 
     Raises:
         TooLarge: too many pixels
@@ -139,7 +139,7 @@ def read_item(item: Item, settings: Settings) -> np.ndarray:
         raise (TooLarge if isinstance(error, LimitError) else DataError)(told) from None
     except MemoryError:
         raise TooLarge("the image does not fit into memory") from None
-    except Exception as error:  # a decoder's own failure
+    except Exception as error:  # an internal error of a decoder
         raise DataError(f"the file cannot be read ({type(error).__name__})") from None
     _check_pixels((picture.shape[0], picture.shape[1]), settings)
     return picture
@@ -147,12 +147,12 @@ def read_item(item: Item, settings: Settings) -> np.ndarray:
 
 @dataclass
 class Upload:
-    """A file that the page works on.
+    """A file that is open on the page.
 
     Attributes:
         id: its random name
-        name: as the client called it
-        folder: where it lies
+        name: the client's name for it
+        folder: its folder
         path: the file itself
         items: its images
         size: bytes on disk
@@ -169,7 +169,7 @@ class Upload:
 
 
 class Uploads:
-    """Files of clients, on disk, for a while; of all the least recently used go first when there is no room.
+    """Files of clients, kept on disk for a while; the least recently used are removed first when space is needed.
 
     Args:
         settings: limits
@@ -183,11 +183,11 @@ class Uploads:
 
     @contextmanager
     def opened(self, content: BinaryIO) -> Iterator[tuple[Path, list[Item]]]:
-        """The images of a file, for as long as the block lasts.
+        """The images of a file while the context lasts.
 
         Raises:
-            TooLarge: beyond a limit
-            DataError: no image, or one that cannot be read
+            TooLarge: it exceeds a limit
+            DataError: not an image, or one that cannot be read
         """
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         try:
@@ -200,7 +200,7 @@ class Uploads:
         head = content.read(144)
         suffix = kind(head)
         if suffix is None:
-            raise DataError(f"the file is no image: give {KNOWN}" if head else "the file is empty")
+            raise DataError(f"the file is not an image: give {KNOWN}" if head else "the file is empty")
         path = folder / f"upload{suffix}"
         with path.open("wb") as file:
             file.write(head)
@@ -212,11 +212,11 @@ class Uploads:
             raise type(error)(text) from None
 
     def keep(self, content: BinaryIO, name: str) -> Upload:
-        """Take a file in; errors as in :meth:`opened`."""
+        """Store a file; errors as in :meth:`opened`."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             path, items = self._write(content, folder)
-            read_item(items[0], self.settings)  # a file that cannot be read is refused now and not when it is shown
+            read_item(items[0], self.settings)  # refuse an unreadable file now and not when it is shown
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -228,7 +228,7 @@ class Uploads:
         return upload
 
     def get(self, id: str) -> Upload | None:
-        """The upload of a name, None where it is gone."""
+        """The upload with an id; None if it no longer exists."""
         with self._lock:
             upload = self._known.get(id)
             if upload is not None:
@@ -236,7 +236,7 @@ class Uploads:
         return upload
 
     def drop(self, id: str) -> bool:
-        """Forget an upload; whether there was one."""
+        """Remove an upload; returns whether there was one."""
         with self._lock:
             upload = self._known.pop(id, None)
         if upload is not None:
@@ -244,7 +244,7 @@ class Uploads:
         return upload is not None
 
     def tidy(self) -> None:
-        """Forget what was not used for long, and the oldest where all together are too large."""
+        """Remove uploads that were not used for long, and the oldest if all together are too large."""
         now = time.monotonic()
         with self._lock:
             by_age = sorted(self._known.values(), key=lambda upload: upload.used)

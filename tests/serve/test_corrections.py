@@ -98,7 +98,7 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         Corrections(tmp_path).save(scene(), mask_of(scene()), np.zeros((5, 5), np.uint8), "corrected", MODEL, 0.5)
     assert not (tmp_path / "corrections.jsonl").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot keep corrections"):
+    with pytest.raises(UserError, match="cannot save corrections"):
         Corrections(tmp_path / "file" / "inside")
 
 
