@@ -1,4 +1,4 @@
-"""`bustseg sweep`: from its arguments to its result."""
+"""`bustseg sweep`, from its arguments to its result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bustseg.training import prepare, try_ahead
 from bustseg.training.preflight import known_metrics, unknown_metric
 
 TOKEN = "sweep.token"
-"""Tag of a sweep's parent run: which study it belongs to."""
+"""Tag of a sweep's parent run that identifies its study."""
 
 
 def sweep_command(
@@ -39,26 +39,26 @@ def sweep_command(
     storage: str | None = None,
     supervisor: int | None = None,
 ) -> int:
-    """Run a sweep, or as much of it as is left; returns the exit code.
+    """Run a sweep, or what is left of it; returns the exit code.
 
     Args:
         config: the sweep's file
-        options: of `bustseg fit`, for every trial
+        options: options of `bustseg fit` for every trial
         workers: processes on this machine
-        resume: go on with a study, or join it
-        study, storage: take the place of the file's own
-        supervisor: id of the process that has started this one as a worker
+        resume: continue a study, or join it
+        study, storage: replace those in the file
+        supervisor: id of the process that started this one as a worker
 
     Raises:
         UserError: a file, study or storage that cannot be used
-        KeyboardInterrupt: the user stopped it; what was running is back in line
+        KeyboardInterrupt: the user stopped it; running trials are queued again
     """
     if workers < 1:
         raise SweepError(f"--workers is {workers}: give a whole number of at least 1")
     config = find_config(config)
     if supervisor is not None:
         follow_supervisor()
-    # the bars of several workers would write over each other
+    # the bars of several workers would overwrite each other
     of_worker = [] if supervisor is None else ["--trainer.enable_progress_bar", "false"]
     plan = read_plan(config, [*options, *of_worker], study, storage)
     again = ["--config", str(config), *options]
@@ -79,7 +79,7 @@ def _run(plan: Plan, args: list[str], workers: int, resume: bool, supervisor: in
         if supervisor is not None:
             try:
                 return _work(plan, study, parent)
-            except KeyboardInterrupt:  # which the supervisor reports
+            except KeyboardInterrupt:  # the supervisor reports it
                 return 130
         _settle_runs(study, parent)
         console.print(
@@ -100,19 +100,20 @@ def _run(plan: Plan, args: list[str], workers: int, resume: bool, supervisor: in
 
 
 def _check_objective(plan: Plan) -> None:
-    if not plan.base["trainer.callbacks"]:  # which may log what they like
+    if not plan.base["trainer.callbacks"]:  # user callbacks may log anything
         known = known_metrics()
         for name in plan.objectives:
             if name not in known and name not in COSTS:
                 raise SweepError(unknown_metric(f"the objective {name}", name, [*known, *COSTS]))
     if plan.objective in COSTS:
         raise SweepError(
-            f"the first objective is {plan.objective}, which does not change with the epochs: name what is learnt first"
+            f"the first objective is {plan.objective}, which does not change during training: put a metric of the "
+            "training first"
         )
 
 
 def _rehearse(plan: Plan) -> None:
-    """Make everything of the first trial but run nothing: missing data or weights would fail every trial alike."""
+    """Create everything for the first trial without running it: missing data or weights would fail every trial."""
     run = prepare(plan.first)
     if not isinstance(runs_logger(run.trainer), Tracker):
         raise SweepError(
@@ -122,20 +123,20 @@ def _rehearse(plan: Plan) -> None:
 
 
 def _parent(plan: Plan, study: SharedStudy) -> Tracker:
-    """The sweep's own run, the same for all who work on the study."""
+    """The sweep's parent run, shared by all processes that work on the study."""
     options: dict[str, Any] = {**plan.base["tracking"], "run_name": f"sweep {plan.study}"}
     tags = {**(options.pop("tags", None) or {})}
     with study.lock():
         attrs = study.study.user_attrs
         run_id = attrs.get("mlflow_run_id")
         if run_id is None:
-            # one whose id could not be written down any more
+            # a run whose id could not be recorded
             client = open_store(tracking_uri(options["uri"]), write=True).client()
             found = newest_run(client, options["experiment"], TOKEN, attrs["token"])
             tags |= {TOKEN: attrs["token"], "sweep.study": plan.study, "sweep.objective": ", ".join(plan.objectives)}
             parent = Tracker(**options, tags=tags, run_id=found.info.run_id if found else None)
             parent.log_config({**plan.base.config, **_described(plan)}, defaults())
-            # as a text, out of which the credentials of a storage are taken
+            # as text, from which a storage's credentials are removed
             parent.run.add_text(plan.path.read_text(encoding="utf-8"), plan.path.name)
             study.study.set_user_attr("mlflow_run_id", parent.run_id)
             return parent
@@ -145,7 +146,7 @@ def _parent(plan: Plan, study: SharedStudy) -> Tracker:
     except TrackingError as error:
         raise SweepError(
             f"the run {run_id} of study {plan.study} is not in {parent.store.shown}: set MLFLOW_TRACKING_URI to the "
-            "store that the sweep began with"
+            "store in which the sweep was started"
         ) from error
     if status != "RUNNING":
         if study.open_trials():
@@ -156,7 +157,7 @@ def _parent(plan: Plan, study: SharedStudy) -> Tracker:
 
 
 def _described(plan: Plan) -> dict[str, Any]:
-    """The sweep in its run's parameters."""
+    """The parameters of the sweep's run."""
     space = {key: str(distribution) for key, distribution in plan.distributions.items()}
     judged = {"objective": ", ".join(plan.objectives), "direction": ", ".join(plan.directions)}
     described: dict[str, Any] = {"sweep": judged}
@@ -168,9 +169,9 @@ def _described(plan: Plan) -> dict[str, Any]:
 
 
 def _settle_runs(study: SharedStudy, parent: Tracker) -> None:
-    """Close the runs of trials whose worker died; a store that is away is no reason to stop.
+    """Close the runs of trials whose worker died; an unreachable store does not stop the sweep.
 
-    What a run has not sent yet says itself what became of its trial, so that nothing is added to such a run.
+    A run with unsent entries has its trial's outcome among them, so nothing is added to it.
     """
     try:
         with study.lock(), explained(parent.store):
@@ -183,7 +184,7 @@ def _settle_runs(study: SharedStudy, parent: Tracker) -> None:
 
 
 def _work(plan: Plan, study: SharedStudy, parent: Tracker) -> int:
-    """Run trials until none is left for this process."""
+    """Run trials until there are none left for this process."""
     try:
         while (trial := study.claim()) is not None:
             start = time.perf_counter()
@@ -222,7 +223,7 @@ def _supervise(plan: Plan, study: SharedStudy, args: list[str], count: int) -> i
 
 
 def _stopped(study: SharedStudy, parent: Tracker, by_user: bool) -> None:
-    """Leave a study that can be resumed, and no run that looks as if it went on."""
+    """Leave a study that can be resumed, and no run that appears to be running."""
     with study.lock():
         study.settle()
         trials = study.trials()
@@ -231,22 +232,23 @@ def _stopped(study: SharedStudy, parent: Tracker, by_user: bool) -> None:
         parent.killed = by_user
         parent.finalize("failed")
     done = sum(trial.state.is_finished() and not interrupted(trial) for trial in trials)
-    console.print(f"{done} of {study.plan.total} trials are done; the same command with --resume goes on")
+    console.print(f"{done} of {study.plan.total} trials are done; the same command with --resume continues")
 
 
 def _end(plan: Plan, study: SharedStudy, parent: Tracker, failed: int) -> int:
-    """Write and print the result when all is done, else say what is left."""
+    """Write and print the result when everything is done; otherwise report what is left."""
     left = study.open_trials()
     trials = study.trials()
     running = sum(trial.state == TrialState.RUNNING for trial in trials)
     if running:
         console.print(
-            f"nothing left to do here; {running} trials still run elsewhere, whose last worker ends the sweep"
+            f"nothing left to do here; {running} trials are still running elsewhere, and the last worker finishes the "
+            "sweep"
         )
         return 0
     if left:
         _stopped(study, parent, by_user=False)
-        raise SweepError(f"{failed} workers ended by an error, see above")
+        raise SweepError(f"{failed} workers ended with an error, see above")
     _settle_runs(study, parent)
     folder = result.write_result(plan, trials)
     for path in sorted(folder.rglob("*")):
@@ -270,7 +272,7 @@ def _end(plan: Plan, study: SharedStudy, parent: Tracker, failed: int) -> int:
         markup=False,
     )
     if best is None:
-        raise SweepError(f"no trial of {plan.study} finished: their reasons are above")
+        raise SweepError(f"no trial of {plan.study} finished: see the reasons above")
     front = result.front(plan, trials)
     if len(plan.objectives) > 1:
         numbers = ", ".join(str(trial.number) for trial in front)

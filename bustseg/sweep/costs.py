@@ -1,4 +1,4 @@
-"""What a network costs, as objectives of a sweep beside what a fit logs."""
+"""Costs of a network, as objectives of a sweep in addition to what a fit logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WARM_UP, _CALLS = 3, 20
 def latency_ms(trainer: Trainer, task: SegmentationTask, size: tuple[int, int]) -> float:
     """Milliseconds from one image (H, W) to its logits, on the device and in the precision of the fit; median of 20.
 
-    Other work on the machine, such as other workers of the sweep, makes it longer.
+    Other work on the machine, such as other workers of the sweep, increases it.
     """
     image = torch.zeros(1, 1, *size, dtype=torch.uint8, device=task.device)
     training, seconds = task.training, []

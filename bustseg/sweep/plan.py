@@ -1,4 +1,4 @@
-"""What a sweep is: its file, the space that it searches, and the fit that each point stands for."""
+"""The plan of a sweep: its file, the search space, and the fit at each point."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from bustseg.presets import find_config
 from bustseg.runs.tracker import flatten
 
 GRID_SAMPLERS = ("GridSampler", "BruteForceSampler")
-"""Samplers that mean every point of the space once. Optuna's own may run a point twice under several workers."""
+"""Samplers that run every point of the space once. Optuna's own versions may run a point twice with several workers."""
 
 MAX_POINTS = 10_000
 
-# what a machine may differ in without being another experiment
+# keys that may differ between machines within one experiment
 _OF_THE_MACHINE = (
     "tracking",
     "data.root",
@@ -61,15 +61,15 @@ class SweepFile:
         config: config of the fit, relative to this file
         space: dotted config key -> list of choices, or mapping with ``choices``, or ``low``, ``high`` and optionally
             ``step`` and ``log``; whole numbers make a range of whole numbers
-        overrides: dotted config key -> value that every trial has
-        objective: metric that a trial is judged by, in its best epoch; or a list of them, of which the first decides
-            what the best epoch is and the others may be costs too, such as ``latency_ms``
+        overrides: dotted config key -> value for every trial
+        objective: metric by which a trial is judged, in its best epoch; or a list of metrics, of which the first
+            determines the best epoch and the others may also be costs such as ``latency_ms``
         direction: ``maximize`` or ``minimize``, or a list with one for each objective
-        study: name of the study; the file's own when not given
+        study: name of the study; the file's name when not given
         storage: Optuna storage; ``OPTUNA_STORAGE`` or ``sqlite:///mlruns/optuna.db`` when not given
         n_trials: number of trials; the whole grid when not given
         sampler: class path, or mapping with ``class_path`` and ``init_args``; the grid when not given
-        pruner: the same; none when not given
+        pruner: class path or mapping, as for ``sampler``; none when not given
     """
 
     config: str
@@ -86,12 +86,13 @@ class SweepFile:
 
 @dataclass(frozen=True)
 class Dimension:
-    """One config key that is searched.
+    """One searched config key.
 
     Attributes:
         key: dotted config key, which is also the parameter's name in Optuna
-        distribution: its values as Optuna knows them
-        decoded: value for each of Optuna's choices that is not itself the value (lists and mappings, kept as JSON)
+        distribution: its values in Optuna's form
+        decoded: config value for each Optuna choice that is not itself the value (lists and mappings are stored as
+            JSON)
     """
 
     key: str
@@ -100,10 +101,10 @@ class Dimension:
 
     @classmethod
     def parse(cls, key: str, spec: Any) -> Dimension:
-        """Read the file's words for it.
+        """Parse its specification in the file.
 
         Raises:
-            SweepError: they cannot be understood
+            SweepError: it is not valid
         """
         if isinstance(spec, list):
             spec = {"choices": spec}
@@ -140,12 +141,12 @@ class Dimension:
                 decoded[text] = value
                 choices.append(text)
         if len(set(choices)) < len(choices):
-            raise SweepError(f"space of {key}: a choice stands there twice")
+            raise SweepError(f"space of {key}: a choice is listed twice")
         return cls(key, CategoricalDistribution(choices), decoded)
 
     @property
     def first(self) -> Any:
-        """A value of it, as Optuna knows it."""
+        """Its first value, in Optuna's form."""
         match self.distribution:
             case CategoricalDistribution(choices=choices):
                 return choices[0]
@@ -153,15 +154,14 @@ class Dimension:
                 return low
 
     def value(self, chosen: Any) -> Any:
-        """Config value of what Optuna chose."""
+        """Config value of an Optuna choice."""
         return copy.deepcopy(self.decoded[chosen]) if chosen in self.decoded else chosen
 
     @cached_property
     def labels(self) -> dict[Any, str]:
-        """Words for each choice of a dimension that has choices.
+        """A label for each choice of a dimension with choices.
 
-        A loss is ``BCELoss``, or ``HybridLoss(alpha 0.3)`` with the arguments that differ where its class stands there
-        twice.
+        A loss is ``BCELoss``, or ``HybridLoss(alpha 0.3)`` with the arguments that differ if its class is listed twice.
         """
         if not isinstance(self.distribution, CategoricalDistribution):
             return {}
@@ -180,16 +180,16 @@ class Dimension:
 
     @property
     def names_itself(self) -> bool:
-        """Whether its labels need no name before them, since each choice is a class."""
+        """Whether its labels need no key, since each choice is a class."""
         values = [self.value(choice) for choice in self.labels]
         return bool(values) and all(isinstance(value, Mapping) and "class_path" in value for value in values)
 
     def label(self, chosen: Any) -> str:
-        """Words for what Optuna chose."""
+        """Label of an Optuna choice."""
         return self.labels.get(chosen) or _label(chosen)
 
     def points(self) -> list[Any]:
-        """All values of a finite dimension, as Optuna knows them.
+        """All values of a finite dimension, in Optuna's form.
 
         Raises:
             SweepError: it is continuous
@@ -201,13 +201,13 @@ class Dimension:
                 return list(itertools.islice(range(low, high + 1, step), MAX_POINTS + 1))
             case FloatDistribution(low=low, high=high, step=float(step)):
                 steps = math.floor((high - low) / step + 1e-9)
-                # as many digits as a config has, so that 0.2 + 2 * 0.1 is 0.4
+                # rounded, so that 0.2 + 2 * 0.1 is 0.4
                 return [round(low + index * step, 12) for index in range(min(steps, MAX_POINTS) + 1)]
         raise SweepError(f"space of {self.key}: a grid needs choices or a step here; or name another sampler")
 
 
 def _where_it_differs(value: Any, alike: Sequence[Any]) -> Any:
-    """A class with those of its arguments alone that are not the same in all of ``alike``; for :func:`_label`."""
+    """A class with only those arguments that differ within ``alike``; for :func:`_label`."""
     if not isinstance(value, Mapping) or "class_path" not in value:
         return value
     every = [other.get("init_args") or {} for other in alike if isinstance(other, Mapping)]
@@ -217,7 +217,7 @@ def _where_it_differs(value: Any, alike: Sequence[Any]) -> Any:
 
 
 def _label(value: Any) -> str:
-    """A config value in a word or two: ``1e-4``, ``BCELoss``, ``resnet18 + densenet121``."""
+    """A short label of a config value: ``1e-4``, ``BCELoss``, ``resnet18 + densenet121``."""
     if isinstance(value, float):
         plain = f"{value:.4g}"
         mantissa, _, exponent = f"{value:.3e}".partition("e")
@@ -242,14 +242,14 @@ class Plan:
         path: the sweep's file
         study: name of the study
         storage: Optuna URL
-        objectives: metrics that a trial is judged by, in its best epoch, which is that of the first
+        objectives: metrics by which a trial is judged, in the best epoch by the first of them
         directions: ``maximize`` or ``minimize`` for each
-        dimensions: what is searched
-        base: what every trial trains, before a point is put in
+        dimensions: the searched keys
+        base: the experiment of every trial, before a point is applied
         n_trials: number of trials; None for the whole grid
         grid: whether every point is run once
-        best_logs_model: what ``best_config.yaml`` says of MLflow models; the trials of a sweep leave none unless its
-            file or the user says so
+        best_logs_model: ``tracking.log_model`` in ``best_config.yaml``; the trials of a sweep log no models unless its
+            file or the user requests it
     """
 
     path: Path
@@ -286,64 +286,64 @@ class Plan:
         return {dimension.key: dimension.distribution for dimension in self.dimensions}
 
     def points(self) -> list[dict[str, Any]]:
-        """The grid, in the file's order; the last key changes fastest. Cut to ``n_trials``."""
+        """The grid, in the file's order with the last key changing fastest, limited to ``n_trials``."""
         lists = [dimension.points() for dimension in self.dimensions]
         count = math.prod(len(values) for values in lists)
         if count > MAX_POINTS:
-            raise SweepError(f"the grid has {count} points: take fewer values, or a sampler with n_trials")
+            raise SweepError(f"the grid has {count} points: use fewer values, or a sampler with n_trials")
         keys = [dimension.key for dimension in self.dimensions]
         found = [dict(zip(keys, point, strict=True)) for point in itertools.product(*lists)]
         return found if self.n_trials is None else found[: self.n_trials]
 
     @property
     def total(self) -> int:
-        """Number of trials that the sweep is to have."""
+        """Planned number of trials."""
         return len(self.points()) if self.grid or self.n_trials is None else self.n_trials
 
     def sampler(self) -> BaseSampler:
-        """The sampler by which points are chosen that are not given by a grid."""
+        """The sampler that chooses points if there is no grid."""
         return optuna.samplers.RandomSampler() if self.grid else _instance(BaseSampler, self.sampler_spec, "sampler")
 
     def pruner(self) -> BasePruner:
-        """The pruner, which never prunes when none is named."""
+        """The pruner; one that never prunes by default."""
         if self.pruner_spec is None:
             return optuna.pruners.NopPruner()
         return _instance(BasePruner, self.pruner_spec, "pruner")
 
     @cached_property
     def first(self) -> Experiment:
-        """The trial at the first point, which shows before any training whether the space can be used."""
+        """The experiment at the first point, to check before any training whether the space is valid."""
         point = {dimension.key: dimension.first for dimension in self.dimensions}
         return changed(self.base, {**self.changes(point), "trainer.devices": 1}, "space")
 
     def changes(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """What a point changes: dotted key to its value."""
+        """The changes of a point: dotted key to value."""
         return {dimension.key: dimension.value(point[dimension.key]) for dimension in self.dimensions}
 
     def described(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Configuration at a point as the sweep's file says it, whether it can be used or not."""
+        """Configuration at a point as written in the sweep's file, whether valid or not."""
         config = self.base.config
         for key, value in self.changes(point).items():
             put(config, key, value)
         return config
 
     def best_config(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Configuration of a fit at a point, for the user to go on with."""
+        """Configuration of a fit at a point, for the user's further work."""
         name = {"tracking.run_name": f"{self.study} best", "tracking.log_model": self.best_logs_model}
         return self.base.but({**self.changes(point), **name}).config
 
     def trial(self, point: Mapping[str, Any], run_name: str) -> Experiment:
-        """What a trial trains.
+        """The experiment of a trial.
 
         Raises:
             UserError: the point has a value that cannot be used
         """
         own = {"tracking.run_name": run_name, "tracking.description": None}
-        # `auto` would take all GPUs, and each of the processes for them this trial
+        # with `auto` a trial would use all GPUs, with a process for each
         return self.base.but({**self.changes(point), **own, "trainer.devices": 1})
 
     def short_names(self) -> dict[str, str]:
-        """Each key's shortest ending that no other key has: ``lr`` for ``model.optimizer.init_args.lr``."""
+        """The shortest unique ending of each key: ``lr`` for ``model.optimizer.init_args.lr``."""
         short = {}
         for dimension in self.dimensions:
             parts = dimension.key.split(".")
@@ -364,7 +364,7 @@ class Plan:
         )
 
     def identity(self) -> dict[str, str]:
-        """What decides the results, flat; a study belongs to one such identity."""
+        """Everything that determines the results, as a flat mapping; a study belongs to one such identity."""
         known = {
             key: str(value)
             for key, value in flatten(self.base.config)
@@ -385,7 +385,7 @@ def read_plan(path: Path, options: Sequence[str], study: str | None = None, stor
     Args:
         path: the file
         options: options of `bustseg fit` that every trial has
-        study, storage: take the place of the file's own
+        study, storage: replace those in the file
 
     Raises:
         SweepError: the file, its space or its sampler cannot be used
@@ -398,7 +398,7 @@ def read_plan(path: Path, options: Sequence[str], study: str | None = None, stor
     name = file.sampler.get("class_path", "") if isinstance(file.sampler, dict) else file.sampler or GRID_SAMPLERS[0]
     grid = str(name).rpartition(".")[2] in GRID_SAMPLERS
     if not grid and file.n_trials is None:
-        raise SweepError(f"{path} has no n_trials, which every sampler but the grid needs")
+        raise SweepError(f"{path} has no n_trials, which every sampler except the grid needs")
     if file.n_trials is not None and file.n_trials < 1:
         raise SweepError(f"n_trials is {file.n_trials}: it must be at least 1")
     objectives, directions = _judgement(file, path)
@@ -431,7 +431,7 @@ def _judgement(file: SweepFile, path: Path) -> tuple[tuple[str, ...], tuple[Dire
     """The objectives and the direction of each.
 
     Raises:
-        SweepError: their numbers differ, one stands there twice, or they are several and there is a pruner
+        SweepError: their numbers differ, one is listed twice, or there are several with a pruner
     """
     objectives = tuple(file.objective) if isinstance(file.objective, list) else (file.objective,)
     directions = tuple(file.direction) if isinstance(file.direction, list) else (file.direction,)
@@ -442,7 +442,10 @@ def _judgement(file: SweepFile, path: Path) -> tuple[tuple[str, ...], tuple[Dire
     if len(set(objectives)) < len(objectives):
         raise SweepError(f"{path} has an objective twice: {', '.join(objectives)}")
     if len(objectives) > 1 and file.pruner is not None:
-        raise SweepError(f"{path} has a pruner, but Optuna prunes with one objective only: leave one of the two out")
+        raise SweepError(
+            f"{path} has a pruner, but Optuna can prune only with a single objective: leave out the pruner or the "
+            "other objectives"
+        )
     return objectives, directions
 
 
@@ -450,10 +453,10 @@ def _read(path: Path) -> SweepFile:
     if not path.is_file():
         raise SweepError(f"no sweep file at {path}")
     text, _ = read_yaml(path)
-    # jsonargparse's YAML, which takes 1e-5 for a number as fit configs do
+    # jsonargparse's YAML, which reads 1e-5 as a number, as in fit configs
     content = get_loader("yaml")(text)
     if not isinstance(content, dict):
-        raise SweepError(f"{path} holds no sweep: see configs/sweeps/paper_grid.yaml for one")
+        raise SweepError(f"{path} does not hold a sweep: see configs/sweeps/paper_grid.yaml for an example")
     known = list(SweepFile.__dataclass_fields__)
     for key in content:
         if key not in known:
@@ -464,7 +467,7 @@ def _read(path: Path) -> SweepFile:
     parser.add_class_arguments(SweepFile, "sweep")
     content["space"] = content.get("space") or {}
     try:
-        # parsed and not instantiated: a class among the choices stays its class_path
+        # parsed but not instantiated: a class among the choices stays a class_path
         return SweepFile(**parser.parse_object({"sweep": content}).as_dict()["sweep"])
     except (ArgumentError, TypeError, ValueError) as error:
         raise SweepError(f"{path}: {_flat(error)}") from error
@@ -475,7 +478,7 @@ def _flat(error: Exception) -> str:
 
 
 def _base(path: Path, file: SweepFile, options: Sequence[str]) -> Experiment:
-    """What every trial trains: the fit's config with the file's overrides and the options of the command.
+    """The experiment of every trial: the fit's config with the file's overrides and the options of the command.
 
     Raises:
         UserError: one of them cannot be used
@@ -485,7 +488,7 @@ def _base(path: Path, file: SweepFile, options: Sequence[str]) -> Experiment:
     try:
         return Experiment.read_changed(fit, overrides, options)
     except UserError:
-        # one by one, since what was parsed together does not say whose word it was
+        # one by one, since an error from a joint parse would not show its source
         return changed(Experiment.read(fit), overrides, "overrides").with_options(options)
 
 
@@ -496,10 +499,10 @@ def _stated(path: Path, key: str) -> Any:
 
 
 def changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> Experiment:
-    """The experiment with changes that the sweep's file names in its section ``where``.
+    """The experiment with changes from the section ``where`` of the sweep's file.
 
     Raises:
-        UserError: they cannot be made; a key that is none is named with what it may have meant
+        UserError: they are not valid; an unknown key is named with a suggestion
     """
     try:
         return experiment.but(changes)
@@ -509,12 +512,12 @@ def changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> E
             unknown = isinstance(error, UnknownKeyError) and error.key == key
             if key not in known_keys and (unknown or _beside_a_class(key, known_keys)):
                 hint = _did_you_mean(key, [known for known in known_keys if known not in changes])
-                raise SweepError(f"{where} names `{key}`, which `fit` does not know{hint}") from error
+                raise SweepError(f"{where} has the key `{key}`, which `fit` does not know{hint}") from error
         raise
 
 
 def _beside_a_class(key: str, known: Sequence[str]) -> bool:
-    """Whether a key would be an argument of a class, but stands where its path stands: ``model.optimizer.lr``."""
+    """Whether a key is meant as an argument of a class, but lacks ``init_args``: ``model.optimizer.lr``."""
     parent, _, leaf = key.rpartition(".")
     return f"{parent}.class_path" in known and leaf not in ("class_path", "init_args", "dict_kwargs")
 
@@ -534,7 +537,8 @@ def _one_device(plan: Plan) -> None:
     several = devices > 1 if isinstance(devices, int) else isinstance(devices, list) and len(devices) > 1
     if several or plan.base["trainer.num_nodes"] > 1:
         raise SweepError(
-            f"a trial runs on one device, but trainer.devices is {devices}: leave it out, and use --workers for more"
+            f"a trial runs on one device, but trainer.devices is {devices}: leave it out, and use --workers to use "
+            "more devices"
         )
 
 
@@ -543,7 +547,7 @@ def _instance(base: type, spec: Any, what: str) -> Any:
     parser.add_argument("--it", type=base)
     try:
         return parser.instantiate(parser.parse_object({"it": spec})).it
-    except Exception as error:  # jsonargparse's, and whatever the class itself raises
+    except Exception as error:  # an error of jsonargparse, or of the class itself
         name = spec.get("class_path") if isinstance(spec, dict) else spec
         module = optuna.samplers if base is BaseSampler else optuna.pruners
         ending = base.__name__.removeprefix("Base")
@@ -556,7 +560,7 @@ def _instance(base: type, spec: Any, what: str) -> Any:
 
 
 def _try_sampler(plan: Plan) -> None:
-    """Ask the sampler for a few points of a study in memory: a missing package or unfit space shows now, in seconds."""
+    """Draw a few points in an in-memory study: a missing package or an unsuitable space is found now, in seconds."""
     if plan.grid:
         plan.points()
         return

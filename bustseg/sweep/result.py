@@ -1,4 +1,4 @@
-"""What a sweep leaves: the best trial's config, a table, and pictures."""
+"""The result of a sweep: the best trial's config, a table, and figures."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SHOWN = 40
 
 
 def best_trial(plan: Plan, trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """The finished trial with the best first objective, the earliest of equals; None when none has finished."""
+    """The finished trial with the best first objective, the earliest of equal ones; None when none has finished."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return min(done, key=lambda trial: (_costs(plan, trial)[0], trial.number), default=None)
 
 
 def front(plan: Plan, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """The Pareto front: finished trials that none betters in one objective without being worse in another.
+    """The Pareto front: finished trials that no other trial dominates.
 
     Of trials with equal objectives the earliest counts.
     """
@@ -51,12 +51,12 @@ def front(plan: Plan, trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _costs(plan: Plan, trial: FrozenTrial) -> list[float]:
-    """A finished trial's objectives, turned so that less is better."""
+    """A finished trial's objectives, with signs such that less is better."""
     return [-value if way == "maximize" else value for value, way in zip(trial.values, plan.directions, strict=True)]
 
 
 def trial_table(plan: Plan, trials: list[FrozenTrial]) -> pd.DataFrame:
-    """A row for each trial that was not interrupted, best first; choices in words."""
+    """A row for each trial that was not interrupted, best first; choices as labels."""
     rows = []
     best = {trial.number for trial in front(plan, trials)}
     for trial in trials:
@@ -85,7 +85,7 @@ def trial_table(plan: Plan, trials: list[FrozenTrial]) -> pd.DataFrame:
 
 
 def _cell_value(dimension: Dimension, chosen: Any) -> Any:
-    """A plain value as it is, a class or list in words."""
+    """A plain value unchanged, a class or list as a label."""
     return dimension.label(chosen) if chosen in dimension.decoded else chosen
 
 
@@ -123,7 +123,7 @@ def _renamed(plan: Plan, trials: list[FrozenTrial]) -> optuna.Study:
 
 
 def drawn_points(plan: Plan, trials: list[FrozenTrial]) -> list[Point]:
-    """The trials as they are drawn, without those that were interrupted or have not ended."""
+    """The trials for drawing, without those that were interrupted or have not ended."""
     best = {trial.number for trial in front(plan, trials)}
     states: dict[TrialState, State] = {
         TrialState.COMPLETE: "complete",
@@ -156,7 +156,7 @@ def drawn_points(plan: Plan, trials: list[FrozenTrial]) -> list[Point]:
 
 
 def write_plots(plan: Plan, trials: list[FrozenTrial], folder: Path) -> list[Path]:
-    """The sweep's pictures in ``folder``, as PNG and SVG; those that the trials do not allow are left out."""
+    """Draw the sweep's figures into ``folder``, as PNG and SVG, as far as the trials allow."""
     short = plan.short_names()
     axes = [
         Axis(short[one.key], list(one.labels.values()) or None, bool(getattr(one.distribution, "log", False)))
@@ -169,7 +169,7 @@ def write_plots(plan: Plan, trials: list[FrozenTrial], folder: Path) -> list[Pat
 def write_result(plan: Plan, trials: list[FrozenTrial]) -> Path:
     """Write ``best_config.yaml``, ``trials.csv`` and the pictures, and return their folder.
 
-    A sweep of several objectives leaves the configs of its Pareto front, too.
+    A sweep with several objectives also writes the configs of its Pareto front.
     """
     folder = RUNS_DIR / "sweeps" / plan.study
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def _write_config(plan: Plan, trial: FrozenTrial, what: str, path: Path) -> None
 
 
 def print_result(plan: Plan, trials: list[FrozenTrial]) -> None:
-    """The table of trials, best first, and what failed."""
+    """Print the table of trials, best first, and the failures."""
     frame = trial_table(plan, trials)
     short = plan.short_names()
     table = Table(title=f"{plan.study}: {plan.judged_by}, of the best epoch")

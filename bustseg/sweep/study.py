@@ -1,9 +1,9 @@
-"""An Optuna study that several processes and machines work on, and that survives the death of any of them.
+"""An Optuna study for several processes and machines, which survives the death of any of them.
 
 Optuna hands out waiting trials atomically on PostgreSQL and MySQL (a row lock), but not on sqlite, and its grid sampler
-may give one point to two workers. Here a lock on the storage stands around every change of who does what: points are
-put in line once, each waiting trial goes to one worker, and a trial whose worker has died goes back in line once. The
-lock belongs to its holder's connection or file handle, so that it goes with the holder.
+may give one point to two workers. Here a lock on the storage protects every assignment: points are queued once, each
+waiting trial is given to one worker, and a trial whose worker has died is queued again once. The lock belongs to its
+holder's connection or file handle, so it ends with the holder.
 """
 
 from __future__ import annotations
@@ -33,39 +33,39 @@ from bustseg.runs.store import one_line
 from bustseg.sweep.plan import Plan
 
 HEARTBEAT, GRACE = 20, 120
-"""Seconds between a worker's signs of life, and after which one on another machine counts as dead."""
+"""Seconds between a worker's heartbeats, and without one until a worker on another machine counts as dead."""
 
 LOCK_ID = 0x627573747367
 """Number of the advisory lock in a database server."""
 
 OWNER, RESULT, FAILURE, PRUNED, RUN = "owner", "result", "failure", "pruned", "mlflow_run_id"
 RETRY_OF, DEATHS = "retry_of", "worker_deaths"
-"""Attributes of a trial. A trial that ended as FAIL and has no FAILURE was interrupted."""
+"""Attributes of a trial. A trial with state FAIL but without FAILURE was interrupted."""
 
 
 def storage_url(text: str) -> sqlalchemy.URL:
-    """An Optuna storage's URL; a sqlite path comes out absolute, and PostgreSQL's driver is psycopg.
+    """An Optuna storage's URL; a SQLite path is made absolute, and PostgreSQL's driver is psycopg.
 
     Raises:
-        SweepError: not a URL, or one of a storage that cannot be shared or does not last
+        SweepError: not a URL, or a storage that cannot be shared or is not persistent
     """
     try:
         url = sqlalchemy.make_url(text)
     except SQLAlchemyError as error:
-        # the text may hold a password
-        raise SweepError("no storage URL: write sqlite:///FILE or postgresql://USER@HOST/DATABASE") from error
+        # the text may contain a password
+        raise SweepError("not a storage URL: write sqlite:///FILE or postgresql://USER@HOST/DATABASE") from error
     backend = url.get_backend_name()
     if backend == "sqlite":
         if not url.database or url.database == ":memory:":
-            raise SweepError("a sweep needs a storage that outlives it: write sqlite:///FILE")
+            raise SweepError("a sweep needs a persistent storage: write sqlite:///FILE")
         return url.set(database=str(Path(url.database).expanduser().resolve()))
     if backend not in ("postgresql", "mysql", "mariadb"):
-        raise SweepError(f"no sweeps on {backend}: use sqlite, postgresql or mysql")
+        raise SweepError(f"{backend} is not supported as a storage: use sqlite, postgresql or mysql")
     return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
 
 
 class StorageLock:
-    """Mutual exclusion of all processes that use one storage; it ends with its holder's process.
+    """Mutual exclusion of all processes that use a storage; released when its holder's process ends.
 
     Args:
         url: the storage
@@ -78,7 +78,7 @@ class StorageLock:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
             self._file = FileLock(f"{url.database}.lock")
         else:
-            # no pool: the lock must go when the connection does
+            # no pool: the lock must end with the connection
             self._engine = sqlalchemy.create_engine(
                 url, poolclass=sqlalchemy.NullPool, connect_args={"connect_timeout": 10}
             )
@@ -96,7 +96,7 @@ class StorageLock:
         else:
             with self._engine.connect() as connection:
                 connection.execute(sqlalchemy.text("SELECT GET_LOCK(:name, -1)"), {"name": hex(LOCK_ID)})
-                yield  # closing the connection gives it back
+                yield  # closing the connection releases it
 
 
 class SharedStudy:
@@ -104,7 +104,7 @@ class SharedStudy:
 
     Args:
         plan: the sweep
-        supervisor: id of the process that looks after this worker, if there is one
+        supervisor: id of the process that supervises this worker, if any
 
     Raises:
         SweepError: the storage cannot be used
@@ -140,13 +140,13 @@ class SharedStudy:
 
     @property
     def exists(self) -> bool:
-        """Whether the storage has a study of this name."""
+        """Whether the storage has a study with this name."""
         return self.plan.study in optuna.get_all_study_names(self.storage)
 
     def open(self, resume: bool) -> bool:
-        """Make the study or join it, and put a grid's points in line; returns whether it was new.
+        """Create the study or join it, and queue a grid's points; returns whether it was new.
 
-        Without ``resume`` a study is joined that nobody has begun, or that somebody works on now.
+        Without ``resume`` a study is joined only if it has not been started, or is being worked on now.
 
         Raises:
             SweepError: the study stopped earlier and ``resume`` is not set, or it belongs to another sweep
@@ -156,7 +156,7 @@ class SharedStudy:
             plan = self.plan
             sampler = plan.sampler()
             if not new:
-                # the same seed would draw the same points again
+                # otherwise the same seed would draw the same points again
                 sampler.reseed_rng()
             self.study = optuna.create_study(
                 storage=self.storage,
@@ -187,14 +187,14 @@ class SharedStudy:
                 )
 
     def _check_begun(self) -> None:
-        """Refuse a study that has stopped, after the trials of dead workers are settled."""
+        """Refuse a study that has stopped, after settling the trials of dead workers."""
         trials = self.trials()
         states = {trial.state for trial in trials}
         if states - {TrialState.WAITING} and TrialState.RUNNING not in states:
             done = sum(trial.state == TrialState.COMPLETE for trial in trials)
             raise SweepError(
-                f"study {self.plan.study} is there already with {done} finished trials: --resume goes on with it, "
-                "--study NAME begins another"
+                f"study {self.plan.study} already exists with {done} finished trials: --resume continues it, "
+                "--study NAME starts another"
             )
 
     def trials(self) -> list[FrozenTrial]:
@@ -202,35 +202,35 @@ class SharedStudy:
         return self.study.get_trials(deepcopy=False)
 
     def settle(self) -> None:
-        """End the trials whose worker has died, and put them in line again. The lock must be held."""
+        """End the trials whose worker has died, and queue them again. The lock must be held."""
         for trial in self.trials():
             if trial.state != TrialState.RUNNING:
                 continue
             owner = trial.user_attrs.get(OWNER)
             if owner is None:
-                self._bury(trial)  # its worker died before it could say whose it is
+                self._bury(trial)  # its worker died before it could record its ownership
             elif owner["machine"] == self.me["machine"]:
                 if alive(owner):
-                    # a worker that the machine has put to sleep gives no sign of life
+                    # a suspended worker sends no heartbeat
                     self.storage.record_heartbeat(self._id(trial))
                 else:
                     self._bury(trial)
             elif RESULT in trial.user_attrs:
-                self._tell(trial)  # it is done, whatever has become of its worker since
+                self._tell(trial)  # it is done, whatever happened to its worker since
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna.storages.fail_stale_trials(self.study)
         self._requeue()
 
     def _id(self, trial: FrozenTrial | Trial) -> int:
-        """The storage's own number of a trial."""
+        """The storage's number of a trial."""
         if trial.number not in self._ids:
             study = self.storage.get_study_id_from_name(self.plan.study)
             self._ids[trial.number] = self.storage.get_trial_id_from_study_id_trial_number(study, trial.number)
         return self._ids[trial.number]
 
     def trial(self, trial: FrozenTrial | Trial) -> FrozenTrial:
-        """A trial as it is in the storage now."""
+        """The current state of a trial in the storage."""
         return self.storage.get_trial(self._id(trial))
 
     def _bury(self, trial: FrozenTrial) -> None:
@@ -238,18 +238,18 @@ class SharedStudy:
         if owner is not None and owner["machine"] == self.me["machine"] and RESULT not in trial.user_attrs:
             supervisor = owner.get("supervisor")
             if supervisor is not None and alive(supervisor):
-                # the worker died alone. Once may be an accident; a trial that takes too much memory does it again
+                # only the worker died. Once may be an accident; a trial that needs too much memory would kill it again
                 deaths = trial.user_attrs.get(DEATHS, 0) + 1
                 self._set(trial, DEATHS, deaths)
                 if deaths > 1:
-                    self._set(trial, FAILURE, "its worker died twice, as it does when memory runs out")
+                    self._set(trial, FAILURE, "its worker died twice, perhaps for lack of memory")
         self._tell(self.trial(trial))
 
     def _set(self, trial: FrozenTrial | Trial, key: str, value: Any) -> None:
         self.storage.set_trial_user_attr(self._id(trial), key, value)
 
     def _tell(self, trial: FrozenTrial) -> None:
-        """End a trial as its attributes say."""
+        """End a trial according to its attributes."""
         attrs = trial.user_attrs
         if PRUNED in attrs:
             self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
@@ -273,9 +273,9 @@ class SharedStudy:
                 self.study.enqueue_trial(one)
 
     def claim(self) -> Trial | None:
-        """Take a trial: one from the line, or a new one that the sampler chooses; None when there is nothing to do.
+        """Take a trial: one from the queue, or a new one from the sampler; None when there is nothing to do.
 
-        Where trials of other machines are still open, it waits until a dead worker would have shown.
+        If trials of other machines are still open, it waits until a dead worker would be detected.
         """
         deadline = time.monotonic() + GRACE + HEARTBEAT
         while True:
@@ -285,7 +285,7 @@ class SharedStudy:
                 waiting = any(trial.state == TrialState.WAITING for trial in trials)
                 if waiting or (not self.plan.grid and counted(trials) < self.plan.total):
                     with warnings.catch_warnings():
-                        warnings.simplefilter("ignore", UserWarning)  # that the heartbeat is not Optuna's own
+                        warnings.simplefilter("ignore", UserWarning)  # the warning that the heartbeat is not Optuna's
                         trial = self.study.ask(self.plan.distributions)
                     self._set(trial, OWNER, self.me)
                     self.storage.record_heartbeat(self._id(trial))
@@ -302,12 +302,12 @@ class SharedStudy:
 
     @contextmanager
     def heartbeat(self, trial: Trial) -> Iterator[None]:
-        """Give signs of life for a trial from a thread."""
+        """Send heartbeats for a trial from a thread."""
         stop = threading.Event()
 
         def beat() -> None:
             while not stop.wait(HEARTBEAT):
-                # a storage that is away for a moment must not end the training
+                # a storage that is briefly unreachable must not end the training
                 with contextlib.suppress(Exception):
                     self.storage.record_heartbeat(self._id(trial))
 
@@ -319,18 +319,18 @@ class SharedStudy:
             stop.set()
 
     def note(self, trial: Trial, **attributes: Any) -> None:
-        """Write attributes of a trial down before anything else depends on them."""
+        """Record attributes of a trial before anything else depends on them."""
         for key, value in attributes.items():
             self._set(trial, key, value)
 
     def finish(self, trial: Trial) -> FrozenTrial:
-        """End a trial of this worker as its attributes say; returns it."""
+        """End a trial of this worker according to its attributes; returns it."""
         with self.lock():
             self._tell(self.trial(trial))
         return self.trial(trial)
 
     def release(self) -> None:
-        """Put back in line what this process was working on."""
+        """Queue again what this process was working on."""
         with self.lock():
             for trial in self.trials():
                 if trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == self.me:
@@ -338,7 +338,7 @@ class SharedStudy:
             self.settle()
 
     def open_trials(self) -> int:
-        """Number of trials that are running or in line, after those of dead workers are settled."""
+        """Number of running or queued trials, after settling those of dead workers."""
         with self.lock():
             self.settle()
             trials = self.trials()
@@ -347,20 +347,20 @@ class SharedStudy:
 
 
 def interrupted(trial: FrozenTrial) -> bool:
-    """Whether a trial ended without having failed by itself."""
+    """Whether a trial ended without a failure of its own."""
     return trial.state == TrialState.FAIL and FAILURE not in trial.user_attrs
 
 
 def counted(trials: list[FrozenTrial]) -> int:
-    """Number of trials that count: all but interrupted ones, which are repeated."""
+    """Number of trials that count: all except interrupted ones, which are repeated."""
     return sum(not interrupted(trial) for trial in trials)
 
 
 def objectives_of(result: Mapping[str, Any]) -> list[float]:
-    """The objectives that a trial's result holds, as :data:`RESULT` keeps it; none without a result."""
+    """The objectives in a trial's result (see :data:`RESULT`); empty without a result."""
     return result.get("values", [result["value"]]) if result else []
 
 
 def point(trial: FrozenTrial) -> dict[str, Any]:
-    """The parameters of a trial, also of one that has not begun."""
+    """The parameters of a trial, including one that has not started."""
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}

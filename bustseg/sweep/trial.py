@@ -1,4 +1,4 @@
-"""One trial: a fit at a point of the space, judged in its best epoch, and what it leaves in MLflow."""
+"""One trial: a fit at a point of the space, judged by its best epoch, and its record in MLflow."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ OBJECTIVE, SECONDS, OVERHEAD = "sweep/objective", "sweep/seconds", "sweep/overhe
 
 
 class TrialReporter(Callback):
-    """Tells Optuna the objective after every epoch, stops a fit that the pruner gives up, and keeps the best epoch.
+    """Reports the objective to Optuna after every epoch, stops a fit that the pruner rejects, and keeps the best epoch.
 
-    Of several objectives the first decides what the best epoch is. Optuna takes no reports of several.
+    With several objectives, the first determines the best epoch, and Optuna gets no reports.
 
     Args:
         trial: the trial
-        metrics: its objectives; of those after the first, the names of :data:`COSTS` are measured after the fit
-        direction: ``maximize`` or ``minimize``, of the first
-        pruner: the pruner's name, for the reason of a pruning
+        metrics: its objectives; after the first, names of :data:`COSTS` are measured after the fit
+        direction: ``maximize`` or ``minimize``, for the first
+        pruner: the pruner's name, for messages
     """
 
     def __init__(self, trial: Trial, metrics: Sequence[str], direction: str, pruner: str) -> None:
         self.trial, self.metrics, self.pruner = trial, metrics, pruner
         self.sign = 1 if direction == "maximize" else -1
         self.scores: dict[str, float] = {}
-        """The objectives in the best epoch so far; without those that were never numbers"""
+        """The objectives in the best epoch so far, without those that were never numbers."""
         self.history: dict[int, float] = {}
-        """The first objective by epoch, counted from 0"""
+        """The first objective by epoch, counted from 0."""
         self.epoch = 0
         self.epochs = 0
         self.pruned: str | None = None
         self.tracker: Tracker | None = None
         self.seconds = 0.0
-        """Time within the fit"""
+        """Time within the fit."""
         self._validated = False
         self._start = 0.0
 
@@ -74,7 +74,7 @@ class TrialReporter(Callback):
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # here and not after the validation, since the metrics of the training come last
+        # not after the validation, since the training metrics come last
         self.epochs = trainer.current_epoch + 1
         if not self._validated or self.pruned:
             return
@@ -108,7 +108,7 @@ class TrialReporter(Callback):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep a fit's own lines off the terminal, where the sweep has its own; warnings and the bar stay."""
+    """Hide a fit's lines on the terminal, where the sweep prints its own; warnings and the bar stay."""
     console.quiet = True
     try:
         yield
@@ -117,7 +117,7 @@ def quiet() -> Iterator[None]:
 
 
 def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> FrozenTrial:
-    """Fit at the trial's point and end the trial, whatever comes of it.
+    """Fit at the trial's point, and end the trial whatever the outcome.
 
     Args:
         plan: the sweep
@@ -126,8 +126,8 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
         parent: id of the sweep's MLflow run
 
     Raises:
-        SweepError, TrackingError, OSError: what would meet every other trial too: the objective is never logged, the
-            MLflow store is gone, the disk is full
+        SweepError, TrackingError, OSError: errors that would affect every other trial too: the objective is never
+            logged, the MLflow store is gone, the disk is full
         KeyboardInterrupt: the user stopped it
     """
     start = time.perf_counter()
@@ -153,12 +153,12 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
     else:
         values = [reporter.scores[name] for name in plan.objectives]
         result: dict[str, Any] = {"value": values[0], "epoch": reporter.epoch, "epochs": reporter.epochs}
-        if len(values) > 1:  # of which Optuna keeps no values by epoch
+        if len(values) > 1:  # for which Optuna stores no values by epoch
             result |= {"values": values, "history": {str(epoch): value for epoch, value in reporter.history.items()}}
         result["fit_seconds"] = round(reporter.seconds, 3)
         study.note(trial, **({PRUNED: reporter.pruned} if reporter.pruned else {}), **{RESULT: result})
     tracker = reporter.tracker
-    if tracker is None:  # it failed before the fit had a run
+    if tracker is None:  # it failed before the fit created a run
         options = {**plan.base["tracking"], "run_name": name}
         tracker = Tracker(**{**options, "tags": {**(options["tags"] or {}), **tags}})
         study.note(trial, **{RUN: tracker.run_id})
@@ -169,7 +169,7 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
         run.add_text(details, "error.txt")
     frozen = study.trial(trial)
     metrics, tags = outcome(frozen, _state(frozen), time.perf_counter() - start, plan)
-    # what was searched is compared, also where it has its default
+    # searched keys are always parameters, even with their default value
     searched = [pair for key, value in plan.changes(trial.params).items() for pair in flatten(value, key)]
     run.log_params(dict(searched))
     run.log_metrics(metrics)
@@ -179,10 +179,10 @@ def run_trial(plan: Plan, study: SharedStudy, trial: Trial, parent: str) -> Froz
 
 
 def _free_memory() -> None:
-    """Let go of the trial's network, which hangs on cycles until they are collected."""
+    """Free the trial's network, which reference cycles keep alive until they are collected."""
     gc.collect()
     if not gc.get_freeze_count():
-        # what the first trial has imported stays; looking through it after each trial took half a second
+        # imported modules stay; scanning them after each trial took half a second
         gc.freeze()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -198,7 +198,7 @@ def reason(error: BaseException) -> str:
 
 
 def _state(trial: FrozenTrial) -> str:
-    """How a trial ends, in Optuna's words; INTERRUPTED for one that is repeated."""
+    """A trial's final state in Optuna's terms; INTERRUPTED for one that is repeated."""
     if FAILURE in trial.user_attrs:
         return "FAIL"
     if PRUNED in trial.user_attrs:
@@ -209,13 +209,13 @@ def _state(trial: FrozenTrial) -> str:
 def outcome(
     trial: FrozenTrial, state: str, seconds: float | None = None, plan: Plan | None = None
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """What a trial's run says of it: objective and time as metrics; state, reason and description as tags.
+    """What is recorded in a trial's run: objective and time as metrics; state, reason and description as tags.
 
     Args:
         trial: the trial
         state: how it ended
         seconds: how long the whole trial took
-        plan: the sweep, for the run's description and what the further objectives are called
+        plan: the sweep, for the run's description and the names of further objectives
     """
     attrs = trial.user_attrs
     tags = {STATE: state}
@@ -237,7 +237,7 @@ def outcome(
 
 
 def write_outcome(client: Any, run_id: str, trial: FrozenTrial, state: str) -> None:
-    """Write what became of a trial on the run of a worker that died.
+    """Record a trial's outcome in the run of a worker that died.
 
     Args:
         client: MLflow's client
@@ -246,7 +246,7 @@ def write_outcome(client: Any, run_id: str, trial: FrozenTrial, state: str) -> N
         state: how it ended
 
     Raises:
-        MlflowException: the store does not take it
+        MlflowException: the store does not accept it
     """
     from mlflow.entities import Metric, RunTag
 
@@ -260,7 +260,7 @@ def write_outcome(client: Any, run_id: str, trial: FrozenTrial, state: str) -> N
 
 
 def outcome_text(plan: Plan, trial: FrozenTrial) -> str:
-    """What a trial reached, in words: ``val/dice_lesion 0.7312 in epoch 8 of 12``; empty when it has no result."""
+    """A trial's result as text: ``val/dice_lesion 0.7312 in epoch 8 of 12``; empty when it has no result."""
     result = trial.user_attrs.get(RESULT)
     if not result:
         return ""
@@ -279,7 +279,7 @@ def _note(plan: Plan, trial: FrozenTrial, state: str) -> str:
 
 
 def settle_runs(client: Any, runs: list[Any], trials: list[FrozenTrial]) -> None:
-    """Close the runs of trials whose worker died: no run is left RUNNING, and each says what became of its trial.
+    """Close the runs of trials whose worker died: no run is left RUNNING, and each has its trial's outcome.
 
     Args:
         client: MLflow's client

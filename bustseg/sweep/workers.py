@@ -1,4 +1,4 @@
-"""Several workers on one machine: the same command once more for each, with its share of the cores and one GPU."""
+"""Several workers on one machine: the same command is started for each, with its share of the cores and one GPU."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from bustseg.sweep.study import OWNER, SharedStudy
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 STOP_SECONDS = 60
-"""How long a stopped worker may take to close its run."""
+"""Time that a stopped worker has to close its run."""
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_each(workers: int) -> int:
-    """Threads of each worker: its share of the cores, at least one, and no more than the user allows."""
+    """Threads per worker: its share of the cores, at least one, and at most what the user allows."""
     share = max(1, cores() // workers)
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     return min(share, int(allowed)) if allowed.isdigit() and int(allowed) else share
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    """The GPUs that this process may use, as in ``CUDA_VISIBLE_DEVICES``."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() and name.strip() != "-1"]
@@ -53,10 +53,10 @@ def environment(index: int, workers: int, devices: list[str]) -> dict[str, str]:
 
 
 def follow_supervisor() -> None:
-    """End this worker when its supervisor is gone, which shows in the end of standard input."""
+    """End this worker when its supervisor has ended, which closes standard input."""
 
     def wait() -> None:
-        # not through sys.stdin, whose lock this thread would still hold when the interpreter ends
+        # not through sys.stdin, whose lock this thread would still hold at interpreter exit
         os.read(stdin, 1)
         os._exit(130)
 
@@ -67,7 +67,7 @@ def follow_supervisor() -> None:
 
 @contextmanager
 def termination_is_interrupt() -> Iterator[None]:
-    """Let SIGTERM (a container's or SLURM's stop) do what Ctrl-C does."""
+    """Make SIGTERM (sent by containers and SLURM) act like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -89,7 +89,7 @@ class Workers:
         args: the sweep's own arguments, without ``--workers`` and ``--resume``
         count: number of workers
         study: their study
-        use_gpus: hand out GPUs
+        use_gpus: assign GPUs to the workers
     """
 
     def __init__(self, args: list[str], count: int, study: SharedStudy, use_gpus: bool) -> None:
@@ -102,17 +102,17 @@ class Workers:
         """Start worker ``index``."""
         self.running[index] = subprocess.Popen(
             [*self.command, "--worker_of", str(os.getpid())],
-            # its end tells the worker that nobody looks after it any more
+            # when it closes, the worker knows that its supervisor has ended
             stdin=subprocess.PIPE,
             env=environment(index, self.count, self.devices),
-            # Ctrl-C reaches the workers through this process, once
+            # Ctrl-C reaches the workers only through this process
             start_new_session=True,
         )
 
     def run(self) -> int:
-        """Wait until all workers have ended; returns how many of them ended by an error.
+        """Wait until all workers have ended; returns how many ended with an error.
 
-        A worker that was killed in a trial is started again. An error of one leaves the others at work.
+        A worker that was killed during a trial is restarted. An error of one does not stop the others.
         """
         failed = 0
         for index in range(self.count):
@@ -142,9 +142,9 @@ class Workers:
         return any(trial.user_attrs.get(OWNER, {}).get("pid") == pid for trial in self.study.trials())
 
     def stop(self) -> None:
-        """Stop the workers as Ctrl-C does, and end those that do not answer."""
+        """Stop the workers as Ctrl-C does, and kill those that do not respond."""
         for worker in self.running.values():
-            # not SIGINT, which what a shell starts in the background ignores
+            # not SIGINT, which processes started in the background by a shell ignore
             worker.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         for worker in self.running.values():

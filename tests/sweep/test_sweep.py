@@ -174,11 +174,11 @@ BAD = {
             "direction": ["minimize"] * 2,
             "pruner": "MedianPruner",
         },
-        "Optuna prunes with one objective only",
+        "Optuna can prune only with a single objective",
     ),
     "cost first": (
         {"space": {BATCH: [8]}, "objective": ["gflops", "val/loss"], "direction": ["minimize"] * 2},
-        "the first objective is gflops, which does not change with the epochs",
+        "the first objective is gflops, which does not change during training",
     ),
     "half a range": ({"space": {BATCH: {"low": 2}}}, "high is missing"),
     "unknown key in the file": ({"spaces": {}}, "unknown key `spaces` in own.yaml: did you mean `space`?"),
@@ -215,7 +215,7 @@ BAD = {
         {"space": {BATCH: [8]}, "storage": "postgresql://me:secret@127.0.0.1:9/x"},
         "cannot use the storage postgresql+psycopg://me:***@127.0.0.1:9/x",
     ),
-    "no storage": ({"space": {BATCH: [8]}, "storage": "optuna.db"}, "no storage URL"),
+    "no storage": ({"space": {BATCH: [8]}, "storage": "optuna.db"}, "not a storage URL"),
     "several devices": ({"space": {BATCH: [8]}, "overrides": {"trainer.devices": 2}}, "a trial runs on one device"),
     "no data": ({"space": {BATCH: [8]}, "overrides": {"data.root": "nowhere"}}, "no data folder at nowhere"),
 }
@@ -405,7 +405,7 @@ def test_a_study_that_somebody_works_on_is_joined_without_resume(plan: Plan) -> 
     opened(plan, resume=False)  # this process has
     assert trial is not None
     complete(shared, trial)
-    with pytest.raises(SweepError, match="is there already with 1 finished trials: --resume"):
+    with pytest.raises(SweepError, match="already exists with 1 finished trials: --resume"):
         opened(plan, resume=False)
     other = read_plan(write({"space": {LR: [1e-3, 1e-2], BATCH: [4, 8]}}), [])
     with pytest.raises(SweepError, match=f"belongs to another sweep .space.{LR} is"):
@@ -623,7 +623,7 @@ def test_ctrl_c_leaves_a_study_that_resumes(
     seen = fits(fit)
     code, out, _ = bustseg("sweep", "--config", SWEEP, "--data.root", phantoms)
     assert code == 130
-    assert "1 of 4 trials are done; the same command with --resume goes on" in out
+    assert "1 of 4 trials are done; the same command with --resume continues" in out
     assert {trial.state for trial in trials()} == {TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING}
     ((parent,), children) = runs()
     assert (parent.info.status, children["1"].info.status) == ("KILLED", "KILLED")
