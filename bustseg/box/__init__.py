@@ -1,6 +1,6 @@
-"""The model in the box: what ``bustseg predict`` uses when no model is named.
+"""The model in the box: the model that comes with bustseg, which ``bustseg predict`` uses by default.
 
-An exported folder lies in ``model/`` beside this file (at most 15 MB, with its card); the wheel carries it.
+It is an exported folder in ``model/`` next to this file (at most 15 MB, with its card), included in the wheel.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ FOLDER = Path(__file__).parent / "model"
 
 
 def boxed_model() -> Path:
-    """Folder of the model that came with this version.
+    """Folder of the model that comes with this version.
 
     Raises:
-        UserError: this version came without one
+        UserError: this version has none
     """
     if not FOLDER.is_dir() or not any(FOLDER.iterdir()):
         raise UserError("this version has no model in the box: name one with --model (a checkpoint, a run, `latest`)")

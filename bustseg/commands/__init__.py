@@ -1,1 +1,1 @@
-"""The commands, one file each: a typed function that makes one call. Nothing here is imported before it is called."""
+"""The commands, one file each: a typed function that makes one call. Each is imported only when it is called."""

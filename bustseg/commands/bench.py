@@ -22,23 +22,23 @@ def bench(
     data_root: Annotated[Path | None, Option(names=("--data.root",), metavar="ROOT")] = None,
     images: Annotated[Path | None, Option(metavar="DIR")] = None,
 ) -> int:
-    """Latency, throughput, memory and accuracy of networks in torch, ONNX Runtime and OpenVINO, in one run.
+    """Compare latency, throughput, memory and accuracy of networks in torch, ONNX Runtime and OpenVINO.
 
     Example:
         bustseg bench latest configs/paper/model_01.yaml --markdown speed.md
 
     Args:
         model: as for export, or an exported folder, or a config (untrained)
-        size: sides of the network's input (default: as trained)
-        batch: images at once (default 1 8)
-        precisions: of the arithmetic (default: all)
-        backends: what computes (default: all)
-        threads: of the computation (default: the machine's cores)
-        rounds: interleaved rounds of five images
-        json: write all figures
-        markdown: write the tables
-        data_root: the run's data, if they have moved
-        images: images to check with instead (masks beside them, as in BUSI)
+        size: side of the network's input (default: as trained)
+        batch: batch sizes (default 1 8)
+        precisions: precisions to measure (default: all)
+        backends: runtimes to measure (default: all)
+        threads: number of threads (default: the machine's cores)
+        rounds: number of interleaved rounds of five images
+        json: file for all results
+        markdown: file for the tables
+        data_root: folder of the run's data, if they have moved
+        images: folder of images to check with instead (with masks, as in BUSI)
     """
     from bustseg.deploy.bench import bench_command
     from bustseg.deploy.exported import BACKENDS, PRECISIONS

@@ -18,7 +18,7 @@ def compare(
     groups: Annotated[Path | None, Option(metavar="CSV")] = None,
     out: Annotated[Path | None, Option(metavar="DIR")] = None,
 ) -> int:
-    """Runs side by side on the same test images: intervals, paired tests, per class and lesion size, pictures.
+    """Compare runs on the same test images: intervals, paired tests, classes and lesion sizes, pictures.
 
     Example:
         bustseg compare --experiment baselines --out comparison
@@ -26,10 +26,10 @@ def compare(
     Args:
         run: MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS, a folder with tables/test.csv, or a CSV
         experiment: compare all tested runs of this MLflow experiment
-        baseline: run that the others are compared with (default: the first)
+        baseline: the run to compare the others with (default: the first)
         metric: dice, iou, hd95 ...; may be repeated
         convention: paper, lesion, empty_one or pooled; may be repeated
-        groups: columns image,group: what is resampled together
+        groups: CSV with the columns image and group; the images of a group are resampled together
         out: folder for compare.csv, compare.html and comparison.png
     """
     from bustseg.compare.report import report

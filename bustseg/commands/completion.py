@@ -1,4 +1,4 @@
-"""`bustseg completion`: one parser with every verb, from which shtab writes the script."""
+"""`bustseg completion`: one parser with all verbs, from which shtab generates the script."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, Literal
 
 
 def completion(shell: Literal["bash", "zsh", "tcsh"] = "bash") -> int:
-    """Print a script that lets a shell complete commands, options and keys of an experiment.
+    """Print a shell script that completes commands, options and keys of an experiment.
 
     Example:
         bustseg completion bash > ~/.local/share/bash-completion/completions/bustseg
 
     Args:
-        shell: for which
+        shell: the shell
     """
-    import shtab  # the script knows every key by name, and asks bustseg for nothing while somebody types
+    import shtab  # the script contains all keys, so completion does not start bustseg
 
     print(shtab.complete(_whole_parser(), shell))
     return 0
 
 
 def _whole_parser() -> argparse.ArgumentParser:
-    """A parser of all verbs with their options, made to be read by shtab and not to parse."""
+    """A parser of all verbs with their options, for shtab to read, not for parsing."""
     from bustseg import commands
     from bustseg.experiment import make_parser
 
@@ -41,7 +41,7 @@ def _add_verbs(verbs: Any, path: Any, prefix: str, keys: list[str]) -> None:
     for module in pkgutil.iter_modules(path, prefix):
         name = module.name.rpartition(".")[2]
         if module.ispkg:
-            group = verbs.add_parser(name, help="what is done with data sets")
+            group = verbs.add_parser(name, help="work with data sets")
             _add_verbs(group.add_subparsers(), import_module(module.name).__path__, f"{module.name}.", keys)
             continue
         function = getattr(import_module(module.name), name)

@@ -9,18 +9,18 @@ from bustseg.errors import UserError
 
 
 def configs(name: Annotated[str | None, Option(metavar="NAME")] = None, *, schema: bool = False) -> int:
-    """List the configs that ship, or print one; their names do for --config in any folder.
+    """List the configs that ship, or print one; --config accepts their names in any folder.
 
     Example:
         bustseg configs baselines/unet_lite0
 
     Args:
         name: the config to print
-        schema: print the JSON schema of a fit's config instead, with which editors complete and check it
+        schema: print the JSON schema of the configs instead, with which editors complete and check them
     """
     if schema:
         if name is not None:
-            raise UserError(f"--schema is of every fit's config: leave out {name}")
+            raise UserError(f"--schema describes all configs: leave out {name}")
         import json
 
         from bustseg.config_schema import schema as schema_of_configs

@@ -15,7 +15,7 @@ def cv(
     ckpt_path: Annotated[str | None, Option(hidden=True)] = None,
     options: ExperimentOptions,
 ) -> int:
-    """Cross-validate: fit and test over folds, with mean and spread; takes every option of fit as well.
+    """Cross-validate: fit and test over folds, with mean and standard deviation; also accepts every option of fit.
 
     Example:
         bustseg cv --config configs/baselines/unet_lite0.yaml --data.split kfold --folds 5
@@ -23,10 +23,10 @@ def cv(
 
     Args:
         folds: number of folds (default: data.folds, 5)
-        by: leave out one value of this column after the other: source, or a column of the source's table, such as
-            device; each is tested by a model that has seen none of its images
+        by: leave out the values of this column in turn: source, or a column of the source's table, such as device; each
+            is tested by a model that has seen none of its images
         resume: skip finished folds and continue the interrupted one
-        ckpt_path: refused
+        ckpt_path: not accepted
         options: --config FILE, --data.split SPLIT (kfold, a CSV file with folds, grouped, lesion or curated), and
             every other option of fit
     """
@@ -35,7 +35,5 @@ def cv(
     from bustseg.training.cross_validation import cross_validate
 
     if ckpt_path is not None:
-        raise UserError(
-            "cv trains a model for each fold, so it takes no --ckpt_path; --resume goes on with what is there"
-        )
+        raise UserError("cv trains a model for each fold, so it takes no --ckpt_path; use --resume to continue")
     return cross_validate(Experiment.parse(options), folds, resume, by)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def doctor() -> int:
-    """Look at this machine: CPU, GPU, precision, data, store, disk, optional parts; exit 1 when something is wrong.
+    """Check this machine: CPU, GPU, precision, data, store, disk, optional parts; exit code 1 if something is wrong.
 
     Example:
         bustseg doctor

@@ -15,7 +15,7 @@ def ensemble(
     overwrite: bool = False,
     image_size: Annotated[int | None, Option(metavar="PX")] = None,
 ) -> int:
-    """Join trained networks into one checkpoint that answers with the mean of their logits.
+    """Combine trained networks into one checkpoint that predicts the mean of their logits.
 
     Example:
         bustseg ensemble RUN_ID RUN_ID --out ensemble.ckpt
@@ -23,8 +23,8 @@ def ensemble(
     Args:
         model: checkpoint, MLflow run id, runs:/RUN_ID or models:/NAME@ALIAS
         out: checkpoint to write
-        overwrite: replace the file that is there
-        image_size: side of the images that all see (default: the members' own)
+        overwrite: replace an existing file
+        image_size: side of the input images (default: that of the members)
     """
     from bustseg.deploy.ensemble import ensemble_command
 

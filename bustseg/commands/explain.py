@@ -19,7 +19,7 @@ def explain(
     size: list[int] | None = None,
     tolerance: float = 0,
 ) -> int:
-    """Show where a network looks in any images: Grad-CAM, or occlusion for an exported model.
+    """Show where a network looks in images: Grad-CAM, or occlusion for an exported model.
 
     Example:
         bustseg explain images/ --model latest --out explained
@@ -29,11 +29,11 @@ def explain(
         model: checkpoint, MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS, latest, or an exported
             folder (default: in the box)
         out: folder for panels, heat maps and explain.csv
-        method: GradCAM (default), GradCAMPlusPlus, ..., or Occlusion (of an exported model the only one)
+        method: GradCAM (default), GradCAMPlusPlus, ..., or Occlusion (the only one for an exported model)
         layer: layer of the network (default: its last decoder block)
         list_layers: print the layers that can be explained, and stop
         size: input size of the network (default: as trained)
-        tolerance: pixels by which a hit may miss
+        tolerance: pixels by which the hottest pixel may miss the lesion
     """
     from bustseg.deploy.explain import explain_images
 

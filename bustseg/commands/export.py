@@ -22,23 +22,23 @@ def export(
     data_root: Annotated[Path | None, Option(names=("--data.root",), metavar="ROOT")] = None,
     images: Annotated[Path | None, Option(metavar="DIR")] = None,
 ) -> int:
-    """Write a trained network for ONNX Runtime or OpenVINO, and check that it answers as it did.
+    """Export a trained network for ONNX Runtime or OpenVINO, and check that its results agree.
 
     Example:
         bustseg export latest --format openvino --precision int8 --out exported
 
     Args:
         model: checkpoint, MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS or latest
-        format: onnx, openvino, or one that an installed package brings
-        precision: of the arithmetic; bf16 for openvino only
-        out: folder to make
-        overwrite: replace the exported model that is there
-        max_difference: largest difference of a probability (default: fp32 0.001, bf16 0.05)
-        max_dice_drop: Dice on validation images that may be lost, in points
-        threshold: probability that makes a lesion (default: as trained; see bustseg validate)
+        format: onnx, openvino, or one from an installed package
+        precision: precision of the arithmetic; bf16 only for openvino
+        out: folder to create
+        overwrite: replace an existing exported model
+        max_difference: largest allowed difference of a probability (default: fp32 0.001, bf16 0.05)
+        max_dice_drop: largest allowed loss of Dice on validation images, in points
+        threshold: probability above which a pixel is lesion (default: as trained; see bustseg validate)
         min_area: components below this share of the image are removed (default: as trained)
-        data_root: the run's data, if they have moved
-        images: images to check with instead (masks beside them, as in BUSI)
+        data_root: folder of the run's data, if they have moved
+        images: folder of images to check with instead (with masks, as in BUSI)
     """
     from bustseg.deploy.export import Limits, export_command
 

@@ -21,7 +21,7 @@ def live(
     pace: bool = True,
     seconds: float | None = None,
 ) -> int:
-    """A camera or a video with the outline on it, as it comes: frames that are too many are dropped and counted.
+    """Show outlines on a camera or a video in real time; frames that cannot be processed are dropped and counted.
 
     Example:
         bustseg live --device 0
@@ -31,13 +31,13 @@ def live(
         model: as for predict (default: the model in the box)
         host: address of the page
         port: port of the page (default 8081; 0 takes a free one)
-        smooth: average over so long (default 0)
-        threshold: probability above which a pixel is lesion (default: model's)
-        mirror: look at each frame's mirror image, too, as predict does (half the frames a second)
-        repeat: begin a file anew at its end
-        page: show a page beside the line a second
-        pace: play a file as fast as it was recorded, not as fast as it can be read
-        seconds: end after so many (default: at the end, or with Ctrl-C)
+        smooth: seconds to average over (default 0)
+        threshold: probability above which a pixel is lesion (default: the model's)
+        mirror: also predict each frame's mirror image, as predict does (halves the frame rate)
+        repeat: start a file again at its end
+        page: serve a page, in addition to the line per second
+        pace: play a file at its recorded rate, not as fast as it can be read
+        seconds: stop after this time (default: at the end, or on Ctrl-C)
     """
     from bustseg.live.command import live as run_live
 

@@ -22,7 +22,7 @@ def node(
     max_waiting: int = 10_000,
     seconds: float | None = None,
 ) -> int:
-    """A DICOM node: takes ultrasound images, and sends DICOM SEG and secondary captures on.
+    """Run a DICOM node that receives ultrasound images and sends DICOM SEG and secondary captures on.
 
     Example:
         bustseg node --send_to PACS@pacs.example:104
@@ -30,15 +30,15 @@ def node(
     Args:
         port: port to listen on (default 11112; 0 takes a free one)
         ae: its AE title
-        send_to: where results go (default: they stay in the queue)
+        send_to: receiver of the results (default: they stay in the queue)
         host: address to listen on (default 127.0.0.1; 0.0.0.0 for all)
         spool: folder of the queue (default: in the user's state folder)
         model: as for predict (default: the model in the box)
-        threshold: probability above which a pixel is lesion (default: model's)
+        threshold: probability above which a pixel is lesion (default: the model's)
         allow: AE titles that may send (default: all)
         capture: send secondary captures
-        max_waiting: images that may wait
-        seconds: end after so many (default: with Ctrl-C)
+        max_waiting: most images in the queue
+        seconds: stop after this time (default: on Ctrl-C)
     """
     from bustseg.node.command import node as run_node
 

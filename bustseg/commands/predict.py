@@ -25,7 +25,7 @@ def predict(
     overwrite: Annotated[bool, Option(group="again")] = False,
     recursive: bool = True,
 ) -> int:
-    """Outline lesions in images of any number and size: masks, overlays and a table.
+    """Outline lesions in any number of images of any size: masks, overlays and a table.
 
     Example:
         bustseg predict scans/ --out predictions
@@ -35,17 +35,17 @@ def predict(
         model: checkpoint, MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS, latest, or an exported
             folder (default: in the box)
         out: folder to write to
-        threshold: probability above which a pixel is lesion (default: model's)
+        threshold: probability above which a pixel is lesion (default: the model's)
         batch_size: images per step of the network
-        workers: threads that read, and as many that write (default: by cores)
+        workers: number of reading threads, and of writing threads (default: by cores)
         overlays: write pictures with the outlines
-        probabilities: write probabilities too (16 bit PNG, 65535 is 1)
-        dicom_seg: write DICOM SEG of DICOM files; they carry the patient's identity
-        smooth: of a video: average over so long (default 0)
-        clip_format: of the outlined video: mp4 (default), webm (plays in browsers) or avi
-        resume: go on with what DIR holds (default)
-        overwrite: drop the predictions that DIR holds and begin anew
-        recursive: look into folders of folders
+        probabilities: also write probabilities (16-bit PNG, 65535 is 1)
+        dicom_seg: write a DICOM SEG for each DICOM file; it contains the patient's identity
+        smooth: for videos: seconds to average over (default 0)
+        clip_format: format of outlined videos: mp4 (default), webm (plays in browsers) or avi
+        resume: continue with the predictions in DIR (default)
+        overwrite: replace the predictions in DIR
+        recursive: search sub-folders
     """
     from bustseg.deploy.clips import ClipOptions, predict_all
     from bustseg.deploy.predict import Options

@@ -13,7 +13,7 @@ def register(
     alias: str | None = None,
     name: str = "bustseg",
 ) -> int:
-    """Register a run's model in MLflow's Model Registry, from where every command takes it as models:/NAME@ALIAS.
+    """Register a run's model in MLflow's Model Registry, so that every command accepts it as models:/NAME@ALIAS.
 
     Example:
         bustseg register latest --alias champion
@@ -21,7 +21,7 @@ def register(
     Args:
         run: MLflow run id, runs:/RUN_ID or latest
         alias: a name that points to this version from now on, such as champion
-        name: the registered model that gets the version
+        name: name of the registered model
     """
     from bustseg.progress import console
     from bustseg.runs.registry import register as register_model

@@ -11,11 +11,11 @@ from bustseg.errors import UserError
 
 REFUSED = {
     "config": "the table names the configs",
-    "ckpt_path": "--resume goes on with what is there",
-    "seed_everything": "--seeds names them",
-    "run_name": "the rows have their names",
+    "ckpt_path": "use --resume to continue",
+    "seed_everything": "use --seeds",
+    "run_name": "each row has its own name",
 }
-"""Options of fit that this command has no use for, and why."""
+"""Options of fit that this command does not accept, and why."""
 
 
 def integers(text: str) -> list[int]:
@@ -42,24 +42,24 @@ def reproduce(
     run_name: Annotated[str | None, Option(names=("--tracking.run_name",), hidden=True)] = None,
     options: ExperimentOptions,
 ) -> int:
-    """Fit and test the rows of the paper's tables, beside its figures; takes every option of fit as well.
+    """Fit and test the rows of the paper's tables, and compare with its numbers; also accepts every option of fit.
 
     Example:
         bustseg reproduce --table 1 --family offline --only 1 7 --resume
 
     Args:
         table: 1, 5, or a file like configs/tables/table1.yaml
-        family: paper, or offline: the rows on encoders whose weights install with pip
+        family: paper, or offline: the rows with encoders whose weights install with pip
         only: rows to run, in this order (1 7 3)
-        seeds: one run of each row per seed (default 0)
-        max_epochs: epochs at most (default: the configs', 50)
+        seeds: one run per row and seed (default 0)
+        max_epochs: most epochs (default: as in the configs, 50)
         devices: as trainer.devices
-        encoder_weights: of all networks (default: the configs')
+        encoder_weights: pretrained weights of all networks (default: as in the configs)
         resume: skip finished rows and continue the interrupted one
         plan: print what would run and how long it may take, and stop
         out: folder for TABLE.md, TABLE.csv and TABLE.png
-        uri: of the store
-        config, ckpt_path, seed_everything, run_name: refused
+        uri: MLflow store
+        config, ckpt_path, seed_everything, run_name: not accepted
         options: every other option of fit, for all rows: --data.root DIR, --trainer.accelerator cpu
     """
     from bustseg.paper.reproduce import Settings
@@ -70,7 +70,7 @@ def reproduce(
         if value is not None:
             option = "tracking.run_name" if name == "run_name" else name
             raise UserError(f"reproduce takes no --{option}: {REFUSED[name]}")
-    if uri is not None:  # everything that reads runs asks there
+    if uri is not None:  # everything that reads runs uses this variable
         os.environ["MLFLOW_TRACKING_URI"] = uri
     rows, runs = (None if given is None else [one for part in given for one in part] for given in (only, seeds))
     settings = Settings(table, family, rows, runs or [0], max_epochs, devices, encoder_weights, resume, plan, out)

@@ -20,20 +20,20 @@ def serve(
     max_requests: int = 64,
     batch_size: int = 8,
 ) -> int:
-    """A page to look at outlines and correct them, and an HTTP interface for programs.
+    """Serve a web page to view and correct outlines, and an HTTP interface for programs.
 
     Example:
         bustseg serve --corrections corrections
 
     Args:
         model: as for predict (default: the model in the box)
-        host: address to listen on (default 127.0.0.1; others want BUSTSEG_TOKEN)
+        host: address to listen on (default 127.0.0.1; others need BUSTSEG_TOKEN)
         port: port (default 8080; 0 takes a free one)
         corrections: folder to save corrections in (default: none are saved)
-        threshold: probability above which a pixel is lesion (default: model's)
-        allowed_hosts: names by which clients may call the server
+        threshold: probability above which a pixel is lesion (default: the model's)
+        allowed_hosts: names by which clients may reach the server
         max_mb: largest request in MiB
-        max_requests: requests at once; more get 429
+        max_requests: most concurrent requests; more get 429
         batch_size: images per step of the network
     """
     from bustseg.serve.command import serve as run_server

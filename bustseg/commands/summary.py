@@ -6,7 +6,7 @@ from bustseg.command_line import ShownExperimentOptions
 
 
 def summary(*, json: bool = False, options: ShownExperimentOptions) -> int:
-    """Parameters, GFLOPs and layers of a config's network; trains nothing, and needs no weights and no data.
+    """Print parameters, GFLOPs and layers of a config's network; needs no training, weights or data.
 
     Example:
         bustseg summary --config configs/paper/model_01.yaml

@@ -19,26 +19,26 @@ def sweep(
     worker_of: Annotated[int | None, Option(hidden=True)] = None,
     options: ExperimentOptions,
 ) -> int:
-    """Search hyper-parameters: a fit per point, by grid or any Optuna sampler; takes every option of fit as well.
+    """Search hyper-parameters: a fit per point, by grid or any Optuna sampler; also accepts every option of fit.
 
     Example:
         bustseg sweep --config configs/sweeps/paper_grid.yaml --workers 2
 
     Args:
-        config: the sweep: fit config, space, sampler, objective
-        workers: processes on this machine, a GPU each
-        resume: go on with a study, or join it: finished trials are not repeated
-        study: another study than the file's (default: the file's name)
+        config: the sweep's file: fit config, space, sampler, objective
+        workers: processes on this machine, one GPU each
+        resume: continue a study, or join it: finished trials are not repeated
+        study: name of the study (default: that in the file, or the file's name)
         storage: Optuna storage (default: OPTUNA_STORAGE or sqlite:///mlruns/optuna.db)
-        ckpt_path: refused
-        worker_of: id of the process that has started this one
+        ckpt_path: not accepted
+        worker_of: id of the process that started this one
         options: every option of fit, for all trials: --data.root DIR, --trainer.max_epochs 20
     """
     from bustseg.errors import SweepError
     from bustseg.sweep.command import sweep_command
 
     if ckpt_path is not None:
-        raise SweepError("every trial trains anew, so a sweep takes no --ckpt_path")
+        raise SweepError("every trial trains from the start, so a sweep takes no --ckpt_path")
     if config is None:
-        raise SweepError("no sweep: name its file (--config configs/sweeps/paper_grid.yaml)")
+        raise SweepError("no sweep is given: name its file (--config configs/sweeps/paper_grid.yaml)")
     return sweep_command(config, options, workers, resume, study, storage, worker_of)

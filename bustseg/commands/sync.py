@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def sync(*, uri: str | None = None) -> int:
-    """Send what a tracking server missed while it was away, each entry once; every command does so first.
+    """Send what a tracking server missed while it was unreachable, each entry once; every command does so first.
 
     Example:
         bustseg sync

@@ -13,7 +13,7 @@ def test(*, ckpt_path: str | None = None, options: ShownExperimentOptions) -> in
 
     Args:
         ckpt_path: checkpoint file, run id, runs:/RUN_ID, models:/NAME@ALIAS or latest; it needs no config
-        options: of the experiment, which change what the checkpoint was trained with
+        options: of the experiment, which override those of the checkpoint
     """
     from bustseg.experiment import scored_experiment
     from bustseg.training import run_test

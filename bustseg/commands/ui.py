@@ -7,7 +7,7 @@ import sys
 
 
 def ui(*, uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> int:
-    """Open the MLflow UI on the project's store.
+    """Start the MLflow UI on the project's store.
 
     Example:
         bustseg ui --port 5000
@@ -30,16 +30,16 @@ def ui(*, uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> 
         return 0
     store = open_store(place)
     base = f"http://{host}:{port}"
-    # without the last part MLflow opens its view for language models
+    # without the last parameter MLflow opens its view for language models
     console.print(
-        f"MLflow UI: {base}/#/experiments?workflowType=machine_learning (store {store.shown}; Ctrl-C ends it)"
+        f"MLflow UI: {base}/#/experiments?workflowType=machine_learning (store {store.shown}; Ctrl-C stops it)"
     )
     for name, link in views(store, base):
         console.print(f"runs of {name}, with their scores: {link}", highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
-    command += ["--workers", "2"]  # of four by default, each with half a gigabyte: one user has one browser
-    # not as an argument, which other users of this machine see: the URI may hold a password
+    command += ["--workers", "2"]  # instead of four, each of which takes half a gigabyte: one user needs few
+    # not as an argument, which other users of this machine could see: the URI may contain a password
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": place}
-    # the queues that MLflow keeps for judging language models: a dozen processes, which a kill leaves behind
+    # MLflow's job queues for judging language models: a dozen processes, which a kill leaves behind
     environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.execve(sys.executable, command, environment)

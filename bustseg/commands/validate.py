@@ -21,10 +21,10 @@ def validate(
 
     Args:
         ckpt_path: checkpoint file, run id, runs:/RUN_ID, models:/NAME@ALIAS or latest; it needs no config
-        most: with --max_false_positives, whether Dice on lesions or the share of lesions found is to be highest
-        max_false_positives: share of the normal images that may be marked, such as 0.1; recommends a threshold and
-            the probability that a component's surest pixel needs
-        options: of the experiment, which change what the checkpoint was trained with
+        most: with --max_false_positives: maximise Dice on lesions, or the share of lesions found
+        max_false_positives: largest share of normal images that may be marked, such as 0.1; recommends a threshold and
+            a smallest peak probability of components
+        options: of the experiment, which override those of the checkpoint
     """
     from bustseg.callbacks import OperatingPointSearch
     from bustseg.experiment import scored_experiment

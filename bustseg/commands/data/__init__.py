@@ -1,1 +1,1 @@
-"""`bustseg data`: make, check and split data."""
+"""`bustseg data`: create, check and split data."""

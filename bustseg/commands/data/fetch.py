@@ -15,15 +15,15 @@ def fetch(
     archive: Annotated[Path | None, Option(group="origin", metavar="ZIP")] = None,
     sha256: Annotated[str | None, Option(metavar="HEX")] = None,
 ) -> int:
-    """Download BUSI from its authors (206 MB; goes on where it stopped), or unpack an archive of it.
+    """Download BUSI from its authors (206 MB; resumes where it stopped), or unpack an archive of it.
 
     Example:
         bustseg data fetch data
 
     Args:
         dest: folder for Dataset_BUSI_with_GT
-        url: another place of the archive
-        archive: an archive at hand, such as Kaggle's
+        url: another address of the archive
+        archive: a local archive, such as Kaggle's
         sha256: the archive's checksum; `none` for no check (default: the authors' with a URL)
     """
     from bustseg.data.fetch import URL, fetch_command

@@ -22,24 +22,24 @@ def split(
     left_out_by: str = "source",
     curated_list: Annotated[Path | None, Option(metavar="FILE.csv")] = None,
 ) -> int:
-    """Write a split, or measure how much of one leaks.
+    """Write a split, or measure the leakage of one.
 
     Example:
         bustseg data split Dataset_BUSI_with_GT --scheme grouped --seed 0 --out split.csv
 
     Args:
-        root: data folder (default: the source's own, such as BUSI_ROOT)
+        root: data folder (default: that of the source, such as BUSI_ROOT)
         source: layout: BUSI, BUSBRA, BUSUCLM, BrEaST, Folders, DICOMFolder, or class_path and init_args as JSON
-        threshold: score from which a pair counts as duplicate
+        threshold: score from which a pair counts as a duplicate
         scheme: paper: 624/78/78; lesion: without normals, 8:1:1; grouped: as paper, with duplicates and patients kept
             together (default); curated: only listed images; kfold: cross-validation; left_out: every source or device
-            tests once
+            is tested once
         seed: the same seed gives the same split
         out: file to write, for --data.split
-        check: measure the leakage of this split instead; exit 1 if any
-        folds: folds of kfold
+        check: split file to measure the leakage of instead; exit code 1 if there is any
+        folds: number of folds of kfold
         kfold_of: scheme that kfold divides
-        left_out_by: column whose values left_out leaves out: source, or one of the source's table, such as device
+        left_out_by: column whose values left_out leaves out: source, or a column of the source's table, such as device
         curated_list: images that curated keeps (class;id, or image)
     """
     from bustseg.reports.data import find_source, split_command
