@@ -1,1 +1,1 @@
-"""Every page and table that bustseg writes: HTML and Markdown from templates, Markdown and LaTeX tables."""
+"""The pages and tables that bustseg writes: HTML and Markdown from templates, Markdown and LaTeX tables."""

@@ -1,4 +1,4 @@
-"""The audit of `bustseg data check` as one HTML file that needs nothing else: no script, no network."""
+"""The audit of `bustseg data check` as one self-contained HTML file without scripts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from bustseg.reports.render import data_uri
 from bustseg.reports.render import render as render_template
 
 _WIDTH = 190  # pixels of a picture
-_PAIRS = 400  # pairs pictured at most, which keeps the file below 10 MB
-_SUSPECTS = 60  # pairs that fall short of the threshold, at most
-_STRIP = 30  # pictures of calipers, text and outliers at most
+_PAIRS = 400  # most pairs with pictures, which keeps the file below 10 MB
+_SUSPECTS = 60  # most pairs below the threshold
+_STRIP = 30  # most pictures of calipers, text and outliers each
 
 
 def write_report(report: AuditReport, path: Path) -> None:
@@ -66,16 +66,16 @@ def render(report: AuditReport) -> str:
 
 
 class _Pictures:
-    """Small JPEG pictures of the samples with the outline of their lesions, each encoded once."""
+    """Small JPEG pictures of the samples with outlined lesions, each encoded once."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         self._samples = {sample.id: sample for sample in samples}
         self._done: dict[tuple[str, bool], dict[str, Any]] = {}
 
     def picture(self, image: str, marked: bool = False) -> dict[str, Any]:
-        """What the page shows of an image: ``image``, ``colour``, ``uri``, ``width`` and ``height``.
+        """The page's data of an image: ``image``, ``colour``, ``uri``, ``width`` and ``height``.
 
-        There is no ``uri`` when it cannot be read.
+        There is no ``uri`` if it cannot be read.
         """
         key = (image, marked)
         if key not in self._done:
@@ -143,7 +143,7 @@ def _problems(report: AuditReport) -> list[dict[str, str]]:
     for problem in report.problems:
         if not problem.wrong:
             notes[problem.kind].append(problem)
-    for kind, own in notes.items():  # notes come in dozens: one row each kind
+    for kind, own in notes.items():  # there may be dozens of notes: one row per kind
         others = ", ".join(problem.image or problem.path.name for problem in own[1:])
         message = own[0].message + (f"; the same with {others}" if others else "")
         rows.append({"tag": "note", "kind": kind, "message": message})
@@ -151,7 +151,7 @@ def _problems(report: AuditReport) -> list[dict[str, str]]:
 
 
 def _duplicates(report: AuditReport, pictures: _Pictures) -> tuple[list[dict[str, Any]], int]:
-    """Sections of pairs, the worst kind first, and the number of pairs that are not pictured."""
+    """Sections of pairs, the worst kind first, and the number of pairs without pictures."""
     shown = 0
     contradicting = {(pair.first, pair.second) for pair in report.contradictions}
     kinds: list[tuple[str, Callable[[Pair], bool]]] = [

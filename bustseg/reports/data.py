@@ -1,4 +1,4 @@
-"""``bustseg data check`` and ``bustseg data split``: what they print and the exit code they return."""
+"""``bustseg data check`` and ``bustseg data split``: their output and exit code."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def find_source(root: Path | None, name: str) -> tuple[Path, Source]:
     """Folder and reader of a data set.
 
     Args:
-        root: the folder; the source's own when not given
-        name: of the reader, as ``data.source`` in a config: a class, or class_path and init_args as JSON
+        root: the folder; that of the source when not given
+        name: name of the reader, as ``data.source`` in a config: a class, or class_path and init_args as JSON
 
     Raises:
         UserError: no such reader, or no folder
@@ -43,7 +43,7 @@ def find_source(root: Path | None, name: str) -> tuple[Path, Source]:
         ) from error
     folder = root or source.default_root()
     if folder is None:
-        raise UserError("no data folder: name it, or set BUSI_ROOT")
+        raise UserError("no data folder is given: name it, or set BUSI_ROOT")
     return Path(folder).expanduser(), source
 
 
@@ -55,7 +55,7 @@ def check_command(
     threshold: float = THRESHOLD,
     console: Console = console,
 ) -> int:
-    """Audit a data folder, print a summary and write the reports that are asked for.
+    """Audit a data folder, print a summary and write the requested reports.
 
     Args:
         source: layout of the folder; BUSI's when not given
@@ -64,7 +64,7 @@ def check_command(
         threshold: score from which a pair counts as duplicate
 
     Returns:
-        0, or 1 when training on the data would be wrong
+        0, or 1 when the data must not be trained on
 
     Raises:
         DataError: the folder does not hold the source's layout at all
@@ -96,12 +96,12 @@ def split_command(
     threshold: float = THRESHOLD,
     console: Console = console,
 ) -> int:
-    """Write a split, or check one, and print its counts and how much of it leaks.
+    """Write a split, or check one, and print its counts and its leakage.
 
     Args:
         scheme, seed, folds, of, curated_list, by: see :func:`bustseg.data.splits.make_split`; all folds are written
         out: CSV file to write
-        check: split file to measure instead of making one
+        check: split file to measure instead of creating one
         threshold: score from which a pair counts as duplicate
 
     Returns:
@@ -113,7 +113,7 @@ def split_command(
     source = source or BUSI()
     source.prepare(root)
     samples = source.read(root)
-    if check is not None:  # a bad file is told at once, not after the search
+    if check is not None:  # report a bad file at once, not after the search
         split = read_split(check, samples)
     groups = merge_groups(samples, cached_groups(samples, cache_root(root), threshold))
     if check is None:
@@ -129,7 +129,7 @@ def split_command(
         digest = write_split(split, out)
         console.print(f"wrote {escape(str(out))} (digest {digest})")
     if any(leak.leaked.values()):
-        console.print("the scheme grouped keeps duplicates in one subset: --scheme grouped")
+        console.print("to keep duplicates in one subset, use --scheme grouped")
     return 0
 
 
@@ -141,7 +141,7 @@ def _print_audit(console: Console, found: AuditReport) -> None:
     table.add_column(justify="right")
     table.add_column()
     for key, words in (
-        ("images_with_several_masks", "images with several masks (their union counts)"),
+        ("images_with_several_masks", "images with several masks (their union is used)"),
         (
             "duplicate_groups",
             f"groups of duplicates, {counts['images_in_groups']} images in {counts['duplicate_pairs']} pairs",
@@ -150,7 +150,7 @@ def _print_audit(console: Console, found: AuditReport) -> None:
         ("mirrored_pairs", "mirrored pairs"),
         ("cross_class_pairs", "pairs across classes"),
         ("contradicting_pairs", "pairs whose masks disagree"),
-        ("suspect_pairs", "more pairs worth a look"),
+        ("suspect_pairs", "further pairs to check"),
         ("coloured_overlays", "images with coloured overlays"),
         ("images_with_calipers", "images with calipers"),
         ("images_with_text", "images with burned-in text"),
@@ -167,9 +167,9 @@ def _print_audit(console: Console, found: AuditReport) -> None:
         more = f" (and {number - 1} more)" if number > 1 else ""
         console.print(f"[{colour}]{kind}[/{colour}]: {escape(first.message)}{more}")
     if found.wrong:
-        console.print(f"[red]training on this data would be wrong[/red]: {len(found.wrong)} problem(s) to mend first")
+        console.print(f"[red]do not train on these data[/red]: fix {len(found.wrong)} problem(s) first")
     else:
-        console.print("every image and mask can be read and fits its class")
+        console.print("every image and mask can be read and matches its class")
     if counts["duplicate_groups"]:
         console.print("a random split leaks: use `bustseg data split --scheme grouped`")
 

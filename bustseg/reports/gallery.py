@@ -1,4 +1,4 @@
-"""``gallery.html`` of `bustseg predict`: every image with its outline, those first that a person should look at."""
+"""``gallery.html`` of `bustseg predict`: every image with its outline, those that a person should look at first."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 from bustseg.reports.render import data_uri, render
 
 EMBEDDED = 300
-"""Pictures in the page itself, so that it can be sent alone; further ones are linked, or it would be huge."""
+"""Most pictures that are embedded in the page, so that it can be sent as one file; further ones are linked."""
 
 _SIDE = 360
-"""Longest side of such a picture, in pixels."""
+"""Longest side of an embedded picture, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class _Shown:
     """One image on the page.
 
     Attributes:
-        name: of its files
+        name: name of its files
         picture: address of its picture; empty when it has none
         link: address of the overlay in full size; empty when it has none
-        confidence, area, reason: in words; empty when there is nothing to say
+        confidence, area, reason: as text; empty when there is none
         flagged: whether a person should look at it
     """
 
@@ -43,15 +43,15 @@ class _Shown:
 
 
 def gallery_page(rows: Iterable[Mapping[str, str]], folder: Path, head: Mapping[str, Any]) -> str:
-    """The page, which opens from the disk and loads nothing from elsewhere.
+    """The page, which works from disk and loads nothing from elsewhere.
 
     Args:
-        rows: of ``predictions.csv``; those with an error are left out, since the table has them
-        folder: of the predictions, where the overlays are
+        rows: rows of ``predictions.csv``; those with an error are left out
+        folder: folder of the predictions, which contains the overlays
         head: content of ``predictions.json``: model, threshold, notice
     """
     done = [row for row in rows if not row["error"]]
-    # flagged ones first, and within both the least certain first; without confidences the input's order
+    # flagged images first, each part from the least confident; without confidences in the order of the input
     done.sort(key=lambda row: (row["look_at_this"] != "1", float(row["confidence"] or 1)))
     shown = [_shown(row, folder, embedded=place < EMBEDDED) for place, row in enumerate(done)]
     return render(
@@ -83,8 +83,8 @@ def _shown(row: Mapping[str, str], folder: Path, embedded: bool) -> _Shown:
 
 
 def _thumbnail(path: Path) -> str:
-    """A picture, made smaller, as an address; empty when the file is damaged."""
-    # not OpenCV's own reading, which crashes on names that are no UTF-8
+    """A reduced picture as a data URI; empty when the file is damaged."""
+    # not OpenCV's imread, which crashes on names that are not UTF-8
     picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
         return ""

@@ -14,7 +14,7 @@ from bustseg.disclaimer import RESEARCH
 
 @cache
 def environment() -> Environment:
-    """Jinja's environment: what goes into HTML is escaped, and a name that is not given is an error."""
+    """Jinja's environment: values in HTML are escaped, and an undefined name is an error."""
     made = Environment(
         loader=PackageLoader("bustseg.reports"),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
@@ -23,7 +23,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.globals["research"] = RESEARCH  # every page says so
+    made.globals["research"] = RESEARCH  # every page shows it
     return made
 
 
@@ -32,13 +32,13 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: file in ``templates/``
-        values: what it names
+        values: values of its variables
     """
     return environment().get_template(template).render(**values)
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Bytes of a picture as the address of an image that stands in the page itself.
+    """Bytes of a picture as a data URI.
 
     Args:
         content: the file's bytes
@@ -48,5 +48,5 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def picture_uri(path: Path) -> str:
-    """A PNG file as the address of an image that stands in the page itself."""
+    """A PNG file as a data URI."""
     return data_uri(path.read_bytes(), "image/png")

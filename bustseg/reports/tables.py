@@ -12,24 +12,24 @@ def markdown_table(head: Sequence[str], lines: Iterable[Sequence[object]], right
 
     Args:
         head: titles of the columns
-        lines: cells; None makes an empty one
-        right: positions of the columns that are set to the right, as numbers are; none when not given
+        lines: cells; None gives an empty one
+        right: positions of right-aligned columns; none when not given
     """
     rows = [["" if cell is None else str(cell).replace("|", "\\|") for cell in line] for line in lines]
     aligned = ["right" if position in (right or ()) else "left" for position in range(len(head))]
-    # cells come with their digits: tabulate must not read them as numbers again
+    # cells are already formatted: tabulate must not parse them as numbers
     return pd.DataFrame(rows, columns=list(head), dtype=str).to_markdown(
         index=False, colalign=aligned if rows else None, disable_numparse=True
     )
 
 
 def latex_table(frame: pd.DataFrame, caption: str, label: str) -> str:
-    """A LaTeX table with the rules of the package booktabs, its first column to the left and the others to the right.
+    """A LaTeX table with the rules of the package booktabs, the first column left- and the others right-aligned.
 
     Args:
         frame: cells and titles as plain text, which is escaped
-        caption: below which it stands; plain text too
-        label: to refer to it by
+        caption: caption above the table, also as plain text
+        label: label for references
     """
     escaped = pd.DataFrame({_escape(str(name)): [_escape(str(cell)) for cell in frame[name]] for name in frame})
     return escaped.to_latex(

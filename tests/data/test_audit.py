@@ -351,7 +351,7 @@ def test_a_report_on_broken_data_still_renders(folder):
     ruin_truncate(folder)
     ruin_mask_file(folder)
     page = render(audit(BUSI(), folder))
-    assert "Training on this data would be wrong" in page
+    assert "Do not train on these data" in page
 
 
 def test_split_command_writes_and_checks(folder, tmp_path):

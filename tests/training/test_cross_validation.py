@@ -143,7 +143,7 @@ BAD = {
     "too few": (["--folds", "1"], "--folds is 1"),
     "checkpoint": (["--ckpt_path", "x"], "takes no --ckpt_path"),
     "no folds": (["--data.split", "plain.csv"], "has no folds"),
-    "test only": (["--data.split", "test_all"], "trains nothing"),
+    "test only": (["--data.split", "test_all"], "has no training images"),
     "no tracking": (["--trainer.logger", "false"], "stores its folds in MLflow"),
 }
 
