@@ -492,7 +492,7 @@ def test_the_page_of_live_shows_the_newest_frame(page: Any, predictor: Predictor
     try:
         page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}/")
         until(page, "Number(document.documentElement.dataset.frames) > 10")
-        assert float(value(page, "Frames a second")) > 0
+        assert float(value(page, "Frames per second")) > 0
         assert "of" in value(page, "Dropped")
         assert not Axe().run(page).response["violations"]
         # the picture keeps its shape

@@ -1,4 +1,4 @@
-// Everything that the page asks of the server. The token, if there is one, stands in the page's address after the #.
+// All requests of the page to the server. The token, if there is one, is in the page's address after the #.
 
 let token = "";
 
@@ -17,7 +17,7 @@ export class Refused extends Error {
 
 const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 
-/** The server's answer; waits and asks again while the server has too much to do. */
+/** The server's response; waits and tries again while the server is too busy. */
 export async function ask(path, options = {}) {
   for (let attempt = 0; ; attempt++) {
     const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };

@@ -1,4 +1,4 @@
-// The page: files, one image at a time, corrections, downloads. What it shows of an image it computes from the logits.
+// The page: files, one image at a time, corrections, downloads. What it shows of an image is computed from the logits.
 
 import * as api from "./api.js";
 import * as masks from "./masks.js";
@@ -22,7 +22,7 @@ const frameOf = (entry, number = entry.frame) => {
 
 const newEntry = (name, id = null) => ({ name, id, frames: 1, dicom: false, frame: 0, data: new Map(), error: "", state: id ? "there" : "waiting", file: null });
 
-// of this tab alone: two of them would take each other's images away
+// of this tab only: two tabs would remove each other's images
 function remember() {
   sessionStorage.setItem(KNOWN, JSON.stringify(entries.filter((entry) => entry.id).map(({ id, name }) => ({ id, name }))));
 }
@@ -71,14 +71,14 @@ async function sendFile(entry) {
   remember();
 }
 
-/** What is asked of an upload; one that the server has forgotten, as after a restart, is sent again first. */
+/** A request for an upload; one that the server no longer has, such as after a restart, is sent again first. */
 async function onServer(entry, ask) {
   const { id } = entry;
   try {
     return await ask(`/uploads/${id}`);
   } catch (error) {
     if (error.status !== 404 || !entry.file) throw error;
-    // several requests may find it gone at the same time
+    // several requests may find it missing at the same time
     if (entry.id === id) await (entry.sending ??= sendFile(entry).finally(() => { entry.sending = null; }));
     return ask(`/uploads/${entry.id}`);
   }
@@ -93,7 +93,7 @@ async function inform(entry, number) {
   return frame;
 }
 
-/** What the network says of every frame of a loop, one after the other, for the strip and the list. */
+/** The network's results for every frame of a loop, one after the other, for the strip and the list. */
 async function informAll(entry) {
   for (let number = 0; number < entry.frames && entries.includes(entry); number++) {
     try { await inform(entry, number); } catch { return; }
@@ -103,7 +103,7 @@ async function informAll(entry) {
   showItem(entry);
 }
 
-/** The frame of a file that most deserves a look: the least confident, flagged ones first. */
+/** The frame of a file to look at first: the least confident, flagged ones first. */
 const worst = (entry) => [...entry.data.values()].filter((frame) => frame.info).sort((a, b) =>
   (b.info.look_at_this - a.info.look_at_this) || ((a.info.confidence ?? 1) - (b.info.confidence ?? 1)))[0];
 
@@ -177,7 +177,7 @@ function step(by) {
 
 // ---------------------------------------------------------------- one image
 
-let showing = 0; // an image that is still on its way when another is opened is not shown any more
+let showing = 0; // an image that is still loading when another is opened is not shown any more
 async function open(entry, number = entry.frame) {
   if (entry?.state === "error") { say(entry.error); return; }
   if (!entry?.id) return;
@@ -214,7 +214,7 @@ async function open(entry, number = entry.frame) {
   showList();
 }
 
-/** Drop what can be had again of frames that are far away, so that a long loop does not fill the memory. */
+/** Drop data of distant frames that can be fetched again, so that a long loop does not fill the memory. */
 function forget(entry, number) {
   for (const other of entries) {
     for (const [k, frame] of other.data) {
@@ -277,7 +277,7 @@ function showValues() {
     ["Highest of a pixel", info.lesion_probability.toFixed(3)],
     ["Confidence", trust === null ? "not calibrated" : `${trust.toFixed(2)}${frame.edited ? " (of your mask)" : ""}`],
     ["Area", `${size} px`],
-    ["", spacing ? `${(size * spacing[0] * spacing[1]).toFixed(1)} mm²` : "mm² not known"],
+    ["", spacing ? `${(size * spacing[0] * spacing[1]).toFixed(1)} mm²` : "mm² unknown"],
     ["Components", masks.components(frame.mask, shapeOf(frame)).areas.length],
     ["Size", `${info.width} × ${info.height}`],
   ];
@@ -373,7 +373,7 @@ function choose(tool) {
   viewer.draw();
 }
 
-/** A correction must not be lost because the server is being started again. */
+/** A correction must not be lost because the server is being restarted. */
 async function patiently(work) {
   for (let attempt = 0; ; attempt++) {
     try {
@@ -430,7 +430,7 @@ async function saveMask() {
 
 const quoted = (value) => {
   const text = String(value ?? "");
-  // a cell that begins like a formula would be one in a spreadsheet
+  // a spreadsheet would treat a cell that begins like a formula as one
   return `"${(/^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text).replaceAll('"', '""')}"`;
 };
 
@@ -472,7 +472,7 @@ canvas.addEventListener("pointerdown", (event) => {
   canvas.setPointerCapture(event.pointerId);
   pointers.set(event.pointerId, place(event));
   const at = viewer.toImage(...place(event));
-  if (pointers.size === 2) { // two fingers zoom and move, whatever the tool
+  if (pointers.size === 2) { // two fingers zoom and move with any tool
     if (stroke === "paint") travel("undo", "redo");
     stroke = "pinch";
   } else if (event.button === 2) stroke = "window";
@@ -540,20 +540,20 @@ function setThreshold(value) {
   if (!ready()) return;
   frame.threshold = value;
   predict(frame);
-  // an edited mask is the annotator's: the threshold moves the network's beside it
+  // an edited mask is the annotator's: the threshold changes only the network's mask
   if (!frame.edited) frame.mask = frame.predicted.slice();
   frame.edited = differs(frame.mask, frame.predicted);
   viewer.setMask(frame.mask, frame.predicted, frame.edited);
   showValues();
   showEdits();
   clearTimeout(asked);
-  asked = setTimeout(async () => { // only the reasons of the flag are the server's
+  asked = setTimeout(async () => { // only the reasons of the flag come from the server
     const entry = current, number = entry.frame;
     try {
       frame.info = await onServer(entry, (where) => api.json(`${where}/${number}?threshold=${value}`));
       if (frame === shownFrame()) showValues();
       showItem(entry);
-    } catch { /* the values that are shown stay */ }
+    } catch { /* keep the values that are shown */ }
   }, 400);
 }
 $("threshold").addEventListener("input", () => setThreshold(Number($("threshold").value)));
@@ -640,7 +640,7 @@ stage.addEventListener("drop", async (event) => {
 async function filesOf(entry) {
   if (entry.isFile) return [await new Promise((done, failed) => entry.file(done, failed))];
   const reader = entry.createReader(), found = [];
-  for (;;) { // a reader gives a hundred at a time
+  for (;;) { // a reader returns at most a hundred entries at a time
     const part = await new Promise((done, failed) => reader.readEntries(done, failed));
     if (!part.length) break;
     found.push(...part);
@@ -709,7 +709,7 @@ addEventListener("keydown", (event) => {
     if (event.key === "Enter" && viewer.tool === "polygon") { event.preventDefault(); closePolygon(); return; }
   }
   const group = event.target.closest?.("[role=radiogroup]");
-  if (group && ARROWS[event.key]) { // as radio buttons do
+  if (group && ARROWS[event.key]) { // like radio buttons
     event.preventDefault();
     const buttons = [...group.querySelectorAll("button")], by = ARROWS[event.key][0] + ARROWS[event.key][1];
     const next = buttons[(buttons.indexOf(event.target) + by + buttons.length) % buttons.length];
@@ -744,7 +744,7 @@ async function start() {
   try {
     model = await api.json("/model");
   } catch (error) {
-    say(error.status === 401 ? "This server wants a token: open the address that it printed." : error.message);
+    say(error.status === 401 ? "This server requires a token: open the address that it printed." : error.message);
     return;
   }
   $("model").textContent = `${model.name}, ${model.digest.slice(0, 12)}`;

@@ -1,4 +1,4 @@
-// The newest picture of the server, and then the next: what comes meanwhile is not waited for.
+// Shows the server's newest picture, then the next: pictures in between are skipped.
 
 const $ = (id) => document.getElementById(id);
 const canvas = $("canvas"), context = canvas.getContext("2d");
@@ -22,7 +22,7 @@ addEventListener("keydown", (event) => { if (event.key === " " && event.target =
 function show(answer, drawn) {
   const of = (name) => answer.headers.get(name), area = Number(of("X-Area"));
   const rows = [
-    ["Frames a second", of("X-Rate")], ["Shown here", drawn.toFixed(1)], ["Dropped", `${of("X-Dropped")} of ${of("X-Read")}`],
+    ["Frames per second", of("X-Rate")], ["Shown here", drawn.toFixed(1)], ["Dropped", `${of("X-Dropped")} of ${of("X-Read")}`],
     ["Frame to outline", `${of("X-Milliseconds")} ms`], ["Area", area ? `${area} px` : "no lesion"],
     ["Probability of a lesion", of("X-Presence") || "not calibrated"], ["Confidence", of("X-Confidence") || "not calibrated"],
   ];
@@ -49,7 +49,7 @@ async function run() {
     if (answer.status === 204) continue;
     if (!answer.ok) {
       const body = await answer.json().catch(() => ({}));
-      $("busy").textContent = answer.status === 401 ? "This server wants a token: open the address that it printed." : body.error || body.detail || "ended";
+      $("busy").textContent = answer.status === 401 ? "This server requires a token: open the address that it printed." : body.error || body.detail || "ended";
       return;
     }
     number = Number(answer.headers.get("X-Number"));

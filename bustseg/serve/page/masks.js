@@ -1,4 +1,4 @@
-// From the network's logits to a mask, as bustseg does it in Python, so that a threshold moves without the server.
+// From the network's logits to a mask, as in Python, so that the threshold can be changed without the server.
 // Pure functions on typed arrays; the tests run them in Node and compare them with Python's.
 
 /** Logits (h, w) at the image's own size (H, W): bilinear with half-pixel centres, edges repeated. */
@@ -88,7 +88,7 @@ export function maskOf(logits, shape, threshold, settings = {}) {
     const sums = new Float64Array(areas.length), kept = areas.map(() => false), high = cut(peak);
     for (let i = 0; i < labels.length; i++) {
       if (!labels[i]) continue;
-      // probabilities are cut off at 1e-7 before their logits are averaged
+      // probabilities are clipped at 1e-7 before their logits are averaged
       sums[labels[i] - 1] += Math.min(Math.max(logits[i], -16.118), 16.118);
       if (logits[i] >= high) kept[labels[i] - 1] = true;
     }

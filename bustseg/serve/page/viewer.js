@@ -1,4 +1,4 @@
-// The picture with its outline: zoom, pan, window, and where the pointer is in the image.
+// The picture with its outline: zoom, pan, window, and the pointer's position in the image.
 
 import { borders } from "./masks.js";
 
@@ -29,7 +29,7 @@ export class Viewer {
     });
   }
 
-  /** Show another picture; the view stays when its size does. */
+  /** Show another picture; the view is kept if the size is the same. */
   show(bitmap) {
     const same = this.shape && this.shape[0] === bitmap.height && this.shape[1] === bitmap.width;
     this.shape = [bitmap.height, bitmap.width];
@@ -56,7 +56,7 @@ export class Viewer {
     this.shown.getContext("2d").putImageData(image, 0, 0);
   }
 
-  /** Take a mask, and the network's where it is another one. */
+  /** Set the mask, and the network's mask if it is a different one. */
   setMask(mask, predicted, edited) {
     const [H, W] = this.shape, colour = edited ? [53, 208, 255] : [255, 159, 28];
     const image = new ImageData(W, H);
@@ -161,7 +161,7 @@ export class Viewer {
     this.context.stroke(path);
   }
 
-  /** The picture as it is windowed, with the outline, at the image's own size. */
+  /** The windowed picture with the outline, at the image's own size. */
   async overlay() {
     const [H, W] = this.shape, canvas = new OffscreenCanvas(W, H), context = canvas.getContext("2d");
     context.drawImage(this.shown, 0, 0);
