@@ -1,1 +1,1 @@
-"""Studies behind the published figures; each is a package or a module with a command of its own."""
+"""Studies behind the published results; each is a package or a module with its own command."""

@@ -1,16 +1,16 @@
-"""What correcting images in the order of their expected worth is worth, against a random order.
+"""The benefit of correcting images in the order of their expected gain, compared with a random order.
 
     python -m studies.active_learning --config configs/baselines/unet_lite0.yaml --out active --seeds 0 1 2
     python -m studies.active_learning ... --data.image_size 128 --trainer.max_epochs 10     # any option of fit
 
-Plays an annotator whose corrections are the data set's own masks. Of the training images `--start` are corrected at
-first, drawn by the seed and the same for both orders. In each round a network is trained from the beginning on what is
-corrected, its temperature is fitted on the validation images, and `--step` further images are corrected: those of the
-least confidence (`bustseg.deploy.output.worth_of_a_look`), or random ones. Every network is scored on the same test
-images at their own size, at the network's own threshold.
+Simulates an annotator whose corrections are the data set's own masks. Initially `--start` of the training images are
+corrected, drawn with the seed and equal for both orders. In each round a network is trained from scratch on the
+corrected images, its temperature is fitted on the validation images, and `--step` further images are corrected: those
+with the lowest confidence (`bustseg.deploy.output.worth_of_a_look`), or random ones. Every network is scored on the
+same test images at their own size, at the network's own threshold.
 
-`--out` gets a file for each training, so that an interrupted study goes on where it was; `curve.csv`, `curve.md` with
-intervals over seeds and test images together, and `curve.png`.
+`--out` gets a file for each training, so that an interrupted study continues where it stopped; `curve.csv`, `curve.md`
+with intervals over seeds and test images together, and `curve.png`.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ ORDERS = ("worth", "random")
 def next_images(
     order: str, pool: Sequence[str], worth: dict[str, float], step: int, seed: int, number: int
 ) -> list[str]:
-    """The images that are corrected next.
+    """The images to correct next.
 
     Args:
         order: one of :data:`ORDERS`
         pool: ids that are not corrected yet
-        worth: of a look at each of them
-        step: how many
+        worth: expected gain from correcting each of them
+        step: number of images
         seed, number: of the study and of the round, which decide a random order
     """
     if order == "random":
@@ -57,7 +57,7 @@ def next_images(
 
 
 class Study:
-    """One study: data, split, and the folder that it is kept in.
+    """One study: data, split, and its folder.
 
     Args:
         config: of `bustseg fit`
@@ -75,7 +75,7 @@ class Study:
         out.mkdir(parents=True, exist_ok=True)
 
     def first(self, start: int, seed: int) -> list[str]:
-        """The images that are corrected at first; some have a lesion, or there would be nothing to learn."""
+        """The images that are corrected initially; some must have a lesion, or there would be nothing to learn."""
         train = self.subsets["train"]
         if not 4 <= start < len(train):
             raise UserError(f"--start is {start}: give 4 to {len(train) - 1}, fewer than the training images")
@@ -83,13 +83,13 @@ class Study:
         return [train[k] for k in sorted(drawn)]
 
     def round(self, order: str, seed: int, number: int, corrected: list[str]) -> dict[str, Any]:
-        """Train on what is corrected, and say what the network makes of the test images and of all others."""
+        """Train on the corrected images, and score the test images and all others."""
         # both orders begin with the same training
         path = self.out / f"{order if number else 'start'}-seed{seed}-round{number}.json"
         if path.is_file():
             done = json.loads(path.read_text())
             if done["corrected"] != corrected:
-                raise UserError(f"{path} is of another study: name another --out")
+                raise UserError(f"{path} belongs to another study: name another --out")
             return done
         predictor = Predictor(self._train(order, seed, number, corrected))
         temperature = fit_temperature(
@@ -130,7 +130,7 @@ class Study:
                 ["fit", "--config", str(self.config), *data, "--seed_everything", str(seed), *named, *self.options]
             )
             if code:
-                raise UserError("a training of the study failed; its message stands above")
+                raise UserError("a training of the study failed; see its message above")
             from bustseg.runs.resolve import resolve_checkpoint
 
             return str(resolve_checkpoint("latest"))
@@ -138,7 +138,7 @@ class Study:
 
 @contextmanager
 def store(folder: Path) -> Iterator[None]:
-    """Keep runs in the study's own store, so that the newest is its own."""
+    """Use a separate store for the study, so that the newest run is always its own."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder.resolve() / 'mlflow.db'}"
     try:
@@ -233,7 +233,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, required=True, help="of bustseg fit")
     parser.add_argument("--root", type=Path, help="BUSI (default: BUSI_ROOT)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--start", type=int, default=60, help="images that are corrected at first (default 60)")
+    parser.add_argument("--start", type=int, default=60, help="images that are corrected initially (default 60)")
     parser.add_argument("--step", type=int, default=60, help="images that each round adds (default 60)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds after the first training (default 5)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one study per seed (default 0)")

@@ -1,8 +1,8 @@
-"""What ``model.postprocess.max_confidence_gap`` gives on validation images, by trained model.
+"""The effect of ``model.postprocess.max_confidence_gap`` on validation images, by trained model.
 
     python -m studies.components MODEL... [--root $BUSI_ROOT]
 
-Each model (checkpoint or run id) answers for the validation images of its own split, from its logits before any
+Each model (checkpoint or run id) is scored on the validation images of its own split, from its logits before any
 post-processing. Prints a Markdown table: Dice ``lesion`` of each model by threshold and gap, and the means over models.
 """
 

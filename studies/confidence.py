@@ -2,7 +2,7 @@
 
 The temperature is fitted on the validation images of the checkpoint's own split; then every image of a subset is
 predicted at its own size and its Dice (an empty mask counts 1 on an image without a lesion, convention `empty_one`) is
-compared with the confidence that its mask was given.
+compared with the confidence of its mask.
 
     python -m studies.confidence --model latest --subset val
     python -m studies.confidence --model exported/ --data_of best.ckpt --subset test --json out.json
@@ -45,7 +45,7 @@ def predicted(predictor: Predictor, samples: list[Sample], what: str) -> Iterato
 
 
 def figures(dices: np.ndarray, confidence: np.ndarray, low: float) -> dict[str, Any]:
-    """What the confidence says of images, and how far it is right."""
+    """Statistics of the confidence, and how well it predicts Dice."""
     wrong = dices < low
     keep = np.argsort(-confidence)[: max(1, round(0.8 * len(dices)))]
     return {
@@ -60,7 +60,7 @@ def figures(dices: np.ndarray, confidence: np.ndarray, low: float) -> dict[str, 
 
 
 def flag_figures(dices: np.ndarray, flagged: np.ndarray, low: float) -> dict[str, Any]:
-    """What the flag says of images, and how far it is right."""
+    """Statistics of the flag, and how well it finds wrong masks."""
     return {
         "flagged": int(flagged.sum()),
         f"of those with Dice below {low:g}, flagged": int((flagged & (dices < low)).sum()),
@@ -76,7 +76,7 @@ def main() -> None:
     arguments.add_argument("--root", help="data folder (default: as the checkpoint says)")
     arguments.add_argument("--subset", default="val", choices=("val", "test"), help="images to judge (default val)")
     arguments.add_argument("--low", type=float, default=0.5, help="Dice below which a mask is wrong (default 0.5)")
-    arguments.add_argument("--json", metavar="FILE", help="write the figures and every image's numbers")
+    arguments.add_argument("--json", metavar="FILE", help="file for the results and every image's numbers")
     args = arguments.parse_args()
     predictor = Predictor(args.model)
     data = load_data(resolve_checkpoint(args.data_of or args.model))

@@ -2,10 +2,10 @@
 
     python -m studies.flagship --root $BUSI_ROOT --curated_list curated_busi_v1.csv [--only "lesion 0" grouped ...]
 
-With ``--encoders lite2 lite1 lite0`` every split is trained with each of them, and the networks answer as one.
-Every step goes through the command line. Runs that are finished are not trained again, and a run that has been tested
-is not tested again, so that the test set is looked at once. Prints a Markdown table: the validation images, with the
-chosen point, and the test images, with it.
+With ``--encoders lite2 lite1 lite0`` every split is trained with each of them, and the networks form an ensemble.
+Every step goes through the command line. Finished runs are not trained again, and tested runs are not tested again, so
+that the test set is used only once. Prints a Markdown table: the validation images, with the chosen point, and the test
+images, with it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def variants(curated_list: str | None) -> dict[str, list[str]]:
 
 
 def bustseg(*args: str) -> str:
-    """Run a command, showing what it says, and return its standard output."""
+    """Run a command, show its output, and return its standard output."""
     print("$ bustseg", *args, file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, "-m", "bustseg.cli", *args], stdout=subprocess.PIPE, text=True, check=True)
     print(done.stdout, file=sys.stderr, flush=True)
@@ -49,7 +49,7 @@ def bustseg(*args: str) -> str:
 
 
 def find_run(client: mlflow.MlflowClient, experiment: str, name: str) -> Any:
-    """The newest finished run of this name; None when there is none."""
+    """The newest finished run with this name; None when there is none."""
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return None
@@ -58,12 +58,12 @@ def find_run(client: mlflow.MlflowClient, experiment: str, name: str) -> Any:
 
 
 def measure(client: mlflow.MlflowClient, name: str, options: list[str], encoders: list[str]) -> list[dict[str, Any]]:
-    """Train what is not trained, choose, test what is not tested; rows of the table."""
+    """Train and test what is missing, and choose the operating point; returns the rows of the table."""
     run_name = f"flagship {name}, {'+'.join(encoders)}"
     runs = [train(client, f"flagship {name}, {encoder}", encoder, options) for encoder in encoders]
     model, named = runs[0], {"validate": run_name, "test": run_name}
     if len(runs) > 1:
-        # what an ensemble scores belongs to no member's run
+        # an ensemble's scores belong to none of its members' runs
         named = {verb: f"{run_name}, {verb}" for verb in named}
         model = f"mlruns/{run_name}.ckpt".replace(", ", "-").replace(" ", "-")
         if not Path(model).exists():
@@ -89,7 +89,7 @@ def measure(client: mlflow.MlflowClient, name: str, options: list[str], encoders
 
 
 def train(client: mlflow.MlflowClient, run_name: str, encoder: str, options: list[str]) -> str:
-    """Run id of a finished training of this name; trained now if it is not there."""
+    """Run id of a finished training with this name, which is trained now if missing."""
     if find_run(client, "flagship", run_name) is None:
         network = ["--model.network.init_args.encoders", f"[timm/tf_efficientnet_{encoder}]"]
         bustseg("fit", "--config", str(CONFIG), *options, *network, "--tracking.run_name", run_name)

@@ -1,19 +1,19 @@
-"""The flagship over folds of the images that the split `paper` does not test: 702 images, each predicted unseen.
+"""Cross-validation of the flagship on the 702 images that the split `paper` does not use for testing.
 
     python -m studies.folds --root $BUSI_ROOT --encoders lite2 lite1 lite0
 
-78 validation images with 13 normals cannot tell settings of post-processing apart, and 62 test lesions say little of a
-network. So the training and validation images of the split are divided in three, each third is predicted by networks
-trained on the other two (their last weights: the third they are judged by chose no epoch), and the networks on several
-encoders answer as one. Printed, as Markdown:
+78 validation images with 13 normals are too few to distinguish settings of post-processing, and 62 test lesions say
+little about a network. So the training and validation images of the split are divided into thirds, each third is
+predicted by networks trained on the other two (with their last weights, so that no epoch is chosen on the third), and
+the networks with several encoders form an ensemble. Printed, as Markdown:
 
 * Dice by threshold and ``model.postprocess.min_peak_probability``, differences with 95 % intervals over images
-* the threshold and smallest component that `bustseg validate`'s rule takes from all 702, by peak
+* the threshold and smallest component that `bustseg validate`'s rule chooses on all 702, by peak
 * the scores of all 702, each third with the setting that was best on the other two
-* what Dice the images that the split tests would have if they were drawn from these, 42 benign and 20 malignant,
+* the distribution of Dice over test sets drawn from these images, each with 42 benign and 20 malignant,
   and the share of draws below each Dice given by ``--at``
 
-Trainings that are finished are not done again. The images that the split tests are not looked at.
+Finished trainings are not repeated. The split's test images are not used.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TESTED = {"benign": 42, "malignant": 20}
 
 
 def write_folds(folder: Path, root: str) -> list[Path]:
-    """Split files, one per fold: the third is `val`, the rest `train`, what the split `paper` tests stays `test`."""
+    """Split files, one per fold: the third is `val`, the rest `train`, and the test images of `paper` stay `test`."""
     folder.mkdir(exist_ok=True)
     whole = folder / "paper.csv"
     if not whole.exists():
@@ -102,7 +102,7 @@ def dice(points: dict[float, OperatingPoints]) -> np.ndarray:
 
 
 def recommended(points: dict[float, OperatingPoints]) -> str:
-    """What the rule of `bustseg validate` takes from the images, with and without a peak."""
+    """The choice of `bustseg validate`'s rule on the images, with and without a peak."""
     lines = []
     for peak in (0.0, 0.8, 0.9):
         best = points[peak].recommended()

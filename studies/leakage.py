@@ -1,13 +1,13 @@
-"""What leakage is worth: one light network, trained and tested under a leaking split and under one that does not leak.
+"""The effect of leakage: a light network, trained and tested with a leaking split and with one that does not leak.
 
-The network, the number of images in each subset and the classes are the same; only the duplicates differ: under
-`paper` a third of the test images have a copy among the training images, under `grouped` none has. Every seed draws
-another split and another training. What is printed is the difference of the mean Dice on test images with a lesion,
-with a bootstrap interval that draws seeds, and within them whole groups of duplicates, since copies are no independent
-images; and, for the leaking split alone, the Dice of images with and without a copy in train.
+The network, the number of images in each subset and the classes are the same; only the duplicates differ: with `paper`
+a third of the test images have a copy among the training images, with `grouped` none has. Every seed gives another
+split and another training. The script prints the difference of the mean Dice on test images with a lesion, with a
+bootstrap interval that draws seeds, and within them whole groups of duplicates, since copies are not independent; and,
+only for the leaking split, the Dice of images with and without a copy in train.
 
-    python -m studies.leakage --root $BUSI_ROOT --out leakage          # goes on where it stopped
-    python -m studies.leakage --phantoms 60 --epochs 1 --seeds 0 1     # a quick look at the script itself
+    python -m studies.leakage --root $BUSI_ROOT --out leakage          # continues where it stopped
+    python -m studies.leakage --phantoms 60 --epochs 1 --seeds 0 1     # a quick test of the script
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
 
 def train_and_test(scheme: str, seed: int, source: list[str], epochs: int, image_size: int) -> list[dict[str, Any]]:
-    """Train under one split and return ``{"image", "dice", "group", "copy"}`` of every test image with a lesion."""
+    """Train with one split and return ``{"image", "dice", "group", "copy"}`` of every test image with a lesion."""
     from bustseg.data.cache import cache_root, cached_groups
     from bustseg.data.splits import leakage, merge_groups
     from bustseg.experiment import Experiment
@@ -60,7 +60,7 @@ def train_and_test(scheme: str, seed: int, source: list[str], epochs: int, image
 
 
 def resample(results: list[list[dict[str, Any]]], rng: np.random.Generator) -> float:
-    """Mean over seeds of the mean Dice, of seeds and duplicate groups drawn with replacement."""
+    """Mean over seeds of the mean Dice, with seeds and duplicate groups drawn with replacement."""
     means = []
     for chosen in rng.integers(len(results), size=len(results)):
         groups = defaultdict(list)
@@ -73,7 +73,7 @@ def resample(results: list[list[dict[str, Any]]], rng: np.random.Generator) -> f
 
 
 def difference(results: dict[str, list[list[dict[str, Any]]]], draws: int = 10_000) -> tuple[float, float, float]:
-    """Dice under the leaking split minus Dice under the other, with its 95 % bootstrap interval."""
+    """Dice with the leaking split minus Dice with the other, with its 95 % bootstrap interval."""
     point = {
         scheme: np.mean([np.mean([row["dice"] for row in rows]) for rows in runs]) for scheme, runs in results.items()
     }
@@ -102,7 +102,7 @@ def report(results: dict[str, list[list[dict[str, Any]]]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="BUSI (default: BUSI_ROOT)")
-    parser.add_argument("--phantoms", type=int, help="use so many phantoms instead")
+    parser.add_argument("--phantoms", type=int, help="use this number of phantoms instead")
     parser.add_argument("--out", type=Path, default=Path("leakage"), help="folder for the finished runs' scores")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10)
@@ -121,7 +121,7 @@ def main() -> None:
             if path.is_file():
                 kept = json.loads(path.read_text())
                 if kept["setting"] != setting:
-                    sys.exit(f"{path} is of another setting ({kept['setting']}): name another --out")
+                    sys.exit(f"{path} has other settings ({kept['setting']}): name another --out")
                 rows = kept["rows"]
             else:
                 rows = train_and_test(scheme, seed, source, options.epochs, options.image_size)

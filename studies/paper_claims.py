@@ -1,8 +1,8 @@
-"""The paper's comparisons, decided on rows of table 1 that were run with several seeds.
+"""Test the paper's comparisons on rows of table 1 that were run with several seeds.
 
     python -m studies.paper_claims ROWS
 
-``ROWS`` holds ``row_RR_seed_S.csv``: the table per test image that `bustseg test` leaves (``tables/test.csv``). For
+``ROWS`` holds ``row_RR_seed_S.csv``: the per-image table from `bustseg test` (``tables/test.csv``). For
 each comparison the images' Dice (convention `paper`) is averaged over the seeds that both rows have; the interval is a
 bootstrap over images and seeds together, p is Wilcoxon's over images, corrected by Holm over all comparisons.
 """
@@ -30,7 +30,7 @@ CLAIMS = [
     ("trainable encoders are better than frozen (Dice loss)", 8, 5, +1),
     ("three encoders are better than two (BCE)", 7, 19, +1),
 ]
-"""What the paper's table 1 says: a sentence, the row that it calls better, the other, and the sign."""
+"""The conclusions of the paper's table 1: a sentence, the better row, the other row, and the sign."""
 
 RESAMPLES = 10_000
 
@@ -60,7 +60,7 @@ def difference(first: Mapping[int, pd.Series], second: Mapping[int, pd.Series]) 
 
 
 def claims(rows: Mapping[int, Mapping[int, pd.Series]], paper: Mapping[int, float]) -> pd.DataFrame:
-    """A row per comparison whose two rows are there.
+    """A row per comparison for which both rows are available.
 
     Args:
         rows: Dice per image by row and seed

@@ -1,12 +1,13 @@
-"""What the flagship's recipe was chosen by: short trainings that differ in one thing, on validation images only.
+"""The experiments by which the flagship's recipe was chosen: short trainings with one change each, scored on validation
+images.
 
-    python -m studies.recipe --root $BUSI_ROOT                       # trains what the store lacks, then the table
-    python -m studies.recipe --root $BUSI_ROOT --only base presence-off
+    python -m studies.recipe --root $BUSI_ROOT                       # trains what is missing in the store, then prints
+    the table python -m studies.recipe --root $BUSI_ROOT --only base presence-off
 
-Each variant is `configs/flagship/grouped.yaml` with the options below at 128 px for 9 epochs, under every seed (of
-weights, order and augmentation; the split stays). The table has the Dice of the validation images at the threshold and
-smallest component that `bustseg validate` recommends for them, which flatters all variants alike, the mean over seeds;
-and the difference from `base` with a 95 % bootstrap interval over images, the same images for both.
+Each variant is `configs/flagship/grouped.yaml` with the options below at 128 px for 9 epochs, with every seed (of
+weights, order and augmentation; the split is fixed). The table has the Dice of the validation images at the threshold
+and smallest component that `bustseg validate` recommends for them, which favours all variants equally, averaged over
+seeds; and the difference from `base` with a 95 % bootstrap interval over images, the same images for both.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from studies.flagship import CONFIG, bustseg, find_run
 SHORT = [
     *("--data.image_size", "128", "--model.train_scale", "null", "--trainer.max_epochs", "9"),
     *("--model.lr_scheduler.init_args.T_max", "9", "--early_stopping.patience", "30"),
-    # what the recipe was before: the last variants and the log in docs/results say why it changed
+    # the earlier recipe: the last variants and the log in docs/results explain the change
     *("--model.optimizer.init_args.lr", "6e-4", "--checkpoint.monitor", "val/dice_empty_one"),
     *("--checkpoint.mode", "max", "--data.batch_size", "16", "--tracking.experiment", "recipe"),
     *("--trainer.callbacks", "[{class_path: bustseg.callbacks.MovingAverage, init_args: {decay: 0.99}}]"),
@@ -40,7 +41,7 @@ VARIANTS = {
 
 
 def checkpoint(client: mlflow.MlflowClient, name: str, seed: int, root: list[str]) -> str:
-    """Run id of a variant under a seed; trained now if it is not there."""
+    """Run id of a variant with a seed, which is trained now if missing."""
     run_name = f"{name}, seed {seed}"
     if find_run(client, "recipe", run_name) is None:
         bustseg(
@@ -67,7 +68,7 @@ def scores(run_id: str, root: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_interval(values: np.ndarray, resamples: Bootstrap) -> str:
-    """Mean with its 95 % percentile interval over images, of those that are not nan."""
+    """Mean with its 95 % percentile interval over images, ignoring nan."""
     found = resamples.mean(values[:, None]).interval(method="percentile")
     return f"{found.estimate[0]:+.4f} [{found.low[0]:+.4f}, {found.high[0]:+.4f}]"
 

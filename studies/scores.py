@@ -1,4 +1,4 @@
-"""Scores that several studies take of single images."""
+"""Per-image scores that several studies use."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def dice(mask: np.ndarray, truth: np.ndarray) -> float:
 
 
 def mean_with_interval(draws: Bootstrap, values: np.ndarray, counted: np.ndarray) -> str:
-    """Mean over some of the images, with its 95 % interval; ``-`` where there are none.
+    """Mean over selected images, with its 95 % interval; ``-`` if there are none.
 
     Args:
-        draws: draws the images
-        values: one of each image (N,)
-        counted: which images, bool (N,)
+        draws: bootstrap over the images
+        values: one value per image (N,)
+        counted: the selected images, bool (N,)
     """
     if not counted.any():
         return "-"

@@ -1,1 +1,1 @@
-"""Train on some data sources, test on one that was left out: what a recipe is worth on scanners it has never seen."""
+"""Train on some data sources and test on one that was left out: how recipes perform on unseen scanners."""

@@ -1,8 +1,8 @@
-"""The card of the model in the box: what it is, what it was trained on, and its figures by source.
+"""The card of the model in the box: its description, training data, and scores by source.
 
     python -m studies.cross_source.card FOLDER SCORES.md SPLIT.csv
 
-``FOLDER`` is the exported model, ``SCORES.md`` what `studies.cross_source.score` printed of it and of other models.
+``FOLDER`` is the exported model, ``SCORES.md`` the output of `studies.cross_source.score` for it and other models.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ them it is not: see docs/results/scanners.md.
 
 
 def card(folder: Path, scores: str, split: pd.DataFrame) -> str:
-    """The card's text, with what the exported folder says of itself.
+    """The card's text, with metadata from the exported folder.
 
     Args:
         folder: the exported model

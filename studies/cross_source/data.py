@@ -4,8 +4,8 @@
     python -m studies.cross_source.data unpack DEST OUT
 
 ``pack`` reads the data sets in their own layouts and writes one folder per source: images of ``SIDE`` pixels (WebP,
-lossless), masks (PNG, one bit) and ``table.csv``. ``unpack`` makes of these what ``bustseg fit`` reads (the layout
-``Folders``), stretched to a square as bustseg does, and letterboxed (the image's own proportions, black beside it).
+lossless), masks (PNG, one bit) and ``table.csv``. ``unpack`` converts these to the layout ``Folders`` for ``bustseg
+fit``, stretched to a square as bustseg does, and letterboxed (with the image's own proportions, padded with black).
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ def unpack(packed: Path, out: Path) -> None:
 
 
 def letterboxed(image: np.ndarray, mask: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A stretched square image and mask (S, S), given back their proportions and padded with black to (S, S).
+    """A stretched square image and mask (S, S), restored to their proportions and padded with black to (S, S).
 
     Args:
         image: ``uint8`` (S, S)
         mask: 0 or 255 (S, S)
-        height: of the image before it was stretched
-        width: likewise
+        height: height of the image before it was stretched
+        width: its width
     """
     side = image.shape[0]
     scale = side / max(height, width)
@@ -109,13 +109,13 @@ def _each(action: Callable[..., None], items: Iterable[object]) -> None:
 
 
 def add_roots(parser: argparse.ArgumentParser) -> None:
-    """Give a parser an option for each source's folder: ``--bus_bra DIR``."""
+    """Add an option for each source's folder to a parser: ``--bus_bra DIR``."""
     for name in SOURCES:
         parser.add_argument(f"--{name.replace('-', '_')}", type=Path)
 
 
 def roots_of(args: argparse.Namespace) -> dict[str, Path]:
-    """The folders that :func:`add_roots`' options name, by source."""
+    """The folders from the options of :func:`add_roots`, by source."""
     return {name: root for name in SOURCES if (root := getattr(args, name.replace("-", "_"))) is not None}
 
 

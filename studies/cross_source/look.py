@@ -1,9 +1,10 @@
-"""What checkpoints say of the images that no training of the box has seen, together or alone, at some sizes.
+"""Predictions of checkpoints, together or alone and at several sizes, for images that were not used for training the
+box.
 
     python -m studies.cross_source.look OUT CHECKPOINT [CHECKPOINT ...] --data DATA [--sizes 192 224]
 
 Writes ``OUT-SIZE.npz``: logits (the mean over the checkpoints, and over each image and its mirror image) of the
-validation and test images of every source, as PNG, by ``subset/id``; and prints the figures.
+validation and test images of every source, as PNG, by ``subset/id``; and prints the scores.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from studies.cross_source.work import auc, decode, encode
 
 
 def unseen(data: Path) -> pd.DataFrame:
-    """Validation and test images of every source: image, subset, label, and where image and mask lie."""
+    """Validation and test images of every source: image, subset, label, and paths of image and mask."""
     frames = []
     for name in SOURCES:
         root = data / "stretch" / name

@@ -1,14 +1,14 @@
-"""Writes the recipes of the study as files for `studies.cross_source.work`, and reads what they gave.
+"""Write the recipes of the study as files for `studies.cross_source.work`, and evaluate their results.
 
     python -m studies.cross_source.plan design QUEUE          # 16 recipes for each source that is left out
-    python -m studies.cross_source.plan effects OUT           # what each factor was worth
-    python -m studies.cross_source.plan trainings OUT         # a row per training and source that it had not seen
+    python -m studies.cross_source.plan effects OUT           # the effect of each factor
+    python -m studies.cross_source.plan trainings OUT         # a row per training and unseen source
     python -m studies.cross_source.plan presence OUT          # how well presence holds on sources left out
     python -m studies.cross_source.plan matrix QUEUE --on zoom looks ...       # every subset of sources, one recipe
 
-The design is a two-level factorial: the columns of a Hadamard matrix of order 16, dealt anew for each source that is
-left out, so that every effect is the difference of the means of 24 trainings with a factor and 24 without, and no two
-factors are confounded alike in all three.
+The design is a two-level factorial: the columns of a Hadamard matrix of order 16, assigned differently for each
+left-out source, so that every effect is the difference of the means of 24 trainings with a factor and 24 without, and
+no two factors are confounded in the same way in all three.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def design(steps: int = 1600) -> list[Recipe]:
         for run, levels in enumerate(dealt):
             on = [name for name, level in zip(FACTORS, levels, strict=True) if level]
             recipes.append(Recipe(f"design-{left_out}-{run:02d}", leave_one_out(left_out), on, steps=steps, seed=run))
-    # in turn, so that what is there after an interruption is balanced
+    # interleaved, so that an interrupted study is balanced
     return [recipes[source * RUNS + run] for run in range(RUNS) for source in range(len(SOURCES))]
 
 
@@ -107,7 +107,7 @@ def write_splits(roots: dict[str, Path], folder: Path) -> None:
 
 
 def write(recipes: list[Recipe], queue: Path, priority: int) -> None:
-    """One file each; workers take them in the order of their names."""
+    """Write one file per recipe; workers process them in the order of their names."""
     queue.mkdir(parents=True, exist_ok=True)
     for number, recipe in enumerate(recipes):
         partial = queue / f"{priority}-{number:03d}-{recipe.name}.part"
@@ -116,7 +116,7 @@ def write(recipes: list[Recipe], queue: Path, priority: int) -> None:
 
 
 def scores(out: Path, pattern: str = "design-*.csv") -> pd.DataFrame:
-    """A row per training: its factors, and what it said of the source that it had not seen."""
+    """A row per training: its factors, and its scores on the unseen source."""
     rows = []
     for path in sorted(out.glob(pattern)):
         recipe = json.loads(path.with_suffix(".json").read_text())
@@ -137,7 +137,7 @@ def scores(out: Path, pattern: str = "design-*.csv") -> pd.DataFrame:
 
 
 def trainings(out: Path) -> pd.DataFrame:
-    """A row per training and source that it had not seen, with 95 % bootstrap intervals over the images."""
+    """A row per training and unseen source, with 95 % bootstrap intervals over the images."""
     rows = []
     for path in sorted(out.glob("*.csv")):
         recipe = json.loads(path.with_suffix(".json").read_text())
@@ -201,7 +201,8 @@ def presence(out: Path) -> pd.DataFrame:
 
 
 def effects(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Effect of each factor on each column: mean with it less mean without, each source counting alike, and its error.
+    """Effect of each factor on each column: mean with it minus mean without, each source with equal weight, and its
+    error.
 
     The standard error is that of the residuals of the additive model.
     """

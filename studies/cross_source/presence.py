@@ -1,16 +1,16 @@
-"""The coefficients of presence of an exported model, and how well they hold within a source and on another.
+"""The coefficients of presence of an exported model, and their calibration within a source and on another.
 
     python -m studies.cross_source.presence MODEL --split configs/flagship/three_sources_split.csv \\
         --busi DIR --bus_bra DIR --bus_uclm DIR [--write]
 
 Fits presence (:func:`bustseg.presence.fit_presence`) on the evidence of the validation images of all sources, from file
-to evidence as ``bustseg predict`` does it, and prints the figures below as a Markdown table. ``--write`` puts the
-coefficients into the model's record, where ``predict`` finds them.
+to evidence as ``bustseg predict`` does it, and prints the results below as a Markdown table. ``--write`` stores the
+coefficients in the model's record for ``predict``.
 
 For each source with images of both kinds the table has the AUC of presence and the calibration error (ECE, 10 bins) of
-three fits: on the source's own validation images, each patient's left out of the fit that is applied to them; on those
-of all sources, in the same way; and on those of the other sources alone. Intervals draw patients and near-duplicates
-together; they are of the images, not of the fit.
+three fits: on the source's own validation images, leaving out each patient's images from the fit that is applied to
+them; on those of all sources, in the same way; and only on those of the other sources. Intervals draw patients and
+near-duplicates together; they reflect the choice of images, not the fit.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def evidence_table(predictor: Predictor, split: Path, roots: dict[str, Path], su
 
 
 def held_out(table: pd.DataFrame, source: str, fitted_on: pd.Series) -> np.ndarray:
-    """Presence of a source's images, of fits on the rows that ``fitted_on`` marks and that are not of their fold.
+    """Presence of a source's images, from fits on the rows in ``fitted_on`` that are not in their fold.
 
-    Groups are dealt to the folds in turn, the source's groups with normals apart from the others.
+    Groups are assigned to the folds in turn, groups with normals separately from the others.
 
     Raises:
-        UserError: a fit has images of one kind only
+        UserError: a fit has only images with, or only images without a lesion
     """
     own = table["source"] == source
     kind = table[own].groupby("group")["lesion"].all().sort_values(kind="stable")
@@ -99,7 +99,7 @@ def figures(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def interval(estimate: np.ndarray, drawn: np.ndarray) -> str:
-    """A figure with its 95 % percentile interval."""
+    """A value with its 95 % percentile interval."""
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return f"{estimate[0]:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--split", type=Path, required=True)
-    parser.add_argument("--write", action="store_true", help="put the coefficients into the model's record")
+    parser.add_argument("--write", action="store_true", help="store the coefficients in the model's record")
     add_roots(parser)
     args = parser.parse_args()
     roots = roots_of(args)

@@ -1,4 +1,4 @@
-"""A recipe as a point of a factorial design, and the configuration of `bustseg fit` that it stands for."""
+"""A recipe as a point of a factorial design, and its configuration of `bustseg fit`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FACTORS = {
     "classify": "benign, malignant, normal as a second task, weight 0.2",
     "deep": "deep supervision of the decoder, weight 0.4",
 }
-"""What may be switched on; off is the flagship's recipe without its gap and peak."""
+"""Factors that can be switched on; with all off, it is the flagship's recipe without its gap and peak."""
 
 
 @dataclass
@@ -31,17 +31,18 @@ class Recipe:
     """One training.
 
     Attributes:
-        name: of its files
+        name: name of its files
         train: sources that it is trained on
         on: factors that are switched on
         encoder: ``lite0``, ``lite1`` or ``lite2``
         steps: optimiser steps, of 16 images each
-        seed: of weights, order and augmentation
-        all_parts: train on a source's training and test images (it is tested on other sources); else on the former
+        seed: seed of weights, order and augmentation
+        all_parts: train on a source's training and test images (it is tested on other sources); otherwise only on the
+            former
         lr: highest learning rate
-        teacher: checkpoint to learn from, too
-        split: CSV file to use in place of the study's own split
-        maps: keep the logits of every image, not only its figures
+        teacher: checkpoint of a teacher
+        split: CSV file to use instead of the study's split
+        maps: keep the logits of every image, not only its scores
     """
 
     name: str
@@ -77,11 +78,11 @@ class Recipe:
 
 
 def config(recipe: Recipe, data: Path, work: Path, workers: int) -> dict[str, Any]:
-    """Whole configuration of the fit; writes its split to ``work``.
+    """Complete configuration of the fit; writes its split to ``work``.
 
     Args:
         recipe: the training
-        data: what ``studies.cross_source.data unpack`` wrote
+        data: output of ``studies.cross_source.data unpack``
         work: folder of this training
         workers: loader processes
     """
@@ -165,7 +166,7 @@ def write_split(recipe: Recipe, data: Path, work: Path) -> pd.DataFrame:
 
 
 def augmentation(on: set[str]) -> list[dict[str, Any]]:
-    """The transforms, as a configuration names them."""
+    """The transforms in the form of a configuration."""
     import cv2
 
     reflect = cv2.BORDER_REFLECT_101

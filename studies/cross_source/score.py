@@ -1,12 +1,12 @@
-"""Exported models side by side on the test images of every source, file to mask, with intervals.
+"""Compare exported models on the test images of every source, from file to mask, with intervals.
 
     python -m studies.cross_source.score MODEL [MODEL ...] --split configs/flagship/three_sources_split.csv \\
         --busi DIR --bus_bra DIR --bus_uclm DIR [--out FOLDER]
 
 Images have their own size; patients and near-duplicates are drawn together in the bootstrap. Prints a Markdown table:
 Dice (lesion) and ``empty_one``, share of lesions missed and of normal images with a false positive, AUC of presence
-(the mean of the most probable 0.2 % of the logits), and of the flag ``look_at_this``: the share of images with a
-Dice below 0.5 that it catches and of the others that it shows, too. ``--out`` keeps a row per image.
+(the mean of the most probable 0.2 % of the logits), and of the flag ``look_at_this``: the shares of images with a Dice
+below 0.5 and of other images that it marks. ``--out`` writes a row per image.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def scores(predictor: Predictor, samples: list[Sample], title: str) -> pd.DataFr
 
 
 def summary(table: pd.DataFrame, groups: list[str]) -> dict[str, str]:
-    """The figures of one model on one source, each with its interval where it is a mean."""
+    """The scores of one model on one source; means with their intervals."""
     draws = Bootstrap(groups, resamples=RESAMPLES, seed=0)
     lesion = table["lesion"].to_numpy()
     good = (table["dice"] >= 0.5).to_numpy()

@@ -1,9 +1,9 @@
-"""Sheets of a model's worst lesions and of its false alarms, per source, to be looked at.
+"""Sheets of a model's worst lesions and of its false alarms, per source, for visual inspection.
 
     python -m studies.cross_source.sheets MODEL --split configs/flagship/three_sources_split.csv --subset val \\
         --busi DIR --bus_bra DIR --bus_uclm DIR --out FOLDER
 
-Writes, for each source, ``SOURCE-lesions.png`` (the images with a lesion of the lowest Dice), ``SOURCE-normals.png``
+Writes, for each source, ``SOURCE-lesions.png`` (the images with a lesion with the lowest Dice), ``SOURCE-normals.png``
 (the normal images with an outline, those of the highest presence first) and ``SOURCE.csv`` with a row per image. Truth
 and prediction are outlined; a title says image, class, Dice, presence and the lesion's share of the image.
 """

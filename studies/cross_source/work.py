@@ -1,11 +1,12 @@
-"""Trains recipes one after another in one process: takes files ``*.json`` from a folder until there is ``stop``.
+"""Train recipes one after another in one process: process files ``*.json`` from a folder until there is a file
+``stop``.
 
     python -m studies.cross_source.work QUEUE --data DATA --out OUT [--workers 2]
 
-Several of these share a folder: a file is claimed by renaming it. A recipe's figures are ``OUT/NAME.csv``, a row per
-image of every source: the subset that the image had in the training (``left out`` where its source had none), Dice at
-three thresholds, and what presence can be read from. With ``maps`` also ``OUT/NAME.npz``, the logits of each image
-that was not trained on, as a PNG, and the checkpoint ``OUT/NAME.ckpt``.
+Several of these can share a folder: a file is claimed by renaming it. A recipe's results are in ``OUT/NAME.csv``, a row
+per image of every source: the image's subset in the training (``left out`` if its source was not used), Dice at three
+thresholds, and values from which presence can be computed. With ``maps`` also ``OUT/NAME.npz``, the logits of each
+image that was not trained on, as a PNG, and the checkpoint ``OUT/NAME.ckpt``.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from bustseg.training import run_fit
 from studies.cross_source.data import SIDE, SOURCES
 from studies.cross_source.recipe import Recipe, combined, config
 
-LOWEST, HIGHEST, LEVELS = -4.6, 9.8, 96  # steps of 0.15; more would be noise that no compression takes out
+LOWEST, HIGHEST, LEVELS = -4.6, 9.8, 96  # steps of 0.15; finer steps would be noise that does not compress
 THRESHOLDS = (0.3, 0.4, 0.5)
 SHARES = {"peak_05": 0.0005, "peak_2": 0.002, "peak_10": 0.01}
 
 
 def train(recipe: Recipe, data: Path, out: Path, workers: int) -> None:
-    """Fit a recipe and write what it says of every image of every source."""
+    """Fit a recipe and write its results for every image of every source."""
     started = time.time()
     work = out / "work" / recipe.name
     settings = config(recipe, data, work, workers)
@@ -70,7 +71,7 @@ def train(recipe: Recipe, data: Path, out: Path, workers: int) -> None:
         assert checkpoint is not None
         partial = out / f"{recipe.name}.part"
         shutil.copy(checkpoint.best_model_path, partial)
-        partial.rename(out / f"{recipe.name}.ckpt")  # whole before a student looks for it
+        partial.rename(out / f"{recipe.name}.ckpt")  # complete before a student looks for it
     (out / f"{recipe.name}.json").write_text(
         json.dumps({**recipe.to_dict(), "seconds_fit": round(fitted), "seconds": round(time.time() - started)})
     )
@@ -80,7 +81,7 @@ def train(recipe: Recipe, data: Path, out: Path, workers: int) -> None:
 
 @torch.inference_mode()
 def look(task: SegmentationTask, recipe: Recipe, source: str, data: Path) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """A row per image of a source, and if asked its logits as PNG bytes by id."""
+    """A row per image of a source, and if requested its logits as PNG bytes by id."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = task.to(device).eval()
     module = build_data(
@@ -128,7 +129,7 @@ def encode(logits: np.ndarray) -> np.ndarray:
 
 
 def decode(png: np.ndarray) -> np.ndarray:
-    """Logits ``float32`` (H, W) of what :func:`encode` gave."""
+    """Logits ``float32`` (H, W) from the result of :func:`encode`."""
     levels = cv2.imdecode(png, cv2.IMREAD_GRAYSCALE).astype(np.float32)
     return levels / LEVELS * (HIGHEST - LOWEST) + LOWEST
 
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--once", action="store_true", help="end when the folder is empty, without waiting for `stop`")
+    parser.add_argument("--once", action="store_true", help="stop when the folder is empty, without waiting for `stop`")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     while not (args.queue / "stop").exists():
@@ -170,7 +171,7 @@ def main() -> None:
                 continue
             recipe = Recipe(**json.loads(claimed.read_text()))
             if recipe.teacher and not Path(recipe.teacher).is_file():
-                claimed.rename(path)  # its teacher is still learning
+                claimed.rename(path)  # its teacher is still being trained
                 continue
             try:
                 train(recipe, args.data, args.out, args.workers)

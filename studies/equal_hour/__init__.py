@@ -1,1 +1,1 @@
-"""What one core reaches in one hour: bustseg's recipe, and what else a user of a laptop would take."""
+"""What one core achieves in one hour: bustseg's recipe, and other tools that a laptop user might choose."""

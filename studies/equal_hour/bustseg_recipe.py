@@ -16,7 +16,7 @@ CONFIG = Path(bustseg.__file__).parents[1] / "configs" / "flagship" / "grouped.y
 
 
 def main() -> None:
-    """Train the recipe; what does not end within the hour is stopped there."""
+    """Train the recipe; a training that does not finish within the hour is stopped."""
     args = common.arguments(__doc__)
     os.chdir(args.out)
     links = args.out / "busi"
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _link(data: Path, links: Path) -> None:
-    """One folder of images and one of masks, with the split and the classes beside them."""
+    """One folder of images and one of masks, with files for the split and the classes."""
     rows, labels = ["image,subset"], ["image,label"]
     for kind in ("images", "masks"):
         (links / kind).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the contenders share: the images, when their hour is over, and how what they found is written. No bustseg here.
+"""Code shared by the contenders: reading images, checking the time, and writing results. It does not use bustseg.
 
 A contender is a script ``NAME.py --data DIR --out DIR --seconds N``. ``DIR/images/SUBSET/NAME.png`` and
 ``DIR/masks/SUBSET/NAME.png`` are grey; masks hold 0 and 255. It writes ``OUT/masks/NAME.png`` for every test image, at
@@ -68,7 +68,7 @@ class Curve:
         self.best = -1.0
 
     def add(self, dice: float, seconds: float | None = None) -> bool:
-        """Write a point; whether it is the best so far."""
+        """Write a point; returns whether it is the best so far."""
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerow([round(elapsed() if seconds is None else seconds, 1), round(dice, 5)])
         better = dice > self.best
@@ -77,9 +77,9 @@ class Curve:
 
 
 def finish(out: Path, data: Path, predict: Predict, **about: Any) -> None:
-    """Write the masks of the test images, and what the contender says of itself; its hour ends before.
+    """Write the masks of the test images, and the contender's description; this is not part of its hour.
 
-    ``seconds`` among the latter says when it ended; else it ends with this call.
+    ``seconds`` in the description is the time at which it ended; by default the time of this call.
     """
     seconds = round(elapsed(), 1)
     (out / "masks").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""MONAI's tutorial for a 2-D U-Net (``2d_segmentation/torch``), on BUSI instead of made-up discs."""
+"""MONAI's tutorial for a 2-D U-Net (``2d_segmentation/torch``), on BUSI instead of synthetic discs."""
 
 from __future__ import annotations
 

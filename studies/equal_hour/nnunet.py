@@ -1,8 +1,8 @@
-"""nnU-Net v2 as its package has it: plan and preprocess, its 2-D default trainer, its own prediction.
+"""nnU-Net v2 with its defaults: planning and preprocessing, the 2-D default trainer, and its prediction.
 
-Only the number of epochs is its user's choice. nnU-Net's own trainers of 1, 5, 10, 20, ... epochs are tried: the
-longest one that fits into what is left of the hour, by the time of a few steps. Where not even one epoch of 250
-steps fits, the one of one epoch is trained to the end, and ``about.json`` says how long it took.
+Only the number of epochs is chosen: of nnU-Net's trainers with 1, 5, 10, 20, ... epochs the longest one that fits into
+the rest of the hour, estimated from a few steps. If not even one epoch of 250 steps fits, one epoch is trained
+completely, and ``about.json`` states the time that it took.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ EPOCHS = (1, 5, 10, 20, 50, 100, 250)
 
 
 def case_name(name: str) -> str:
-    """An image's name as nnU-Net's files may bear it."""
+    """An image's name in a form that is valid for nnU-Net's files."""
     return name.replace(" ", "_").replace("(", "").replace(")", "")
 
 
 def write_raw(data: Path, raw: Path) -> None:
-    """The images in nnU-Net's layout; training and validation together, told apart by ``splits_final.json``."""
+    """The images in nnU-Net's layout; training and validation images together, divided by ``splits_final.json``."""
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
         (raw / folder).mkdir(parents=True, exist_ok=True)
     names: dict[str, list[str]] = {"train": [], "val": []}
@@ -52,7 +52,7 @@ def write_raw(data: Path, raw: Path) -> None:
 
 
 def command(name: str, *arguments: str) -> None:
-    """One of nnU-Net's commands, of this environment."""
+    """One of nnU-Net's commands from this environment."""
     subprocess.run([str(Path(sys.executable).with_name(name)), *arguments], check=True)
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     write_raw(args.data, raw)
     command("nnUNetv2_plan_and_preprocess", "-d", str(DATASET), "-c", "2d", "-np", "1", "--verify_dataset_integrity")
     (work / "preprocessed" / raw.name / "splits_final.json").write_text((raw / "splits.json").read_text())
-    # augmentation in the process itself, as there is one core; planning does not take the 0
+    # augmentation in the main process, since there is one core; planning does not accept 0
     os.environ |= {"nnUNet_n_proc_DA": "0"}
     epoch = seconds_of_an_epoch()
     left = args.seconds - common.elapsed()
@@ -75,7 +75,7 @@ def main() -> None:
     trainer = f"nnUNetTrainer_{epochs}epoch{'s' if epochs > 1 else ''}"
     command("nnUNetv2_train", str(DATASET), "2d", "0", "-tr", trainer, "-device", "cpu")
     trained = round(common.elapsed(), 1)
-    common.Curve(args.out)  # without points: nnU-Net scores patches while it trains, which is another number
+    common.Curve(args.out)  # without points: nnU-Net scores patches during training, which is not comparable
     predicted = work / "predicted"
     where = ["-i", str(raw / "imagesTs"), "-o", str(predicted), "-d", str(DATASET), "-c", "2d", "-f", "0"]
     command("nnUNetv2_predict", *where, "-tr", trainer, "-device", "cpu", "-npp", "1", "-nps", "1")
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def seconds_of_an_epoch() -> float:
-    """What an epoch of 250 steps and 50 validation steps takes on this machine, by a few in the trainer's own loop."""
+    """Estimated time of an epoch of 250 steps and 50 validation steps, from a few steps in the trainer's own loop."""
     code = (
         "import os, time, torch; from nnunetv2.run.run_training import get_trainer_from_args\n"
         f"trainer = get_trainer_from_args('{DATASET}', '2d', 0, 'nnUNetTrainer', device=torch.device('cpu'))\n"

@@ -1,4 +1,4 @@
-"""The tutorial script: segmentation-models-pytorch in Lightning, with nothing of bustseg's but the packaged weights."""
+"""The tutorial script: segmentation-models-pytorch in Lightning, using only the packaged weights from bustseg."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 class Images(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """PNG files, read anew in each epoch, flipped at random."""
+    """PNG files, read again in each epoch, flipped at random."""
 
     def __init__(self, data: Path) -> None:
         self.paths = sorted((data / "images" / "train").glob("*.png"))
@@ -59,7 +59,7 @@ class Plain(pl.LightningModule):
     def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
         """Loss of a batch."""
         loss: torch.Tensor = self.loss(self.net(batch[0]), batch[1])
-        # the cosine is over the hour, since nobody knows how many epochs fit into it
+        # the cosine is over the hour, since the number of epochs is unknown
         rate = 0.5 * (1 + np.cos(np.pi * min(common.elapsed() / self.seconds, 1.0)))
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = 1e-5 + (2e-4 - 1e-5) * rate
@@ -69,7 +69,7 @@ class Plain(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Look at the validation images and keep the best weights."""
+        """Score the validation images and keep the best weights."""
         self.rounds += 1
         begun = time.time()
         self.eval()
@@ -86,7 +86,7 @@ class Plain(pl.LightningModule):
         return (cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR) > 0).astype(np.uint8)
 
     def configure_optimizers(self) -> Any:
-        """Adam, as the tutorial has it."""
+        """Adam, as in the tutorial."""
         return torch.optim.Adam(self.parameters(), lr=2e-4)
 
 

@@ -1,4 +1,4 @@
-"""Score the contenders' masks of the test images, and say when each reached a Dice on the validation images.
+"""Score the contenders' masks of the test images, and report when each reached a given Dice on the validation images.
 
     python -m studies.equal_hour.score --data hour/data --out hour [--goal 0.78]
 
@@ -35,7 +35,7 @@ def scores(data: Path, masks: Path) -> pd.DataFrame:
 
 
 def row(table: pd.DataFrame, groups: list[str]) -> dict[str, str]:
-    """The figures of one contender, each mean with its interval."""
+    """The scores of one contender, each mean with its interval."""
     draws = Bootstrap(groups, resamples=RESAMPLES, seed=0)
     lesion = table["lesion"].to_numpy()
     over = partial(mean_with_interval, draws)
@@ -50,7 +50,7 @@ def row(table: pd.DataFrame, groups: list[str]) -> dict[str, str]:
 
 
 def reached(curve: pd.DataFrame, goal: float) -> str:
-    """Minutes until the validation images' Dice was first at the goal."""
+    """Minutes until the validation Dice first reached the goal."""
     there = curve[curve["dice_lesion"] >= goal]
     if curve.empty:
         return "not measured"
