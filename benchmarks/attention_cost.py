@@ -1,12 +1,12 @@
-"""What attention costs: time per training step and memory of one network with each kind, each in a process of its own.
+"""Cost of attention: time per training step and memory of a network with each kind, each in its own process.
 
     python benchmarks/attention_cost.py [--configs configs/offline configs/paper] [--size 224] [--batch 16] [--rounds 2]
 
 Rows 7, 1 and 3 of a family of configs are one network without attention, with CBAM and with Non-Local. Steps are
 forward, BCE, backward and Adam on random images, in the precision that `fit` would choose. The variants run in turn,
-``--rounds`` times, so that other load on the machine falls on all; the best step counts. Memory is a peak: on a CPU the
-rise of resident memory over what was held before the first step, on a GPU what was allocated, weights included. Prints
-a Markdown table per family; ``--attention sk transformer`` adds further kinds to row 7's network.
+``--rounds`` times, so that other load on the machine affects all; the best step counts. Memory is a peak: on a CPU the
+increase of resident memory since before the first step, on a GPU the allocated memory including weights. Prints a
+Markdown table per family; ``--attention sk transformer`` adds further kinds to row 7's network.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measure(config: Path, attention: str, args: argparse.Namespace) -> dict[str,
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = []
-    for _ in range(args.steps + 1):  # the first warms up
+    for _ in range(args.steps + 1):  # the first is a warm-up
         start = time.perf_counter()
         with mixed:
             loss = task.loss(task(image), mask)
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="default: as fit chooses")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--run", nargs=2, metavar=("CONFIG", "ATTENTION"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:

@@ -1,4 +1,4 @@
-"""What bustseg's own bookkeeping costs: its epochs against those of a bare PyTorch loop over the same tensors.
+"""Overhead of bustseg: its epochs compared with those of a bare PyTorch loop over the same tensors.
 
 Both train a copy of the same network in the same process, precision and memory format, an epoch in turn: training
 steps, then the validation images. The bare loop does nothing else; bustseg's epoch includes Lightning, the loader, all
@@ -24,7 +24,7 @@ from bustseg.training import keep_freed_memory, prepare
 
 
 class BareEpochs(pl.Callback):
-    """Runs an epoch of the bare loop after each of bustseg's, and times both."""
+    """Runs an epoch of the bare loop after each epoch of bustseg, and times both."""
 
     def __init__(self) -> None:
         self.bustseg: list[float] = []
@@ -36,7 +36,7 @@ class BareEpochs(pl.Callback):
         self.task = copy.deepcopy(task, {id(trainer): None})  # the copy has no trainer
         self.optimizer = self.task.optimizer(list(self.task.parameters()))
         self.context = trainer.precision_plugin.forward_context
-        self.bare_epoch()  # both have a first epoch, in which memory is laid out
+        self.bare_epoch()  # both have a first epoch, in which memory is allocated
         self.bare.clear()
         self.start = time.perf_counter()
 
@@ -71,7 +71,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--config", default="configs/paper/model_01.yaml")
     arguments.add_argument("--root", default=os.environ.get("BUSI_ROOT"))
-    arguments.add_argument("--epochs", type=int, default=3, help="measured epochs, after one to warm up")
+    arguments.add_argument("--epochs", type=int, default=3, help="measured epochs, after a warm-up epoch")
     args, rest = arguments.parse_known_args()
     keep_freed_memory()
     config = os.path.abspath(args.config)

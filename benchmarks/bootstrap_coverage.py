@@ -1,9 +1,9 @@
-"""How often a 95 % interval holds the truth: simulated test sets from a known population of Dice scores.
+"""How often a 95 % interval contains the truth: simulated test sets from a known population of Dice scores.
 
     python benchmarks/bootstrap_coverage.py
 
-The population is what a segmentation network gives on BUSI: 85 % of the lesions found, with a Dice from Beta(8, 2),
-15 % missed, with a Dice of 0. `cluster` sets hold groups of 1 to 4 images whose scores resemble each other
+The population resembles a segmentation network's results on BUSI: 85 % of the lesions found, with a Dice from Beta(8,
+2), 15 % missed, with a Dice of 0. `cluster` sets hold groups of 1 to 4 images whose scores resemble each other
 (intra-group correlation 0.5); `classes` sets have a fixed share of 20 % normals that count 0 (convention `paper`) and
 malignant lesions that are harder.
 """
@@ -59,7 +59,7 @@ def classes(rng: np.random.Generator, n: int, sets: int) -> tuple[np.ndarray, np
 
 
 def coverage(boot: Bootstrap, values: np.ndarray, truth: float, method: Method) -> tuple[float, float]:
-    """Share of the columns whose interval holds the truth, and the intervals' mean width."""
+    """Share of the columns whose interval contains the truth, and the intervals' mean width."""
     interval = boot.mean(values).interval(method=method)
     held = (interval.low <= truth) & (truth <= interval.high)
     return float(held.mean()), float((interval.high - interval.low).mean())

@@ -1,4 +1,4 @@
-"""What keeping the features of frozen encoders saves, as a ratio of processor time in one process.
+"""Time saved by caching the features of frozen encoders, as a ratio of processor time in one process.
 
 python benchmarks/frozen_features.py --config configs/paper/model_05.yaml --size 128 --epochs 3
 """
@@ -19,7 +19,7 @@ from bustseg.training import prepare
 
 
 class EpochTimes(Callback):
-    """Processor seconds of each epoch, validation included; a busy machine does not lengthen them."""
+    """Processor seconds of each epoch, validation included; other load does not affect them."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

@@ -3,8 +3,8 @@
     python benchmarks/lean_activations.py --configs configs/flagship/grouped.yaml configs/paper/model_01.yaml
 
 Steps are forward, the config's loss and backward, on random images with random weights, in the precision that a fit
-would take. Prints a Markdown table: the median of a step, the ratio, and the megabytes that are kept from forward to
-backward.
+would use. Prints a Markdown table: the median time of a step, the ratio, and the megabytes that are kept from forward
+to backward.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
         for number in range(args.rounds + 1):
             for is_lean, task in ((False, own), (True, lean)):
                 seconds, memory[is_lean] = step(task, image, mask, half)
-                if number:  # the first one warms up
+                if number:  # the first one is a warm-up
                     times[is_lean].append(seconds)
         before, after = statistics.median(times[False]), statistics.median(times[True])
         cells = [

@@ -1,9 +1,9 @@
-"""Frames a second that `bustseg live` and `bustseg predict clip.mp4` reach with the model in the box.
+"""Frames per second of `bustseg live` and `bustseg predict clip.mp4` with the model in the box.
 
     python benchmarks/live_rate.py                    # the table, into docs/how-to/clips-and-live.md
     python benchmarks/live_rate.py --picture docs/img/live.png     # and a picture of the page
 
-Clips are phantoms that move, at the size and rate that are named; no page looks on unless a picture is taken.
+Clips are moving phantoms with the stated size and rate; no page is open unless a picture is taken.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bustseg.live.stream import Frames, Live, predictors_of
 
 
 def write_clip(path: Path, image: np.ndarray, rate: float, seconds: float) -> Path:
-    """The image, swaying."""
+    """Frames of the image, moving back and forth."""
     height, width = image.shape
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), rate, (width, height))
     for k in range(round(rate * seconds)):
@@ -40,7 +40,7 @@ def write_clip(path: Path, image: np.ndarray, rate: float, seconds: float) -> Pa
 
 
 def measure(path: Path, predictors: list[Predictor], pace: bool = True) -> tuple[float, int, int, float]:
-    """Frames a second that were shown, frames dropped and read, median milliseconds from frame to outline."""
+    """Frames shown per second, frames dropped and read, median milliseconds from frame to outline."""
     live = Live(Frames(str(path), pace=pace), predictors)
     start = time.perf_counter()
     live.start()
@@ -54,7 +54,7 @@ def measure(path: Path, predictors: list[Predictor], pace: bool = True) -> tuple
 
 
 def picture(path: Path, clip: Path, predictors: list[Predictor]) -> None:
-    """A screenshot of the page, with the rate that one browser on the same machine leaves."""
+    """Take a screenshot of the page, and print the rate with one browser on the same machine."""
     import uvicorn
     from PIL import Image
     from playwright.sync_api import sync_playwright

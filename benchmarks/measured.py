@@ -1,7 +1,7 @@
-"""Put what a benchmark has measured into a page of the documentation: no figure there is typed by hand.
+"""Write a benchmark's results into a page of the documentation, so that no number is typed by hand.
 
-A page has the marks ``<!-- made by COMMAND -->`` and ``<!-- end of what COMMAND makes -->``; what stands between them
-is written anew.
+A page has the marks ``<!-- made by COMMAND -->`` and ``<!-- end of what COMMAND makes -->``; the text between them is
+replaced.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class Measurement:
-    """Where and when something is measured; make it before the work begins, since it notes the load."""
+    """Where and when something is measured; create it before the work begins, since it records the load."""
 
     def __init__(self) -> None:
         self.before = os.getloadavg()[0]
@@ -39,18 +39,18 @@ class Measurement:
 
 
 def add_page(parser: argparse.ArgumentParser, page: str) -> None:
-    """The option that names the page to write."""
+    """Add the option for the page to write."""
     parser.add_argument(
         "--page", type=Path, default=REPOSITORY / page, help=f"page of the documentation to write (default {page})"
     )
 
 
 def write(page: Path, command: str, lines: Sequence[str]) -> None:
-    """Put lines between the marks of a command, and print them.
+    """Write lines between the marks of a command, and print them.
 
     Args:
         page: a Markdown file
-        command: as its marks name it, such as ``python benchmarks/live_rate.py``
+        command: the command in the marks, such as ``python benchmarks/live_rate.py``
         lines: Markdown
 
     Raises:

@@ -1,4 +1,4 @@
-"""What recording the MLflow model and the card adds to a fit: seconds, and bytes in a local store.
+"""Cost of recording the MLflow model and the card in a fit: seconds, and bytes in a local store.
 
 python benchmarks/model_logging.py --config configs/paper/model_01.yaml
 """
@@ -24,7 +24,7 @@ from bustseg.task import RECORD
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/paper/model_01.yaml")
-    parser.add_argument("--epochs", type=int, default=50, help="epochs whose metrics the store holds")
+    parser.add_argument("--epochs", type=int, default=50, help="number of epochs with metrics in the store")
     args = parser.parse_args()
     experiment = Experiment.read(args.config)
     config = {"model": experiment["model"], "data": experiment["data"]}

@@ -1,4 +1,4 @@
-"""Send images to `bustseg node` with dcmtk, kill the node twice in between, and look at what Orthanc has of them.
+"""Send images to `bustseg node` with dcmtk, kill the node twice in between, and check the results in Orthanc.
 
     python benchmarks/node_kill.py --images 500
 
@@ -41,13 +41,13 @@ _PHANTOMS = 20
 
 
 def image_of(number: int) -> np.ndarray:
-    """A phantom, grey ``uint8`` (H, W); no two are the same."""
+    """A unique phantom, grey ``uint8`` (H, W)."""
     image, _ = draw_phantom(np.random.default_rng(number % _PHANTOMS), "benign")
     return np.roll(image, number // _PHANTOMS, axis=1)
 
 
 def start(spool: Path, port: int, receiver: int) -> subprocess.Popen[str]:
-    """The node in a process of its own, once it listens."""
+    """The node in its own process, once it listens."""
     command = [sys.executable, "-m", "bustseg.cli", "node", "--spool", str(spool), "--port", str(port)]
     command += ["--send_to", f"ORTHANC@127.0.0.1:{receiver}"]
     node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -58,7 +58,7 @@ def start(spool: Path, port: int, receiver: int) -> subprocess.Popen[str]:
 
 
 def known(spool: Path) -> tuple[int, int]:
-    """Images that the spool has: those that wait, and those that are answered."""
+    """Numbers of waiting and of answered images in the spool."""
     return len(list((spool / "queue").glob("*.dcm"))), len(list((spool / "done").glob("*.json")))
 
 
@@ -70,7 +70,7 @@ def kill_when(node: subprocess.Popen[str], due: Callable[[], bool]) -> None:
 
 
 def send(files: list[Path], port: int, node: subprocess.Popen[str], due: Callable[[], bool]) -> list[Path]:
-    """Send files with dcmtk in one association, and kill the node meanwhile when it is time; the files it accepted."""
+    """Send files with dcmtk in one association, and kill the node when it is time; returns the accepted files."""
     command = ["/usr/bin/storescu", "-v", "-nh", "-aec", "BUSTSEG", "127.0.0.1", str(port), *map(str, files)]
     with tempfile.TemporaryFile("w+") as told:
         sender = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT, text=True)
@@ -89,7 +89,7 @@ def send(files: list[Path], port: int, node: subprocess.Popen[str], due: Callabl
 
 
 def looked_at(orthanc: Orthanc, sent: dict[str, np.ndarray], folder: Path) -> dict[str, Any]:
-    """What Orthanc has of the images, by their SOP instances, compared with what the network says of each region."""
+    """The results in Orthanc by SOP instance, compared with the network's prediction for each region."""
     predictor = Predictor(boxed_model())
     tags = orthanc.instances()
     segs = [one for one in tags if one["SOPClassUID"] == SEG]
@@ -129,7 +129,7 @@ def looked_at(orthanc: Orthanc, sent: dict[str, np.ndarray], folder: Path) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=500, help="how many (default 500)")
+    parser.add_argument("--images", type=int, default=500, help="number of images (default 500)")
     add_page(parser, "docs/how-to/dicom-node.md")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp())

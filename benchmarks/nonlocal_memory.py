@@ -3,8 +3,8 @@
     python benchmarks/nonlocal_memory.py [--size 56] [--channels 64] [--batch 16] [--dtype float32] [--json FILE]
 
 Forward and backward of :class:`bustseg.models.NonLocal` against the textbook form (softmax of a held N x N matrix),
-each in a process of its own. Memory is the rise of the peak over what was held before: resident memory on a CPU,
-allocated memory on a GPU. Prints a Markdown table and the largest difference of the two outputs.
+each in its own process. Memory is the increase of the peak: of resident memory on a CPU, of allocated memory on a GPU.
+Prints a Markdown table and the largest difference of the two outputs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def measure(block: str, args: argparse.Namespace, output: Path) -> dict[str, flo
     dtype = getattr(torch, args.dtype)
     torch.manual_seed(0)
     net = BLOCKS[block](args.channels)
-    nn.init.normal_(net.W.weight, std=args.channels**-0.5)  # or the block would be the identity
+    nn.init.normal_(net.W.weight, std=args.channels**-0.5)  # otherwise the block would be the identity
     net = net.to(device, dtype, memory_format=torch.channels_last)
     x = torch.randn(args.batch, args.channels, args.size, args.size).to(
         device, dtype, memory_format=torch.channels_last
@@ -66,7 +66,7 @@ def measure(block: str, args: argparse.Namespace, output: Path) -> dict[str, flo
             torch.cuda.synchronize()
         return y.detach()
 
-    run(x[:1, :, :8, :8])  # libraries load and allocate at their first call
+    run(x[:1, :, :8, :8])  # libraries load and allocate on their first call
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if device == "cuda" else peak_rss()
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--run", nargs=2, metavar=("BLOCK", "OUTPUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:

@@ -1,8 +1,8 @@
 """`bustseg predict` over many images: constant memory, throughput, and nothing lost when it is killed.
 
-Generates small speckle images, some of them broken, predicts them with a model of three operations (so that reading,
-writing and bookkeeping are what is measured) in a process of its own, kills that process once with SIGKILL, starts the
-same command again, and checks the table: a row for every image, an error for every broken one.
+Generates small speckle images, some of them broken, predicts them in a separate process with a model of three
+operations (so that mainly reading, writing and bookkeeping are measured), kills that process once with SIGKILL, starts
+the same command again, and checks the table: a row for every image, an error for every broken one.
 
     python benchmarks/predict_stream.py --n 10000
 """
@@ -30,7 +30,7 @@ HEIGHT, WIDTH = 120, 160
 
 
 def write_images(folder: Path, n: int, broken: set[int], seed: int = 0) -> None:
-    """Speckle with a dark ellipse, 1000 to a folder; the broken ones are cut off."""
+    """Speckle with a dark ellipse, 1000 per folder; the broken ones are truncated."""
     rng = np.random.default_rng(seed)
     grain = [rng.rayleigh(70, (HEIGHT, WIDTH)) for _ in range(16)]
     y, x = np.mgrid[:HEIGHT, :WIDTH]
@@ -77,7 +77,7 @@ def rate(samples: list[tuple[float, int, float]]) -> float:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--n", type=int, default=10000, help="images (default 10000)")
-    arguments.add_argument("--broken", type=int, default=5, help="of them broken (default 5)")
+    arguments.add_argument("--broken", type=int, default=5, help="number of broken ones (default 5)")
     arguments.add_argument("--kill_at", type=float, default=0.3, help="share after which it is killed (default 0.3)")
     arguments.add_argument("--model", help="another model (default: dark pixels are lesions, 64 x 64)")
     args, rest = arguments.parse_known_args()
@@ -98,7 +98,7 @@ def main() -> None:
         wrong = {int(Path(row["image"]).stem) for row in rows if row["error"]}
         masks = sum(1 for _ in (out / "masks").rglob("*.png"))
         half = (whole + args.n) // 2
-        start = [sample for sample in second if sample[1] > whole]  # loading of the model is over
+        start = [sample for sample in second if sample[1] > whole]  # the model has been loaded
         print(
             json.dumps(
                 {

@@ -1,9 +1,9 @@
-"""Draw docs/img/predict.png: what the model in the box outlines on patients of BUS-BRA that it has not seen.
+"""Draw docs/img/predict.png: outlines by the model in the box for patients of BUS-BRA that it was not trained on.
 
     python benchmarks/readme_picture.py --bus_bra BUS-BRA
 
-No image is picked by eye: of each class the test images at two quantiles of Dice are shown. BUS-BRA's licence allows
-its images to be published with its citation, which stands in the title.
+Images are not hand-picked: for each class the test images at two quantiles of Dice are shown. BUS-BRA's licence allows
+its images to be published with a citation, which is in the title.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
             row.append((Picture.of(sample, mask.astype(np.uint8)), f"{label}, {name}\nDice {dice:.2f}"))
             print(label, name, sample.id, f"{dice:.4f}")
     save(sheet([row], f"Images of BUS-BRA (Gómez-Flores et al. 2024); {OUTLINES}"), arguments.out, vector=False)
-    with Image.open(arguments.out) as picture:  # the first screen of the README loads quickly
+    with Image.open(arguments.out) as picture:  # so that the first screen of the README loads quickly
         small = picture.convert("RGB").resize(
             (1000, round(1000 * picture.height / picture.width)), Image.Resampling.LANCZOS
         )

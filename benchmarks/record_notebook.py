@@ -1,9 +1,9 @@
-"""Run the documentation's notebook and store what it shows: docs/notebooks/first-hour.ipynb.
+"""Run the documentation's notebook and store its outputs: docs/notebooks/first-hour.ipynb.
 
     python benchmarks/record_notebook.py
 
-What is stored is small and names no machine: the folder that it ran in is written as ``.``, lines of text that came
-one by one are one output, warnings of libraries are left out, and pictures have a palette.
+The stored outputs are small and do not identify a machine: the working folder is written as ``.``, lines of text are
+merged into one output, warnings of libraries are removed, and pictures have a palette.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WIDEST = 640
 
 
 def small(picture: str) -> str:
-    """A PNG in base64, at most so wide and with a palette."""
+    """A PNG in base64, limited in width and with a palette."""
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
     if image.width > WIDEST:
         image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
@@ -36,11 +36,11 @@ def small(picture: str) -> str:
 
 
 def tidied(outputs: list[Any], folder: str) -> list[Any]:
-    """Outputs of a cell as they are stored.
+    """Outputs of a cell in the stored form.
 
     Args:
-        outputs: as the kernel gave them
-        folder: that the notebook ran in
+        outputs: the kernel's outputs
+        folder: folder in which the notebook ran
     """
     kept: list[Any] = []
     for output in outputs:

@@ -1,9 +1,9 @@
-"""Run the tests that attack `bustseg serve`, and write what they tried into docs/how-to/serve.md.
+"""Run the tests that attack `bustseg serve`, and write a summary into docs/how-to/serve.md.
 
     python benchmarks/serve_checks.py
 
-Needs Chromium for the page's accessibility. A test says with ``record_property("cases", ...)`` how much it has tried,
-and with ``record_property("by", ...)`` what tried it; without, it counts as one.
+Needs Chromium for the page's accessibility. A test states the number of its cases with ``record_property("cases",
+...)``, and the tool with ``record_property("by", ...)``; by default it counts as one case.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ CHECKS = {
 
 
 class Outcomes:
-    """What became of each test, as a plugin of pytest."""
+    """A pytest plugin that collects the outcome of each test."""
 
     def __init__(self) -> None:
         self.reports: list[pytest.TestReport] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the report of the test itself, or of what kept it from running."""
+        """Keep the report of the test itself, or of the setup that prevented it."""
         if report.when == "call" or not report.passed:
             self.reports.append(report)
 

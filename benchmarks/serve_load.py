@@ -1,10 +1,10 @@
-"""Latency and memory of `bustseg serve` at rest and under 200 clients at once.
+"""Latency and memory of `bustseg serve` with one client and with 200 concurrent clients.
 
     python benchmarks/serve_load.py          # writes its table into docs/how-to/serve.md
 
-Starts the server with the model in the box in a process of its own, and asks it over the loopback: first one client,
-then 200 at once, several times, every tenth with a file that is no image. A client that is told to wait (429) does so
-and asks again, and its time counts from its first question.
+Starts the server with the model in the box in a separate process, and sends requests over the loopback: first from one
+client, then from 200 at once, several times, every tenth with a file that is not an image. A client that gets 429 waits
+and tries again, and its time counts from its first request.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def load(url: str, contents: list[bytes], clients: int, rounds: int, memor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=200, help="at once (default 200)")
+    parser.add_argument("--clients", type=int, default=200, help="concurrent clients (default 200)")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
     add_page(parser, "docs/how-to/serve.md")
     options = parser.parse_args()

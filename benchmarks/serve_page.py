@@ -1,10 +1,10 @@
-"""Take the pictures of the page that the documentation shows, and measure the time from a chosen file to its outline.
+"""Take the documentation's pictures of the page, and measure the time from choosing a file to its outline.
 
     python benchmarks/serve_page.py                 # pictures into docs/img, times into docs/how-to/serve.md
     python benchmarks/serve_page.py --no-pictures
 
-Starts `bustseg serve` with the model in the box on phantoms, drives it in headless Chromium, and ends both again. Cold
-is the first image of a server and a browser that have just started; warm are those that follow.
+Starts `bustseg serve` with the model in the box, drives its page in headless Chromium with phantoms, and stops both.
+The first image after the start of server and browser is cold; those that follow are warm.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def until(page: Any, condition: str) -> Any:
 
 
 def picture(page: Any, out: Path, name: str) -> None:
-    """Write a screenshot as PNG of 256 colours, which is a third as large."""
+    """Write a screenshot as PNG with 256 colours, which has a third of the size."""
     path = out / f"{name}.png"
     page.screenshot(path=path)
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
@@ -66,8 +66,10 @@ def times(page: Any, files: list[Path]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/img"), help="folder of the pictures")
-    parser.add_argument("--n", type=int, default=12, help="files whose time is taken (default 12)")
-    parser.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True, help="take pictures too")
+    parser.add_argument("--n", type=int, default=12, help="number of files to measure (default 12)")
+    parser.add_argument(
+        "--pictures", action=argparse.BooleanOptionalAction, default=True, help="also take the pictures"
+    )
     add_page(parser, "docs/how-to/serve.md")
     options = parser.parse_args()
     measurement = Measurement()

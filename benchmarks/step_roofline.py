@@ -1,14 +1,15 @@
-"""Where the time of a training step goes on the CPU, and what each kind of layer reaches of the hardware.
+"""Breakdown of a training step's time on the CPU, and the share of the hardware's performance that each kind of layer
+reaches.
 
     python benchmarks/step_roofline.py --config configs/paper/model_01.yaml [--size 224] [--batch 16] [--steps 3]
 
-Every operation of a step (forward, loss, backward, optimiser) is timed as PyTorch dispatches it; CPU operations end
+Every operation of a step (forward, loss, backward, optimiser) is timed as PyTorch dispatches it; a CPU operation ends
 before the next begins. Arithmetic is counted by PyTorch's own formulas, memory as the bytes of an operation's inputs
-and outputs, each moved once. Batch normalisation is the exception: its statistics need the whole input before the first
-output, so that it reads its input twice, and in the backward pass the gradient as well. Two measurements of the same
-process are the hardware's part: a product of large matrices in the step's type, and the sum of two large arrays. A kind
-of layer counts as bound by arithmetic or by memory when it reaches half of that (the roofline model, Williams et al.
-2009, doi:10.1145/1498765.1498785). Prints a Markdown table.
+and outputs, each moved once. Batch normalisation is an exception: its statistics need the whole input before the first
+output, so it reads its input twice, and in the backward pass the gradient as well. The hardware's limits are measured
+in the same process: a product of large matrices in the step's type, and the sum of two large arrays. A kind of layer
+counts as bound by arithmetic or by memory when it reaches half of that (the roofline model, Williams et al. 2009,
+doi:10.1145/1498765.1498785). Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from bustseg.runs.checkpoint import build_task
 from bustseg.training import keep_freed_memory
 
 REACHED = 0.5
-"""Share of the hardware's arithmetic or bandwidth from which on a kind of layer counts as bound by it."""
+"""A kind of layer counts as bound by arithmetic or bandwidth from this share of the hardware's limit."""
 
 _KINDS = {
     "batch normalisation": ("batch_norm",),
@@ -76,7 +77,7 @@ def kind_of(name: str, arguments: tuple[Any, ...]) -> str:
 
 
 def convolution_operations(arguments: tuple[Any, ...], result: Any) -> float:
-    """Multiplications and additions of a convolution or its gradients; PyTorch counts no groups there."""
+    """Multiplications and additions of a convolution or its gradients; PyTorch's formula ignores groups."""
     if isinstance(result, torch.Tensor):
         return 2.0 * result.numel() * arguments[1].shape[1:].numel()
     gradient, _, weight, *_, wanted = arguments
@@ -96,7 +97,7 @@ def passes_over(name: str) -> float:
 
 @dataclass
 class Cost:
-    """What the operations of one kind have cost together."""
+    """Total cost of the operations of one kind."""
 
     seconds: float = 0.0
     operations: float = 0.0
@@ -112,7 +113,7 @@ class Costs(TorchDispatchMode):
         self.kinds: dict[str, Cost] = defaultdict(Cost)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and note what it took."""
+        """Run an operation and record its cost."""
         kwargs = kwargs or {}
         begun = time.perf_counter()
         result = func(*args, **kwargs)
@@ -138,7 +139,7 @@ def peak_arithmetic(dtype: torch.dtype, size: int = 2048) -> float:
 
 
 def peak_bandwidth(numbers: int = 1 << 25) -> float:
-    """Bytes per second of the sum of two arrays that no cache holds; the best of five."""
+    """Bytes per second of the sum of two arrays that do not fit into a cache; the best of five."""
     a, b, out = (torch.zeros(numbers) for _ in range(3))
     return 12 * numbers / min(_seconds(lambda: torch.add(a, b, out=out)) for _ in range(5))
 
@@ -179,7 +180,7 @@ def network_of(config: Path) -> nn.Module:
 
 
 def measure(net: nn.Module, size: int, batch: int, steps: int, bf16: bool) -> tuple[dict[str, Cost], float]:
-    """Costs by kind over ``steps`` steps, and the seconds of a step without anyone watching."""
+    """Costs by kind over ``steps`` steps, and the seconds of a step without instrumentation."""
     net = net.to(memory_format=torch.channels_last).train()
     use_fast_depthwise(net)
     optimizer = torch.optim.Adam([one for one in net.parameters() if one.requires_grad], lr=1e-4, fused=True)

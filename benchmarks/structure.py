@@ -1,4 +1,5 @@
-"""How two states of the code compare: size, circles, long functions, private parts, parses of a config, start-up time.
+"""Compare two versions of the code: size, import cycles, long functions, private names, parses of a config, start-up
+time.
 
     git worktree add ../before fa6109b
     python benchmarks/structure.py ../before . --out docs/explanation/structure.md
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LONG = 60
-"""Lines from which a function is long."""
+"""Number of lines from which a function counts as long."""
 
 STARTS = {
     "bustseg --help": ["--help"],
@@ -37,10 +38,10 @@ LIGHT = {
     "bustseg export --help": ["export", "--help"],
     "bustseg compare --help": ["compare", "--help"],
 }
-"""Commands that compute nothing, whose imports are counted."""
+"""Commands without computation, whose imports are counted."""
 
 HEAVIEST = 4
-"""Packages that are named of a command's imports."""
+"""Number of packages that are listed for a command's imports."""
 
 REASONS = """
 import json
@@ -113,7 +114,7 @@ direction: minimize
 
 
 def environment(checkout: Path) -> dict[str, str]:
-    """The environment in which a checkout's package is the one that is imported."""
+    """The environment in which a checkout's package is imported."""
     return {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
 
 
@@ -125,7 +126,7 @@ def trees(checkout: Path) -> Iterator[tuple[Path, ast.Module, int]]:
 
 
 def sizes(checkout: Path) -> dict[str, tuple[int, int]]:
-    """Files and lines by folder, ``.`` for what lies at the top."""
+    """Files and lines by folder, ``.`` for the top level."""
     files: Counter[str] = Counter()
     lines: Counter[str] = Counter()
     for path, _, count in trees(checkout):
@@ -136,7 +137,7 @@ def sizes(checkout: Path) -> dict[str, tuple[int, int]]:
 
 
 def long_functions(checkout: Path) -> list[str]:
-    """Names of functions with more than :data:`LONG` lines, those within counted too."""
+    """Names of functions with more than :data:`LONG` lines, including nested ones."""
     found = []
     for path, tree, _ in trees(checkout):
         for node in ast.walk(tree):
@@ -148,7 +149,7 @@ def long_functions(checkout: Path) -> list[str]:
 
 
 def private_parts(checkout: Path) -> list[str]:
-    """Names with an underscore that the package reads from other libraries: imported, or as attributes."""
+    """Names with an underscore that the package uses from other libraries, imported or as attributes."""
     own: set[str] = set()
     asked: set[str] = set()
     for _, tree, _ in trees(checkout):
@@ -177,7 +178,7 @@ def is_private(name: str) -> bool:
 
 
 def asked(checkout: Path, code: str, *args: str, folder: Path) -> dict[str, object]:
-    """What code prints as its last line, in JSON."""
+    """The last line that code prints, parsed as JSON."""
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *args],
         check=False, cwd=folder, env=environment(checkout), capture_output=True, text=True,
@@ -189,7 +190,7 @@ def asked(checkout: Path, code: str, *args: str, folder: Path) -> dict[str, obje
 
 
 def parses(checkout: Path) -> dict[str, object]:
-    """How often a sweep of two trials parses an experiment, before its first trial and in all."""
+    """How often a sweep of two trials parses an experiment, before its first trial and in total."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "sweep.yaml").write_text(SWEEP.format(config=checkout.resolve() / "tests" / "configs" / "tiny.yaml"))
@@ -203,7 +204,7 @@ def parses(checkout: Path) -> dict[str, object]:
 
 
 def imports(checkout: Path, args: list[str]) -> tuple[int, float, str]:
-    """Modules that a command imports, the seconds that this takes, and the packages that most of them go into."""
+    """Number of modules that a command imports, the seconds this takes, and the packages that take most of them."""
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "bustseg.cli", *args],
         check=True, cwd=checkout, env=environment(checkout), capture_output=True, text=True,
@@ -220,16 +221,16 @@ def imports(checkout: Path, args: list[str]) -> tuple[int, float, str]:
 
 
 def start_up(checkouts: list[Path], times: int) -> dict[str, list[float]]:
-    """Median seconds of each command by checkout; they take turns, so that a busy moment meets both."""
+    """Median seconds of each command by checkout; they take turns, so that other load affects both."""
     seconds: dict[tuple[str, int], list[float]] = {}
     for turn in range(times + 1):
         for name, args in STARTS.items():
             for number, checkout in enumerate(checkouts):
                 begun = time.perf_counter()
                 command = [sys.executable, "-m", "bustseg.cli", *args]
-                # in the checkout, since the folder that Python starts in goes before the path
+                # in the checkout, since Python's working folder comes before the path
                 subprocess.run(command, check=True, cwd=checkout, env=environment(checkout), stdout=subprocess.DEVNULL)
-                if turn:  # the first reads the disk
+                if turn:  # the first start reads from disk
                     seconds.setdefault((name, number), []).append(time.perf_counter() - begun)
     return {name: [statistics.median(seconds[name, number]) for number in range(len(checkouts))] for name in STARTS}
 
@@ -255,7 +256,7 @@ def main() -> None:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--times", type=int, default=5, help="starts of each command; the median is told")
+    parser.add_argument("--times", type=int, default=5, help="starts of each command; the median is reported")
     known = parser.parse_args()
     checkouts = [known.before.resolve(), known.after.resolve()]
     names = [commit(checkout) for checkout in checkouts]

@@ -1,6 +1,6 @@
-"""Kill a sweep with SIGKILL at random moments, resume it each time, and check what is left in Optuna and MLflow.
+"""Kill a sweep with SIGKILL at random moments, resume it each time, and check the state in Optuna and MLflow.
 
-Half of the moments lie anywhere in the start of the command, the others in or between its trials. At the end every
+Half of the moments are during the start of the command, the others in or between its trials. At the end every
 point of the grid must be COMPLETE exactly once, and nothing may be RUNNING.
 
     python benchmarks/sweep_kill.py --kills 10 --seed 0
@@ -59,7 +59,7 @@ class Sweep:
 
 
 def check(folder: Path, study_name: str, points: int) -> dict[str, object]:
-    """What Optuna and MLflow have, and whether it is right.
+    """The state in Optuna and MLflow, after checking that it is right.
 
     Raises:
         AssertionError: a point is missing or was finished twice, or something is left RUNNING
@@ -93,7 +93,7 @@ def main() -> None:
     arguments.add_argument("--kills", type=int, default=10)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--workers", type=int, default=1)
-    arguments.add_argument("--folder", help="where to work (default: a temporary folder)")
+    arguments.add_argument("--folder", help="working folder (default: a temporary folder)")
     args = arguments.parse_args()
     from bustseg.data.phantom import write_phantoms
 
@@ -103,7 +103,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         data = write_phantoms(folder / "phantoms", n=30, seed=1, shape=(96, 128))
         options = ["--config", args.config, "--data.root", str(data), "--workers", str(args.workers), "--resume"]
-        begin, trial = 20.0, 5.0  # seconds, from what is seen as soon as it is
+        begin, trial = 20.0, 5.0  # seconds, updated with measured values
         killed = 0
         while killed < args.kills:
             sweep = Sweep(options, folder)

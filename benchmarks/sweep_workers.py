@@ -1,8 +1,9 @@
-"""One worker against several on one Optuna storage: speed-up, points run twice, and what a trial costs beyond its fit.
+"""One worker compared with several on one Optuna storage: speed-up, repeated points, and the overhead of a trial beyond
+its fit.
 
-Makespan: from the first trial's start to the last one's end, without the start of the processes. Overhead: a trial's
-time outside Lightning's fit (parsing, making the network, reading the data, MLflow and Optuna), the first of each
-worker left out.
+Makespan: from the first trial's start to the last one's end, not counting the start of the processes. Overhead: a
+trial's time outside Lightning's fit (parsing, building the network, reading the data, MLflow and Optuna), except for
+the first trial of each worker.
 
     python benchmarks/sweep_workers.py --storage postgresql://USER@127.0.0.1/DATABASE --workers 1 3
 """
@@ -42,7 +43,7 @@ def run(folder: Path, storage: str, study: str, workers: int, n_trials: int, opt
 
 
 def measure(storage: str, study_name: str) -> dict[str, Any]:
-    """What the study says of its trials."""
+    """Measurements from the study's trials."""
     import optuna
 
     from bustseg.sweep.study import storage_url

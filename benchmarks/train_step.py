@@ -113,7 +113,7 @@ def main() -> None:
         print(profile.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=60))
         return
     loops = {mode: Loop(net, mode, args.batch, args.size, device, clock) for mode in args.modes}
-    for step in range(args.steps + 1):  # in turn, so that other load on the machine falls on all; the first warms up
+    for step in range(args.steps + 1):  # in turn, so that other load on the machine affects all; the first is a warm-up
         for loop in loops.values():
             seconds = loop.step()
             if step:

@@ -1,10 +1,10 @@
-"""Training throughput of a paper model: bustseg against a plain Lightning script, and what each step gives.
+"""Training throughput of a paper model: bustseg compared with a plain Lightning script, and the effect of each step.
 
 The plain script is what a tutorial would write: PNG files decoded in the Dataset by two workers, NCHW, float32,
 unfused Adam. Each step adds one of bustseg's defaults; the last (bustseg itself) adds fast depthwise gradients, memory
-that stays, fused Adam and batched gathering. Every variant trains the same network on the same images in a
-process of its own; the variants take turns over several rounds, since machines drift, and the median of the rounds
-counts.
+that is not returned to the system, fused Adam and batched gathering. Every variant trains the same network on the same
+images in its own process; the variants take turns over several rounds, since machines drift, and the median of the
+rounds counts.
 
     python benchmarks/train_throughput.py --root $BUSI_ROOT --rounds 3 --steps 8
 """

@@ -1,4 +1,4 @@
-"""BUSI at the tables' sizes, pixel for pixel what the cache of the originals holds, in BUSI's own layout.
+"""BUSI at the tables' sizes, pixel for pixel as in the cache of the originals, in BUSI's own layout.
 
 python benchmarks/gpu/small_busi.py BUSI DEST      # DEST/busi224 and DEST/busi112: WebP (lossless), masks as PNG
 """

@@ -2,10 +2,10 @@
 
     python benchmarks/gpu/step.py --configs configs/paper/model_01.yaml configs/flagship/grouped.yaml [--batch 16 64]
 
-Images are random and on the device, so that no loader is measured. A step is normalisation, forward, loss, backward
+Images are random and on the device, so no loader is measured. A step is normalisation, forward, loss, backward
 and optimiser of the config's own task under bf16 autocast, NHWC. Prints a Markdown table: images per second (median of
 three rounds), the ratio to eager, the share of the GPU's peak (operations counted by torch's own counter, three times
-the forward; 989 TFLOP/s in bf16 for an H100 or H200), and peak memory. What does not run is named with the reason.
+the forward; 989 TFLOP/s in bf16 for an H100 or H200), and peak memory. What cannot run is listed with the reason.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from bustseg.task import SegmentationTask
 from bustseg.training import untrained
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 operations per second by data sheet, for GPUs whose name holds the key."""
+"""Dense bf16 operations per second according to the data sheet, for GPUs whose name contains the key."""
 
 
 class Step:
-    """One task with its optimiser on a batch that stays where it is."""
+    """A task with its optimiser and a fixed batch on the device."""
 
     def __init__(self, config: str, batch: int, size: int, device: torch.device) -> None:
         torch.manual_seed(0)
