@@ -60,5 +60,5 @@ def test_leakage_goes_on_where_it_was(
     assert sorted(path.name for path in (tmp_path / "leakage").iterdir()) == ["grouped-0.json", "paper-0.json"]
     call(monkeypatch, "leakage", *options)
     assert capsys.readouterr().out.splitlines()[-1] == first.splitlines()[-1]
-    with pytest.raises(SystemExit, match="another setting"):
+    with pytest.raises(SystemExit, match="has other settings"):
         call(monkeypatch, "leakage", "--phantoms", 40, "--epochs", 2, "--image_size", 64, "--seeds", 0)
