@@ -71,11 +71,11 @@ class PostProcess:
     min_peak_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        # the settings may come from a file of somebody else: a text would be compared only with an image at hand
+        # the settings may come from a stranger's file, and a wrong type would be noticed only with the first image
         for name in ("min_area_px_relative", "min_peak_probability"):
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value < 1):
-                raise UserError(f"{POSTPROCESS}.{name} is {value!r:.60}: it must lie from 0 to below 1")
+                raise UserError(f"{POSTPROCESS}.{name} is {value!r:.60}: give a value from 0 to below 1")
         if self.keep not in KEEP:
             raise UserError(f"{POSTPROCESS}.keep is {self.keep!r:.60}: use {' or '.join(KEEP)}")
         if not isinstance(self.fill_holes, bool):

@@ -47,7 +47,8 @@ class Presence:
         numbers = (self.scale, self.offset, self.lesions, self.normals)
         if not all(map(is_number, numbers)) or self.scale < 0:
             raise UserError(
-                f"the calibration of presence is {numbers!r:.200}: scale (0 or more), offset and two counts"
+                f"the calibration of presence is {numbers!r:.200}: it needs a scale of 0 or more, an offset and two "
+                "counts"
             )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Files that appear under their name once they are whole, and what a killed process leaves of them."""
+"""Files that appear under their name only when complete, and removal of what a killed process leaves of them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bustseg.bounds import check_regular
 
 @contextmanager
 def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """The file to write in place of ``path``, which it replaces at the end; if an exception ends it, it is removed.
+    """A temporary file to write instead of ``path``, which it replaces at the end; after an exception it is removed.
 
     Args:
-        path: file, in a folder that exists
-        sync: whether file and name are on the disk before this returns, so that they survive a loss of power
+        path: the file, in an existing folder
+        sync: whether file and name are on disk before this returns, so that they survive a power failure
 
     Raises:
         OSError: the disk does not take it
@@ -42,21 +42,21 @@ def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that replaces ``path`` once it is whole, so that a reader never sees half of it."""
+    """A text file that replaces ``path`` once it is complete, so that a reader never sees a part of it."""
     with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         yield file
 
 
 def write_whole(path: Path, content: bytes | memoryview, *, sync: bool = False) -> None:
-    """Write a file so that it is there whole or not at all; its folder is made when it does not exist.
+    """Write a file so that it is either complete or absent; its folder is created if it does not exist.
 
     Args:
         path: file
-        content: of the file
+        content: its content
         sync: as for :func:`whole`
 
     Raises:
-        OSError: the disk does not take it
+        OSError: it cannot be written
     """
     with whole(path, sync=sync) as temporary:
         try:
@@ -67,10 +67,10 @@ def write_whole(path: Path, content: bytes | memoryview, *, sync: bool = False) 
 
 
 def remove_unfinished(folder: Path, pid: int | None = None) -> None:
-    """Remove what a process that was killed has not finished in a folder and in those below it.
+    """Remove the unfinished files of a killed process in a folder and its sub-folders.
 
     Args:
-        folder: need not be there
+        folder: the folder, which need not exist
         pid: the process; any when not given
     """
     for path in folder.rglob(".*.tmp"):

@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """See Lightning's ``CheckpointIO``."""
         target = Path(path)
-        content = io.BytesIO()  # so that a full disk shows as such, and not as an error of torch's archive writer
+        content = io.BytesIO()  # so that a full disk is reported as such, and not as an error of torch's archive writer
         torch.save(checkpoint, content)
         write_whole(target, content.getbuffer(), sync=True)
 

@@ -162,10 +162,10 @@ class ImageRange:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> ImageRange:
-        """Range of a model's record; what it does not name is not limited, but for blank images.
+        """Range from a model's record; missing entries set no limit, except against blank images.
 
         Raises:
-            UserError: a range that this version does not know, or no pair of numbers
+            UserError: a range that this version does not know, or one that is not a pair of numbers
         """
         given = as_mapping(settings, TRAINING_IMAGES)
         if unknown := given.keys() - {"mean", "contrast"}:

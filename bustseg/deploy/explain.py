@@ -259,7 +259,7 @@ def _shape(size: Any) -> tuple[int, int]:
 def _write_one(
     explainer: _Explainer, item: Item, sample: Sample, tolerance: float, path: Path, row: dict[str, Any]
 ) -> bool:
-    """Explain an image, complete its ``row``, and write its heat and its panel under names that begin with ``path``.
+    """Explain an image, complete its ``row``, and write its heat map and its panel to files that begin with ``path``.
 
     Returns:
         False where the panel was left out, because the image may show who the patient is
@@ -275,7 +275,7 @@ def _write_one(
         save(details_figure([case], explainer.method), path.with_name(f"{path.name}_panel.png"))
     except DataError as error:
         row["error"] = str(error)
-    except OSError as error:  # such as a name that the file system does not take
+    except OSError as error:  # such as a name that the file system does not accept
         if disk_is_full(error):
             raise
         row["error"] = f"its files cannot be written: {error.strerror}"

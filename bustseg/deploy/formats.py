@@ -152,16 +152,16 @@ def not_installed(format: ExportFormat, precision: str) -> list[str]:
 
 
 def missing(packages: Sequence[str], format: str = "onnx") -> UserError:
-    """The error for packages that are not installed, with what to do.
+    """The error for packages that are not installed, with the remedy.
 
     Args:
         packages: names of the modules
-        format: that needs them; bustseg's extra ``deploy`` has the packages of those that ship
+        format: the format that needs them; bustseg's extra ``deploy`` has the packages of the built-in ones
     """
     if format in _SHIPPED:
         remedy = "pip install 'bustseg[deploy]'"
     else:
-        remedy = f"the format {format} needs {'them' if len(packages) > 1 else 'it'}: see the package that brings it"
+        remedy = f"the format {format} needs {'them' if len(packages) > 1 else 'it'}: see the package that provides it"
     return UserError(f"{' and '.join(packages)} {'are' if len(packages) > 1 else 'is'} not installed: {remedy}")
 
 

@@ -184,7 +184,7 @@ class Output:
                     yield dict(zip(COLUMNS, values, strict=True))
 
     def _repair(self) -> None:
-        """Keep the rows whose mask is there, so that all others are done again; errors too may have been mended."""
+        """Keep the rows whose mask exists, so that all others are done again; errors may have been fixed too."""
         remove_unfinished(self.folder)
         with whole(self.folder / TABLE) as temporary, temporary.open("wb") as file:
             file.write(_line(list(COLUMNS)))

@@ -378,25 +378,25 @@ def heat_maps(
             stack.callback(module.register_forward_hook(recorded.graph_from(name)).remove)
         cam = make(model, modules, reshape_transform=as_float)
         stack.callback(cam.activations_and_grads.release)
-        # the library stretches each map to 0..1 from its minimum on, which would hide heat that is everywhere
+        # the library rescales each map from its minimum, which would hide uniform heat
         cam.get_cam_image = recorded.maps_of(cam)
         cam(batch, [_LesionLogit(rule, cam.uses_gradients, names) for _ in range(len(batch))])
         logits = cam.outputs.detach().float()
-    # the library keeps maps in the order in which the layers finish
+    # the library stores maps in the order in which the layers finish
     by_name = {name: as_heat(map, logits.shape[2:]) for name, map in zip(recorded.finished, recorded.raw, strict=True)}
     mask = rule.masks(logits)[:, 0].cpu().numpy().astype(np.uint8)
     return Explanation({name: by_name[name] for name in names}, logits[:, 0].cpu().numpy(), mask)
 
 
 class _Recorded:
-    """What the layers give in one pass.
+    """Records the layers' maps in one pass.
 
     Args:
         names: dotted names of the layers
 
     Attributes:
-        finished: those that were reached, in this order
-        raw: map of each of them, (B, h, w)
+        finished: the layers that were reached, in this order
+        raw: the map of each of these, (B, h, w)
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -405,27 +405,29 @@ class _Recorded:
         self.raw: list[np.ndarray] = []
 
     def graph_from(self, name: str) -> Callable[..., Tensor]:
-        """A forward hook that begins autograd at the first layer: what is before it costs no more than a prediction."""
+        """A forward hook that starts autograd at the first layer: what comes before costs no more than in a prediction."""
 
         def start(module: nn.Module, inputs: Any, output: Any) -> Tensor:
             if not _is_map(output):
-                raise UserError(f"layer {name} gives no map (B, C, H, W): choose one that --list-layers shows")
+                raise UserError(
+                    f"the output of layer {name} is not a map (B, C, H, W): choose a layer that --list-layers shows"
+                )
             if name not in self.finished:
                 self.finished.append(name)
             with torch.enable_grad():
-                # a clone, because what follows may work in place, which autograd forbids on a leaf
+                # a clone, because the next layer may work in place, which autograd forbids on a leaf
                 return output if output.requires_grad else output.detach().requires_grad_().clone()
 
         return start
 
     def maps_of(self, cam: Any) -> Callable[..., np.ndarray]:
-        """The library's ``get_cam_image`` of a method, which keeps each map as well."""
+        """A wrapper of the method's ``get_cam_image`` that also stores each map."""
         weigh = cam.get_cam_image
 
         def keep(*args: Any, **kwargs: Any) -> np.ndarray:
             gradients = cam.activations_and_grads.gradients
             if len(self.finished) < len(self._names) or (cam.uses_gradients and len(gradients) < len(self._names)):
-                raise UserError(f"no gradient reaches {' or '.join(self._names)}: it does not lead to the logits")
+                raise UserError(f"no gradient reaches {' or '.join(self._names)}: the logits do not depend on it")
             self.raw.append(np.asarray(weigh(*args, **kwargs)))
             return self.raw[-1]
 

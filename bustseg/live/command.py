@@ -96,13 +96,13 @@ def live(
 
 
 def _serve_page(shown: Live, settings: Settings, called: str, listening: socket.socket) -> uvicorn.Server:
-    """Serve the page of the stream in a thread of its own, until ``should_exit`` of the returned server is set."""
+    """Serve the page of the stream in a separate thread, until ``should_exit`` of the returned server is set."""
     import uvicorn
 
     from bustseg.live.app import create_app
 
     app = create_app(shown, settings, called)
-    # without a configuration of its own, which would close the log handlers of all libraries in the process
+    # without uvicorn's log configuration, which would close the log handlers of all libraries in the process
     config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, server_header=False)
     server = uvicorn.Server(config)
     threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()

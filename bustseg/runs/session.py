@@ -254,7 +254,7 @@ class Session:
         self.release()
         others = [self.path.with_suffix(suffix) for suffix in (".sent", ".lock", ".reserve")]
         others += self.path.parent.glob(f".{self.path.stem}.sent.*.tmp")
-        for path in (*others, self.path):  # the journal last, which the others serve
+        for path in (*others, self.path):  # the journal last, since the other files belong to it
             with contextlib.suppress(OSError):
                 path.unlink()
         with contextlib.suppress(OSError):
