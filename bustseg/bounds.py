@@ -289,12 +289,12 @@ def _inner(value: Any) -> Iterator[Any] | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a file is a finite number that a float can hold; JSON and YAML have others."""
+    """Whether a value from a file is a finite number in the range of a float; JSON and YAML allow others."""
     return isinstance(value, int | float) and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def as_mapping(settings: Any, name: str) -> dict[str, Any]:
-    """Settings that a model carries under ``name``; none where they are None.
+    """Settings that are stored with a model under ``name``; empty where they are None.
 
     Raises:
         UserError: not a mapping from names

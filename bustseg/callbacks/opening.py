@@ -15,7 +15,7 @@ from bustseg.runs.tracker import Tracker, runs_logger
 from bustseg.task import SegmentationTask
 
 UI = "BUSTSEG_UI"
-"""Environment variable: address at which a browser reaches the tracking server, where it differs from the store's."""
+"""Environment variable with the tracking server's address for browsers, if it differs from the store's."""
 
 _DIGITS = 12
 """Digits of a digest that are shown, enough to distinguish data sets by eye; the run has all of them."""
@@ -53,7 +53,7 @@ def opening_lines(trainer: Trainer, task: LightningModule) -> Iterator[tuple[str
         yield "run", record.run_id
         yield "name", f"{record.name}, experiment {record.experiment}"
         if isinstance(logger, Tracker) and logger.uri.startswith("http") and not logger.begun_away:
-            # in a container the server may have a name that no browser outside knows
+            # in a container the server may have a name that browsers outside cannot resolve
             server = redact(os.environ.get(UI) or logger.uri).rstrip("/")
             yield "page", f"{server}/#/experiments/{record.experiment_id}/runs/{record.run_id}"
     if isinstance(data, UltrasoundDataModule):

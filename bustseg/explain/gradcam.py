@@ -405,7 +405,7 @@ class _Recorded:
         self.raw: list[np.ndarray] = []
 
     def graph_from(self, name: str) -> Callable[..., Tensor]:
-        """A forward hook that starts autograd at the first layer: what comes before costs no more than in a prediction."""
+        """A forward hook that starts autograd at the first layer; what comes before costs no more than a prediction."""
 
         def start(module: nn.Module, inputs: Any, output: Any) -> Tensor:
             if not _is_map(output):
