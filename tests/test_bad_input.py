@@ -115,11 +115,11 @@ def test_no_file_takes_the_place_of_a_device(phantoms: Path, tmp_path: Path, bus
     os.mkfifo(pipe)
     code, _, err = bustseg("data", "split", phantoms, "--out", pipe)
     assert code == 2
-    assert "is a pipe and no file" in " ".join(err.split())
+    assert "is a pipe, not a file" in " ".join(err.split())
     assert pipe.is_fifo()
-    with pytest.raises(UserError, match="is a pipe and no file"):
+    with pytest.raises(UserError, match="is a pipe, not a file"):
         write_whole(pipe, b"x")
-    with pytest.raises(UserError, match="is a pipe and no file"), whole(pipe):
+    with pytest.raises(UserError, match="is a pipe, not a file"), whole(pipe):
         raise AssertionError("begun")
     assert pipe.is_fifo()
 

@@ -134,7 +134,7 @@ def test_settings_travel_as_plain_types_and_unknown_ones_are_refused() -> None:
     settings = PostProcess(0.01, "largest", True, 2.0, 0.9)
     assert PostProcess.from_dict(settings.to_dict()) == settings
     assert PostProcess.from_dict(None) == PostProcess()
-    with pytest.raises(UserError, match="asks for postprocess dilate, which this version does not know"):
+    with pytest.raises(UserError, match="needs postprocess dilate, which this version does not know"):
         PostProcess.from_dict({"dilate": 3})
     for bad in (
         {"min_area_px_relative": 1},

@@ -416,7 +416,7 @@ def test_a_package_of_the_users_own_has_to_be_trusted(
     assert os.environ.get("BUSTSEG_TRUST") is None
     monkeypatch.setenv("BUSTSEG_TRUST", f"numpy, {own_package}")
     check_config({"model": {"network": of(f"{own_package}.Net")}}, "x")
-    with pytest.raises(TrustError, match="no class"):
+    with pytest.raises(TrustError, match="not a class"):
         check_config({"model": {"network": of(f"{own_package}.make")}}, "x")
     with pytest.raises(TrustError, match=r"wanted: a torch\.nn\.Module"):
         check_config({"model": {"network": of(f"{own_package}.Other")}}, "x")

@@ -136,7 +136,7 @@ def test_an_image_unlike_the_training() -> None:
         assert known.unlike(image) == [f"{word} than the training images"]
     blank = Prediction.of(square(), MaskRule(), prepared=np.full((64, 64), 90, np.uint8))
     assert blank.look_at_this == ("less contrast than the training images",), "a blank image is like none"
-    with pytest.raises(UserError, match="needs images"):
+    with pytest.raises(UserError, match="needs at least one image"):
         image_range([])
     with pytest.raises(UserError, match="only mean and contrast"):
         ImageRange.from_dict({"entropy": [0, 1]})

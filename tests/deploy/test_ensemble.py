@@ -28,7 +28,7 @@ def test_the_mean_of_logits() -> None:
     net = Ensemble([Constant(1), Constant(2), Constant(6)])
     assert torch.equal(net(torch.rand(2, 3, 5, 7)), torch.full((2, 1, 5, 7), 3.0))
     assert net.cam_layer is None
-    with pytest.raises(UserError, match="no networks"):
+    with pytest.raises(UserError, match="needs networks"):
         Ensemble([])
 
 

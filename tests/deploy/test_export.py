@@ -255,7 +255,7 @@ def test_a_place_that_is_taken_is_kept(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--format", "onnx", "--precision", "bf16"), "it has fp32, int8, and bf16 is in openvino"),
+        (("--format", "onnx", "--precision", "bf16"), "it supports fp32, int8, and bf16 is supported by openvino"),
         (("--images", "nowhere"), "no image or folder at nowhere"),
         (("--data.root", "nowhere"), "nowhere"),
     ],

@@ -133,7 +133,7 @@ def test_small_sets_agree_with_scikit_learn_point_by_point(drawn: list[tuple[flo
     truth, score = mask.numpy(), logits.double().numpy()
     if mask.all() or not mask.any():
         assert metric.compute() == {}
-        with pytest.raises(ValueError, match="without lesion"):
+        with pytest.raises(ValueError, match="needs lesion"):
             metric.roc()
         return
     assert metric.compute()["auc_pixel"].item() == pytest.approx(roc_auc_score(truth, score), abs=1e-9)

@@ -345,7 +345,7 @@ def test_the_command_refuses_what_cannot_work(bustseg: Bustseg, dark: Path, tmp_
         (["--ae", "a title that is too long"], "AE title"),
         (["--port", "70000"], "65535"),
         (["--max_waiting", "0"], "at least 1"),
-        (["--threshold", "3"], "between 0 and 1"),
+        (["--threshold", "3"], "from 0 to 1"),
     ):
         code, _, err = bustseg(*own, *option)
         assert (code, word in err) == (2, True), err

@@ -127,7 +127,7 @@ def test_a_server_that_hangs_costs_one_time_out(monkeypatch: pytest.MonkeyPatch)
     [
         ((500, "Internal Server Error"), "500"),
         ((503, ""), "503"),
-        ((200, "<html>Welcome to nginx!</html>"), "no MLflow server"),
+        ((200, "<html>Welcome to nginx!</html>"), "is not an MLflow server"),
     ],
 )
 def test_a_broken_server_is_refused_in_one_line(answer: tuple[int, str], message: str) -> None:

@@ -91,7 +91,7 @@ def test_what_could_not_be_sent_is_sent_once_by_the_next_command(
     assert values(tracker, "loss") == [(0, 3.0)]
     monkeypatch.setattr(breaker_of(tracker.uri), "reason", None)  # the next command is another process
     open_store(tracker.uri)
-    assert "sent 3 entries" in capsys.readouterr().err
+    assert "sent 3 waiting entries" in capsys.readouterr().err
     open_store(tracker.uri)
     assert values(tracker, "loss") == [(0, 3.0), (1, 2.0)]
     run = mlflow.MlflowClient(tracker.uri).get_run(tracker.run_id)

@@ -109,7 +109,7 @@ def test_several_files_answer_in_their_order_and_a_broken_one_does_not_spoil_the
     good, bad, other = answer.json()["results"]
     assert [good["area_px"], other["area_px"]] == pytest.approx([48 * 48, 32 * 32], rel=0.01)
     assert (bad["file"], bad["area_px"]) == ("scan1.png", None)
-    assert "no image" in bad["error"]
+    assert "not an image" in bad["error"]
     assert good["polygons"] is None
 
 
@@ -654,4 +654,4 @@ def test_the_command_refuses_what_cannot_work(bustseg: Callable[..., tuple[int, 
     code, _, err = bustseg("serve", "--model", "nowhere", "--port", 0)
     assert (code, "nowhere" in err) == (2, True)
     code, _, err = bustseg("serve", "--model", dark, "--threshold", 2)
-    assert (code, "between 0 and 1" in err) == (2, True)
+    assert (code, "from 0 to 1" in err) == (2, True)

@@ -184,16 +184,17 @@ BAD = {
     "unknown key in the file": ({"spaces": {}}, "unknown key `spaces` in own.yaml: did you mean `space`?"),
     "unknown key in the space": (
         {"space": {"model.network.init_args.dropot": [0.1]}},
-        "space names `model.network.init_args.dropot`, which `fit` does not know: did you mean "
+        "space has the key `model.network.init_args.dropot`, which `fit` does not know: did you mean "
         "`model.network.init_args.dropout`",
     ),
     "unknown key in the overrides": (
         {"space": {BATCH: [8]}, "overrides": {"trainer.max_epoch": 3}},
-        "overrides names `trainer.max_epoch`, which `fit` does not know: did you mean `trainer.max_epochs`",
+        "overrides has the key `trainer.max_epoch`, which `fit` does not know: did you mean `trainer.max_epochs`",
     ),
     "argument beside its class": (
         {"space": {"model.optimizer.lr": [0.1]}},
-        "space names `model.optimizer.lr`, which `fit` does not know: did you mean `model.optimizer.init_args.lr`",
+        "space has the key `model.optimizer.lr`, which `fit` does not know: did you mean "
+        "`model.optimizer.init_args.lr`",
     ),
     "wrong value in the overrides": (
         {"space": {BATCH: [8]}, "overrides": {"trainer.max_epochs": "three"}},
