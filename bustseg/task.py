@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from bustseg.data.datamodule import Batch
@@ -325,6 +327,24 @@ class SegmentationTask(LightningModule):
         """The optimizer over what is trained."""
         # frozen parameters are left out: they have no gradient and would only take optimiser memory
         return self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients, in bf16 also those of a fused optimiser.
+
+        Lightning refuses these in every mixed precision, although only float16 scales gradients, which a fused
+        optimiser undoes in its step.
+        """
+        precision = self.trainer.precision_plugin
+        if not (isinstance(precision, MixedPrecision) and precision.scaler is None):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+            clip([value for group in optimizer.param_groups for value in group["params"]], gradient_clip_val)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer()

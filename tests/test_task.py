@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
 from bustseg.errors import UserError
 from bustseg.masks import PostProcess
 from bustseg.task import SegmentationTask
 from tests.conftest import TINY
+
+Bustseg = Callable[..., tuple[int, str, str]]
 
 
 class Column(nn.Module):
@@ -176,3 +180,31 @@ def test_post_processing_changes_the_masks_that_are_scored(threshold: float) -> 
     logits[..., 17, 17] = 5
     clean, _ = dice(min_area_px_relative=0.01, fill_holes=True)
     assert clean == 1
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_of_a_fused_optimizer_are_clipped_in_every_precision(precision: str, algorithm: str) -> None:
+    task = SegmentationTask(nn.Conv2d(3, 1, 1))
+    task.trainer = Trainer(
+        accelerator="cpu",
+        precision=precision,  # type: ignore[arg-type]
+        gradient_clip_val=0.5,
+        gradient_clip_algorithm=algorithm,
+        logger=False,
+        enable_checkpointing=False,
+    )
+    optimizer = task.make_optimizer()
+    assert optimizer.defaults["fused"]
+    for parameter in task.network.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    task.configure_gradient_clipping(optimizer, 0.5, algorithm)
+    gradients = torch.cat([parameter.grad.flatten() for parameter in task.network.parameters()])  # type: ignore[union-attr]
+    # four gradients of 3: their norm is 6, and 0.25 each afterwards
+    assert gradients.tolist() == pytest.approx([0.25 if algorithm == "norm" else 0.5] * 4, abs=1e-5)
+
+
+def test_a_fit_clips_in_bf16(bustseg: Bustseg, phantoms: Path) -> None:
+    options = ("--trainer.gradient_clip_val", 1, "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", 1)
+    code, _, err = bustseg("fit", "--config", TINY, "--data.root", phantoms, *options)
+    assert code == 0, err
