@@ -217,8 +217,11 @@ def plot(table: pd.DataFrame, path: Path) -> None:
 
     figure = Figure((6, 4), layout="constrained")
     axes = figure.subplots()
-    for order, colour, words in (("worth", "#0b5fa5", "expected worth"), ("random", "#b5651d", "random")):
-        axes.plot(table["corrected"], table[order], marker="o", color=colour, label=f"in order of {words}")
+    for order, colour, words in (
+        ("worth", "#0b5fa5", "in order of expected worth"),
+        ("random", "#b5651d", "in random order"),
+    ):
+        axes.plot(table["corrected"], table[order], marker="o", color=colour, label=words)
         axes.fill_between(table["corrected"], table[f"{order}_low"], table[f"{order}_high"], color=colour, alpha=0.15)
     axes.set(xlabel="corrected images", ylabel="Dice of the test images (empty_one)")
     axes.legend(loc="lower right")
