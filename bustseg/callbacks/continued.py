@@ -71,7 +71,6 @@ class ContinuedFit(Callback):
         same_run: whether it continues in the checkpoint's own run
 
     Attributes:
-        record: what the checkpoint says of its origin
         changed: dotted keys and new values of the options that are not the checkpoint's
 
     Raises:
@@ -85,7 +84,6 @@ class ContinuedFit(Callback):
         shared = stored.keys() & config.keys() - {"config", "ckpt_path", "weights_only"}
         # checkpoints of earlier versions hold credentials, later ones do not: this does not count as a change
         self.changed = changed_options(*(redact_nested({key: one[key] for key in shared}) for one in (stored, config)))
-        self.record: Mapping[str, Any] = checkpoint[RECORD]
         self.same_run = same_run
         self._epochs, self._steps = int(checkpoint["epoch"]) + 1, int(checkpoint["global_step"])
         self._states = checkpoint.get("callbacks", {})

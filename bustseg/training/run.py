@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ class Run:
         task: the network, its loss and its metrics
         data: the images
         start: checkpoint from which the weights were loaded
+        origin: that checkpoint's record of its origin; empty without one
     """
 
     experiment: Experiment
@@ -55,6 +56,7 @@ class Run:
     task: SegmentationTask
     data: UltrasoundDataModule
     start: Path | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def run_id(self) -> str | None:
@@ -180,9 +182,9 @@ def try_ahead(run: Run) -> None:
     run.data.setup(run.verb)
     for callback in run.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ContinuedFit):
-            refuse_another_split(callback.record, run.data, callback.changed)
-    if run.verb != "fit" and run.start is not None:
-        warn_of_trained_images(read_checkpoint(run.start)[RECORD], run.data, "test" if run.verb == "test" else "val")
+            refuse_another_split(run.origin, run.data, callback.changed)
+    if run.verb != "fit" and run.origin:
+        warn_of_trained_images(run.origin, run.data, "test" if run.verb == "test" else "val")
     try_batches(run.trainer, run.verb, run.data)
     if run.verb == "fit":
         run.data.checked_augmentation()
@@ -230,7 +232,7 @@ def prepare(
         callback.look_ahead(trainer)
     if content is not None and checkpoint is not None:
         check_weights(parts.model, content["state_dict"], checkpoint)
-    return Run(experiment, verb, trainer, parts.model, parts.data, checkpoint)
+    return Run(experiment, verb, trainer, parts.model, parts.data, checkpoint, content[RECORD] if content else {})
 
 
 def keep_freed_memory() -> None:
