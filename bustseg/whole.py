@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,7 @@ def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
         DataError: a device or pipe of that name, whose place the file would take
     """
     check_regular(path)
-    # a name may have 255 bytes, however many characters these are
-    name = os.fsdecode(os.fsencode(path.name)[-200:])
-    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{_beginning(path)}{os.getpid()}.tmp")
     try:
         yield temporary
         if sync:
@@ -66,6 +65,11 @@ def write_whole(path: Path, content: bytes | memoryview, *, sync: bool = False) 
             temporary.write_bytes(content)
 
 
+def unfinished(path: Path) -> list[Path]:
+    """The unfinished files of any process that were to replace ``path``."""
+    return list(path.parent.glob(f"{glob.escape(_beginning(path))}*.tmp"))
+
+
 def remove_unfinished(folder: Path, pid: int | None = None) -> None:
     """Remove the unfinished files of a killed process in a folder and its sub-folders.
 
@@ -78,6 +82,11 @@ def remove_unfinished(folder: Path, pid: int | None = None) -> None:
         if writer.isdecimal() and pid in (None, int(writer)):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _beginning(path: Path) -> str:
+    # a name may have 255 bytes, however many characters these are
+    return f".{os.fsdecode(os.fsencode(path.name)[-200:])}."
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bustseg.whole import remove_unfinished, replacing, whole, write_whole
+from bustseg.whole import remove_unfinished, replacing, unfinished, whole, write_whole
 
 
 def test_a_file_has_its_name_once_it_is_whole(tmp_path: Path) -> None:
@@ -56,3 +56,11 @@ def test_what_an_exception_ends_leaves_the_file_as_it_was(tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("last.ckpt", b"before")]
+
+
+@pytest.mark.parametrize("name", ["a [1].csv", "a" * 251 + ".png"])
+def test_the_unfinished_files_of_a_name_are_found(tmp_path: Path, name: str) -> None:
+    with whole(tmp_path / name) as temporary:
+        temporary.write_bytes(b"half")
+        (tmp_path / ".other.csv.1.tmp").touch()
+        assert unfinished(tmp_path / name) == [temporary]

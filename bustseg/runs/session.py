@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from bustseg.runs.entries import METRICS, STATUS
 from bustseg.runs.journal import Entry, Journal, Reader, parse_line
 from bustseg.runs.owner import is_dead, this_process
-from bustseg.whole import whole
+from bustseg.whole import unfinished, whole
 
 _SESSION, _HOLD, _COMMIT, _WITHHOLD, _CLOSED = "session", "hold", "commit", "withhold", "closed"
 _CONTROL = (_SESSION, _HOLD, _COMMIT, _WITHHOLD, _CLOSED)
@@ -253,7 +253,7 @@ class Session:
         """Delete a session that is no longer needed, and with the last one the spool's folder."""
         self.release()
         others = [self.path.with_suffix(suffix) for suffix in (".sent", ".lock", ".reserve")]
-        others += self.path.parent.glob(f".{self.path.stem}.sent.*.tmp")
+        others += unfinished(self.path.with_suffix(".sent"))
         for path in (*others, self.path):  # the journal last, since the other files belong to it
             with contextlib.suppress(OSError):
                 path.unlink()
