@@ -35,6 +35,9 @@ MAX_FRAMES = 20_000
 MAX_SCANS = 200
 """Most passes of a progressive JPEG; ten are usual, and each takes as long as decoding the whole image."""
 
+MAX_CHUNKS = 100_000
+"""Most chunks of a PNG; an image of 24 million pixels has 3,000 of the usual size, and reading each takes time."""
+
 MAX_DEFLATED_BYTES = 2**29
 """Most bytes of a deflated DICOM file once it is decompressed."""
 

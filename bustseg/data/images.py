@@ -129,6 +129,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     bounds.check_regular(path)
     Image.MAX_IMAGE_PIXELS = bounds.max_pixels()  # Pillow's own guard, which checks before it allocates
     try:
+        _check_chunks(path)
         with Image.open(path, formats=_FORMATS) as file:
             yield file
     except FileNotFoundError as error:
@@ -140,6 +141,23 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ) from error
     except _DECODER_ERRORS as error:
         raise DataError(f"{path} is not a readable image (corrupt or truncated): replace or remove it") from error
+
+
+def _check_chunks(path: Path) -> None:
+    """Refuse a PNG of so many chunks that going through them takes minutes, each time that it is opened.
+
+    Raises:
+        LimitError: it has more than :data:`bustseg.bounds.MAX_CHUNKS`
+    """
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return
+        for _ in range(bounds.MAX_CHUNKS):
+            head = file.read(8)
+            if len(head) < 8 or head[4:] == b"IEND":
+                return
+            file.seek(int.from_bytes(head[:4], "big") + 4, 1)  # its content, and a checksum
+    raise LimitError(f"{path} has more than {bounds.MAX_CHUNKS:,} PNG chunks, which is the limit: save it again")
 
 
 def _check_scans(file: Image.Image, path: Path) -> None:

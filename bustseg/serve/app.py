@@ -37,6 +37,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     421: {"model": Problem, "description": "The server does not have this name."},
     422: {"model": Problem, "description": "Not a readable image, or a value that is not allowed."},
     429: {"model": Problem, "description": "Too many requests at once: try again."},
+    507: {"model": Problem, "description": "The server's disk is full."},
 }
 
 
@@ -105,6 +106,10 @@ async def _refused(request: Request, error: AnyHTTPException) -> Response:
     return _problem(error.status_code, str(error.detail), error.headers)
 
 
+async def _failed(request: Request, error: Exception) -> Response:
+    return _problem(500, "an error in the server: its terminal says more")
+
+
 def create_app(predictor: Predictor, settings: Settings | None = None, name: str = "") -> FastAPI:
     """The server as an ASGI application.
 
@@ -129,6 +134,7 @@ def create_app(predictor: Predictor, settings: Settings | None = None, name: str
     app.state.service = service
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(AnyHTTPException)(_refused)
+    app.exception_handler(Exception)(_failed)
     add_page(app, page)
     answers = Answers(service)
     add_programs(app, answers)

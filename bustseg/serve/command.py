@@ -8,6 +8,7 @@ import socket
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -96,7 +97,8 @@ def serve(
 
 def address_of(host: str, port: int, token: str | None) -> str:
     """Address to open in a browser; the token comes after the #, which browsers do not send."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/{f'#token={token}' if token else ''}"
+    fragment = f"#token={quote(token, safe='')}" if token else ""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/{fragment}"
 
 
 def listen(host: str, port: int) -> socket.socket:

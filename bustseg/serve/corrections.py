@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 from filelock import FileLock
@@ -45,6 +46,17 @@ REJECTED = "rejected"
 def image_name(image: np.ndarray) -> str:
     """Name of an image, grey ``uint8`` (H, W): 16 hex digits of its pixels' digest."""
     return hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
+
+
+def plain_text(text: str) -> str:
+    """Text in one line, without characters that are not drawn, or that turn the direction of what follows."""
+    kept = "".join(" " if one.isspace() else one for one in text if one.isspace() or not category(one).startswith("C"))
+    return " ".join(kept.split())
+
+
+def no_formula(text: str) -> str:
+    """Text of a table's cell; one that a spreadsheet would take for a formula gets an apostrophe in front."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 class Corrections:
@@ -126,7 +138,7 @@ class Corrections:
             verdict: accepted, corrected or rejected; a rejected image is not trained on
             model: name and digest
             threshold: threshold of the network's mask
-            who: the annotator, as free text
+            who: the annotator, as free text; control and formatting characters are removed
             label: class of the image; an image without a lesion is normal
             patient: key that images of one patient share; empty if unknown
 
@@ -149,7 +161,7 @@ class Corrections:
             record = {
                 "image": name,
                 "verdict": verdict,
-                "who": who,
+                "who": plain_text(who),
                 "when": datetime.now(UTC).isoformat(timespec="seconds"),
                 "label": label,
                 "patient": patient,
@@ -204,7 +216,8 @@ class Corrections:
                 rows = {row["image"]: row for row in csv.DictReader(file)}
         rows.pop(record["image"], None)
         if record["verdict"] != REJECTED:
-            rows[record["image"]] = {**record, "model": record["model"]["digest"][:12]}
+            model = record["model"]["digest"][:12]
+            rows[record["image"]] = {**record, "who": no_formula(record["who"]), "model": model}
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

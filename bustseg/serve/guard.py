@@ -16,7 +16,7 @@ import hmac
 import ipaddress
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -102,7 +102,7 @@ class Guard:
                 await _drain(receive)
             await self._answer(send, refusal)
             return
-        body = _Body(receive, self.settings.max_bytes, self.settings.body_seconds)
+        body = _Body(receive, self._limit(headers), self.settings.body_seconds)
         await self.app(scope, body, _with_headers(send))
 
     def check(self, method: str, path: str, headers: dict[str, str], raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
@@ -116,8 +116,10 @@ class Guard:
         Raises:
             Refusal: it is not allowed
         """
-        if sum(name.lower() == b"host" for name, _ in raw) > 1:
-            raise Refusal(400, "the request has several Host headers")
+        names = [name.lower() for name, _ in raw]
+        for once in ("Host", "Origin", "Authorization"):
+            if names.count(once.lower().encode()) > 1:
+                raise Refusal(400, f"the request has several {once} headers")
         host = host_name(headers.get("host", ""))
         if host is None or not (host in self.settings.names or _is_address(host)):
             raise Refusal(421, "this server does not have that name: use localhost, its address, or --allowed_hosts")
@@ -135,8 +137,13 @@ class Guard:
                     401, "this server requires a token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
                 )
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.settings.max_bytes:
-            raise Refusal(413, f"the request is larger than {self.settings.max_bytes // 1024**2} MiB")
+        if length.isdigit() and int(length) > (limit := self._limit(headers)):
+            raise Refusal(413, f"the request is larger than {limit // 1024**2} MiB")
+
+    def _limit(self, headers: Mapping[str, str]) -> int:
+        """Most bytes of a request's body: only forms contain files; JSON takes many times its size in memory."""
+        form = headers.get("content-type", "").casefold().startswith("multipart/form-data")
+        return self.settings.max_bytes if form else min(self.settings.max_bytes, self.settings.max_json_bytes)
 
     @staticmethod
     async def _answer(send: Any, refusal: Refusal) -> None:

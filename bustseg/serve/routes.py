@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, File, HTTPException, Path, Query, Request, Response, UploadFile
 
 from bustseg.bounds import LimitError
-from bustseg.errors import DataError, UserError
+from bustseg.errors import DataError, UserError, disk_is_full
 from bustseg.serve.answers import (
     Correction,
     Found,
@@ -29,7 +29,6 @@ from bustseg.serve.answers import (
 )
 from bustseg.serve.batching import Busy
 from bustseg.serve.service import Service
-from bustseg.serve.shapes import from_run_lengths
 from bustseg.serve.uploads import Upload
 
 _LONGEST_NAME = 255
@@ -54,6 +53,10 @@ def _told() -> Iterator[None]:
         raise HTTPException(422, str(error)) from None
     except Busy:
         raise HTTPException(429, "too many images wait: try again", {"Retry-After": "1"}) from None
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise HTTPException(507, "the server's disk is full: free some space there, and try again") from None
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,7 @@ def add_pictures(app: FastAPI, answers: Answers) -> None:
     @app.get("/uploads/{id}/{frame}/heat", tags=["page"], response_class=Response, responses={**_GONE, **_PNG})
     async def heat(id: UploadId, frame: FrameNumber) -> Response:
         """A heat map of the prediction as PNG: Grad-CAM, or for exported models occlusion, which takes seconds."""
-        content = await answers.in_time(service.run(service.heat, answers.upload(id, frame).items[frame]))
+        content = await answers.in_time(service.heat(answers.upload(id, frame).items[frame]))
         return Response(content, media_type="image/png")
 
 
@@ -263,8 +266,7 @@ def add_corrections(app: FastAPI, answers: Answers) -> None:
     async def segmentation(id: UploadId, wish: SegmentationWish) -> Response:
         """DICOM SEG of a DICOM file; it contains the patient's identity, as the standard requires."""
         kept = answers.upload(id)
-        with _told():
-            masks = {one.frame: from_run_lengths(one.rle.size, one.rle.counts) for one in wish.masks}
+        masks = {one.frame: one.rle.model_dump() for one in wish.masks}
         content = await answers.in_time(service.segmentation(kept, masks, wish.threshold))
         return Response(content, media_type="application/dicom")
 

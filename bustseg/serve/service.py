@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from bustseg.deploy.predict import placed
 from bustseg.deploy.prediction import Prediction
 from bustseg.errors import DataError, UserError
 from bustseg.serve.batching import Batcher
-from bustseg.serve.corrections import Corrections, image_name
+from bustseg.serve.corrections import REJECTED, Corrections, image_name
 from bustseg.serve.metrics import Metrics
 from bustseg.serve.settings import Settings
 from bustseg.serve.shapes import from_run_lengths, polygons, run_lengths
@@ -36,9 +35,22 @@ if TYPE_CHECKING:
     from bustseg.deploy.predictor import Predictor
 
 Made = TypeVar("Made")
+RunLengths = Mapping[str, Any]
+"""``size`` and ``counts`` of a mask, see :func:`bustseg.serve.shapes.run_lengths`."""
 
 _SEEN = 32
 """Number of the page's images whose logits are cached, a quarter of a megabyte each at 256 x 256."""
+
+
+def _expanded(rle: RunLengths, shape: tuple[int, int]) -> np.ndarray:
+    """The mask (H, W) of run lengths from a client, whose size is checked first: a few bytes may claim any.
+
+    Raises:
+        DataError: its size is not ``shape``, or the counts do not fill it
+    """
+    if tuple(rle["size"]) != shape:
+        raise DataError(f"the mask is {rle['size'][1]}x{rle['size'][0]}, the image {shape[1]}x{shape[0]}")
+    return from_run_lengths(list(rle["size"]), list(rle["counts"]))
 
 
 @dataclass(frozen=True)
@@ -100,10 +112,12 @@ class Service:
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="serve")
         self._seen: OrderedDict[tuple[str, int], asyncio.Future[Seen]] = OrderedDict()
         self._explainer: Any = None
-        self._explaining = threading.Lock()
+        # a heat map takes seconds: one at a time, and not in the threads that decode everybody's images
+        self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
 
     def close(self) -> None:
         """Stop all threads and remove all files of clients."""
+        self._explaining.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self.batcher.close()
         self.uploads.close()
@@ -194,19 +208,21 @@ class Service:
         """The scanned region, grey ``uint8`` (H, W)."""
         return np.ascontiguousarray(to_grey(item.cut(read_item(item, self.settings))))
 
-    def heat(self, item: Item) -> bytes:
+    async def heat(self, item: Item) -> bytes:
         """Heat map of the prediction: PNG of the network's size, with maximum 255.
 
         Grad-CAM of the network's last decoder block, or occlusion where there are no gradients (seconds: 226 passes).
         """
-        prepared = self.predictor.prepare(self.grey(item))
-        with self._explaining:  # one at a time, since other requests need the cores too
-            if self.predictor.task is None:
-                from bustseg.explain.occlusion import occlusion_map
+        return await asyncio.get_running_loop().run_in_executor(self._explaining, self._heat, item)
 
-                heat, _ = occlusion_map(self.predictor.logits, prepared, self.predictor.rule)
-            else:
-                heat = self._grad_cam(prepared[None, None])
+    def _heat(self, item: Item) -> bytes:
+        prepared = self.predictor.prepare(self.grey(item))
+        if self.predictor.task is None:
+            from bustseg.explain.occlusion import occlusion_map
+
+            heat, _ = occlusion_map(self.predictor.logits, prepared, self.predictor.rule)
+        else:
+            heat = self._grad_cam(prepared[None, None])
         return png(np.rint(255 * heat).astype(np.uint8))
 
     def _grad_cam(self, batch: np.ndarray) -> np.ndarray:
@@ -241,12 +257,12 @@ class Service:
             answer["png"] = base64.b64encode(png(mask * np.uint8(255))).decode()
         return answer
 
-    async def segmentation(self, upload: Upload, masks: Mapping[int, np.ndarray], threshold: float | None) -> bytes:
+    async def segmentation(self, upload: Upload, masks: Mapping[int, RunLengths], threshold: float | None) -> bytes:
         """The DICOM SEG of an upload.
 
         Args:
             upload: a DICOM file
-            masks: masks (H, W) of the scanned region by frame, which replace the network's
+            masks: run lengths of masks (H, W) of the scanned region by frame, which replace the network's
             threshold: threshold of the network's masks
 
         Raises:
@@ -258,9 +274,8 @@ class Service:
         for frame, item in enumerate(upload.items):
             if frame in masks:
                 shape, part, _ = await self.run(self._prepare, item)
-                if masks[frame].shape != part:
-                    raise DataError(f"the mask of frame {frame} must have {part[1]} x {part[0]} pixels")
-                whole.append(placed(masks[frame], item.box, shape))
+                mask = await self.run(_expanded, masks[frame], part)
+                whole.append(placed(mask, item.box, shape))
             else:
                 looked = await self.look_at(upload, frame, threshold)
                 whole.append(placed(looked.found.mask, item.box, looked.shape))
@@ -273,7 +288,7 @@ class Service:
         upload: Upload,
         frame: int,
         verdict: str,
-        rle: Mapping[str, Any],
+        rle: RunLengths,
         threshold: float | None,
         who: str,
         label: str,
@@ -288,12 +303,13 @@ class Service:
         if self.corrections is None:
             raise UserError("this server does not save corrections: start it with --corrections DIR")
         item = upload.items[frame]
-        if not (item.may_be_shown or no_text):
+        # of a rejected image only the masks are saved
+        if not (item.may_be_shown or no_text or verdict == REJECTED):
             raise UserError(
                 "text in this picture may name the patient: confirm that it shows no name (no_text), or do not save it"
             )
-        after = from_run_lengths(list(rle["size"]), list(rle["counts"]))
         looked = await self.look_at(upload, frame, threshold)
+        after = await self.run(_expanded, rle, looked.part)
         image = await self.run(self.grey, item)
         cutoff = looked.found.threshold
         model = {"name": Path(self.name).name, "digest": self.predictor.digest}

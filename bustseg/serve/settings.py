@@ -22,6 +22,7 @@ class Settings:
         allowed_hosts: names by which clients may reach the server, in addition to ``localhost`` and numeric addresses
         corrections: folder for corrections; None to disable saving
         max_bytes: largest body of a request
+        max_json_bytes: largest body of a request that sends no file
         max_files: most files per request
         max_pixels: largest height times width of an image; by default the limit of :mod:`bustseg.bounds`
         max_frames: most images (pages, frames) per file
@@ -40,6 +41,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     corrections: Path | None = None
     max_bytes: int = 256 * 1024**2
+    max_json_bytes: int = 16 * 1024**2
     max_files: int = 256
     max_pixels: int = field(default_factory=max_pixels)
     max_frames: int = 2000
@@ -54,7 +56,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_port(self.port)
-        positive = ("max_bytes", "max_files", "max_pixels", "max_frames", "max_requests", "batch_size", "workers")
+        positive = (
+            "max_bytes",
+            "max_json_bytes",
+            "max_files",
+            "max_pixels",
+            "max_frames",
+            "max_requests",
+            "batch_size",
+            "workers",
+        )
         for name in (*positive, "body_seconds", "answer_seconds", "keep_seconds", "keep_bytes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} is {getattr(self, name)}: give more than 0")
@@ -64,6 +75,10 @@ class Settings:
             raise UserError(
                 "the token is shorter than 16 characters: use a longer one, or leave it out to have one generated"
             )
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
+            raise UserError("the token has characters that a header cannot carry: use letters and digits")
+        if self.token is not None and self.token != self.token.strip():
+            raise UserError("the token begins or ends with a blank, which a header does not keep: leave it out")
         given = (name.casefold() for name in (*self.allowed_hosts, self.host))
         object.__setattr__(self, "names", frozenset({"localhost", *given}))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,8 @@ from bustseg.serve.app import create_app
 from bustseg.serve.corrections import Corrections, image_name
 from bustseg.serve.settings import Settings
 from bustseg.serve.shapes import run_lengths
+from bustseg.whole import write_whole
+from tests.data import dicoms
 from tests.serve.serving import as_png, scene
 
 pytestmark = pytest.mark.usefixtures("sealed")
@@ -131,6 +135,51 @@ def test_the_servers_answers_to_a_correction(predictor: Predictor, tmp_path: Pat
         id = client.post("/uploads", files={"file": ("a.png", as_png(image))}).json()["id"]
         answer = client.post(f"/uploads/{id}/0/correction", json=wish)
         assert (answer.status_code, "--corrections" in answer.json()["error"]) == (422, True)
+
+
+def test_a_name_is_no_formula_and_has_one_line(tmp_path: Path) -> None:
+    record = Corrections(tmp_path).save(
+        scene(), mask_of(scene()), mask_of(scene()), "accepted", MODEL, 0.5, who="=HYPERLINK(1)\n\u202eA.\0 Reader"
+    )
+    assert record["who"] == "=HYPERLINK(1) A. Reader"
+    with (tmp_path / "labels.csv").open(newline="") as file:
+        assert [row["who"] for row in csv.DictReader(file)] == ["'=HYPERLINK(1) A. Reader"]
+
+
+def test_a_picture_that_may_name_the_patient_can_be_rejected_unseen(predictor: Predictor, tmp_path: Path) -> None:
+    folder = tmp_path / "corrections"
+    content = dicoms.write(dicoms.dataset(dicoms.screen(scene())), tmp_path / "a.dcm").read_bytes()
+    with TestClient(create_app(predictor, Settings(corrections=folder)), base_url="http://localhost") as client:
+        id = client.post("/uploads", files={"file": ("a.dcm", content)}).json()["id"]
+        shape = dicoms.screen(scene()).shape
+        wish = {"verdict": "rejected", "rle": run_lengths(np.zeros(shape, np.uint8))}
+        assert client.post(f"/uploads/{id}/0/correction", json={**wish, "verdict": "accepted"}).status_code == 422
+        assert client.post(f"/uploads/{id}/0/correction", json=wish).status_code == 201
+    assert not list((folder / "images").iterdir())
+
+
+@pytest.mark.parametrize("file", [f"{folder}/{name}" for folder, name in (("history", "after"), ("", "labels"))])
+def test_a_full_disk_is_told_and_the_same_correction_can_be_sent_again(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    folder = tmp_path / "corrections"
+    wish = {"verdict": "corrected", "rle": run_lengths(mask_of(scene(side=40)))}
+    full = True
+
+    def write(path: Path, content: bytes) -> None:
+        if full and all(part in str(path) for part in file.split("/")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_whole(path, content)
+
+    monkeypatch.setattr("bustseg.serve.corrections.write_whole", write)
+    with TestClient(create_app(predictor, Settings(corrections=folder)), base_url="http://localhost") as client:
+        id = client.post("/uploads", files={"file": ("a.png", as_png(scene()))}).json()["id"]
+        answer = client.post(f"/uploads/{id}/0/correction", json=wish)
+        assert (answer.status_code, "disk is full" in answer.json()["error"]) == (507, True)
+        assert client.get(f"/uploads/{id}/0/correction").json() is None, "it does not count as saved"
+        full = False
+        assert client.post(f"/uploads/{id}/0/correction", json=wish).status_code == 201
+    assert len(Folders(labels="labels.csv").read(folder)) == 1
 
 
 @pytest.mark.slow

@@ -11,9 +11,11 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import cv2
 import httpx
@@ -28,6 +30,7 @@ from bustseg.deploy.predictor import Predictor
 from bustseg.disclaimer import NOTICE
 from bustseg.errors import DataError, UserError
 from bustseg.serve.app import create_app
+from bustseg.serve.command import address_of
 from bustseg.serve.guard import host_name
 from bustseg.serve.settings import Settings
 from bustseg.serve.shapes import from_run_lengths, polygons, run_lengths
@@ -176,13 +179,17 @@ def test_run_lengths_are_cocos() -> None:
     assert run_lengths(np.array([[1, 0]], np.uint8))["counts"] == [0, 1, 1]
 
 
-def png_that_claims(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
+
+def png_that_claims(width: int, height: int) -> bytes:
     head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\0\0\0\0"
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", head)
+        + png_chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + png_chunk(b"IEND", b"")
     )
 
 
@@ -245,6 +252,9 @@ def hostile(folder: Path) -> dict[str, bytes]:
         "avi noise": b"RIFF\0\0\0\0AVI " + os.urandom(2000),
         "playlist": b"#EXTM3U\nfile:///etc/passwd\n",
         "webm noise": b"\x1aE\xdf\xa3" + os.urandom(2000),
+        "png of many chunks": good[:33] + png_chunk(b"tEXt", b"a\0b") * 100_001 + good[33:],
+        "png whose text unfolds": good[:33] + png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**27))) + good[33:],
+        "png whose profile unfolds": good[:33] + png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**27))) + good[33:],
     }
 
 
@@ -292,6 +302,45 @@ def test_too_large_requests_are_refused_with_and_without_a_length(client: TestCl
     assert answer.status_code == 413
 
 
+def test_bodies_without_files_have_a_limit_of_their_own(predictor: Predictor) -> None:
+    with TestClient(create_app(predictor, Settings(max_json_bytes=10_000)), base_url=BASE) as client:
+        assert send(client, as_png(np.random.default_rng(0).integers(0, 255, (120, 120), np.uint8))).status_code == 200
+        where = f"/uploads/{'0' * 32}/0/correction"
+        assert client.post(where, content=b"[" + b"1," * 10_000).status_code == 413
+        assert client.post(where, content=iter([b"[" + b"1," * 10_000])).status_code == 413
+
+
+def test_a_mask_that_claims_any_size_is_refused_before_it_is_expanded(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bustseg.serve.service.from_run_lengths", lambda *_: pytest.fail("it was expanded"))
+    content = dicoms.write(dicoms.dataset(scene()), tmp_path / "a.dcm").read_bytes()
+    id = client.post("/uploads", files={"file": ("a.dcm", content)}).json()["id"]
+    rle = {"size": [100_000, 100_000], "counts": [10**10]}
+    correction = {"verdict": "accepted", "rle": rle, "no_text": True}
+    for path, wish in (
+        (f"{id}/0/correction", correction),
+        (f"{id}/segmentation", {"masks": [{"frame": 0, "rle": rle}]}),
+    ):
+        answer = client.post(f"/uploads/{path}", json=wish)
+        assert (answer.status_code, "100000x100000" in answer.json()["error"]) == (422, True), path
+
+
+def test_heat_maps_hold_up_no_other_request(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, hold = client.app.state.service, threading.Event()  # type: ignore[attr-defined]
+    monkeypatch.setattr(service, "_heat", lambda item: hold.wait(60) and b"")
+    id = client.post("/uploads", files={"file": ("a.png", as_png(scene()))}).json()["id"]
+    with ThreadPoolExecutor(6) as pool:
+        heats = [pool.submit(client.get, f"/uploads/{id}/0/heat") for _ in range(5)]
+        try:
+            while service.working < len(heats):
+                time.sleep(0.01)
+            assert pool.submit(send, client, as_png(scene())).result(timeout=20).status_code == 200
+        finally:
+            hold.set()
+        assert {heat.result().status_code for heat in heats} == {200}
+
+
 @pytest.mark.parametrize(
     ("content", "type_"),
     [
@@ -331,6 +380,8 @@ def test_other_names_of_the_server_and_other_sites_are_refused(client: TestClien
     assert status(sec_fetch_site="same-site") == 403
     assert status(sec_fetch_site="same-origin") == 200
     assert status("/model", sec_fetch_site="cross-site", sec_fetch_mode="no-cors") == 403
+    twice = [("Origin", "http://evil.example"), ("Origin", BASE)]
+    assert client.get("/model", headers=twice).status_code == 400
     # a link on another page may open this one
     assert status("/", sec_fetch_site="cross-site", sec_fetch_mode="navigate") == 200
     answer = client.options("/predict", headers={"origin": BASE, "access-control-request-method": "POST"})
@@ -388,6 +439,15 @@ def test_an_address_that_others_reach_needs_a_token() -> None:
         Settings(host=host)
     with pytest.raises(UserError, match="16 characters"):
         Settings(token="short")
+    for token in ("a token of this t\u00ebst only", "a token of this test\nonly", "a token of this test only "):
+        with pytest.raises(UserError, match="header"):
+            Settings(token=token)
+
+
+def test_the_printed_address_carries_any_token() -> None:
+    token = "a+token & of=this#test%only"
+    fragment = urlsplit(address_of("127.0.0.1", 8080, token)).fragment
+    assert parse_qs(fragment) == {"token": [token]}
 
 
 def test_every_answer_says_what_this_is_and_is_not_for_other_sites(client: TestClient) -> None:
