@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +21,7 @@ _STORAGE = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture Image Storage
 def secondary_capture(source: Path, picture: np.ndarray, model: str, settings: str, frame: int | None = None) -> bytes:
     """The DICOM file of a picture; it contains the patient's identity, as the standard requires.
 
-    The same source, model and settings give the same unique identifiers.
+    The same source, picture, model and settings give the same unique identifiers.
 
     Args:
         source: the ultrasound file
@@ -39,8 +40,10 @@ def secondary_capture(source: Path, picture: np.ndarray, model: str, settings: s
         warnings.simplefilter("ignore")  # warnings quote values
         data = pydicom.dcmread(source, stop_before_pixels=True)
 
+        drawn = hashlib.sha256(picture.tobytes()).hexdigest()
+
         def uid(what: str) -> str:
-            return generate_uid(entropy_srcs=[str(data.SOPInstanceUID), model, settings, "capture", what])
+            return generate_uid(entropy_srcs=[str(data.SOPInstanceUID), drawn, model, settings, "capture", what])
 
         made = pydicom.Dataset()
         made.file_meta = pydicom.dataset.FileMetaDataset()

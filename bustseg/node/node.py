@@ -134,8 +134,9 @@ class Node:
         spool.tidy()
         self._ae = AE(ae_title=title)
         self._ae.maximum_pdu_size = 0
-        self._ae.maximum_associations = 20
-        self._ae.acse_timeout = self._ae.dimse_timeout = 30
+        # connections that ask for nothing must not keep the scanners out
+        self._ae.maximum_associations = 50
+        self._ae.acse_timeout, self._ae.dimse_timeout = 10, 30
         self._ae.network_timeout = 60
         self._ae.add_supported_context("1.2.840.10008.1.1")  # Verification
         for uid in ULTRASOUND:

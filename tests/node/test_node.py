@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -204,6 +205,25 @@ def test_the_same_image_again_is_answered_once(started: Any, pacs: Pacs) -> None
     assert send_all(node.port, [data]) == [0x0000]
     time.sleep(0.5)
     assert (node.answered, len(pacs.taken)) == (1, 2)
+
+
+def test_two_images_of_the_same_identifier_get_results_of_their_own(started: Any, pacs: Pacs) -> None:
+    node = started(pacs)
+    first, second = ultrasound(), ultrasound(16)
+    second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = first.SOPInstanceUID
+    assert send_all(node.port, [first, second]) == [0, 0]
+    until(lambda: len(pacs.taken) == 4)
+    assert len({data.SOPInstanceUID for data in pacs.taken}) == 4, "a PACS would drop one of them"
+
+
+def test_idle_connections_keep_no_scanner_out(started: Any) -> None:
+    node = started()
+    idle = [socket.create_connection(("127.0.0.1", node.port), 5) for _ in range(30)]
+    try:
+        assert send_all(node.port, [ultrasound()]) == [0]
+    finally:
+        for one in idle:
+            one.close()
 
 
 def test_the_spool_survives_whatever_is_cut_off(tmp_path: Path) -> None:
