@@ -19,7 +19,7 @@ import numpy as np
 from bustseg.box import boxed_model
 from bustseg.data.clips import CLIP_SUFFIXES, Clip
 from bustseg.data.images import to_grey
-from bustseg.deploy.predict import Options, draw_words, overlay, predict
+from bustseg.deploy.predict import Options, overlay, predict, with_disclaimer
 from bustseg.disclaimer import NOTICE, WORDS
 from bustseg.errors import DataError, UserError
 from bustseg.progress import StreamProgress, console, error_console
@@ -44,6 +44,7 @@ COLUMNS = (
     "threshold",
     "look_at_this",
     "reason",
+    "notice",
 )
 
 Thing = TypeVar("Thing")
@@ -100,11 +101,7 @@ class Smoother:
 
 def outlined(frame: np.ndarray, found: Prediction) -> np.ndarray:
     """A frame ``uint8`` (H, W, 3) in RGB with its outline and the disclaimer."""
-    picture = overlay(frame, found.mask)
-    scale = max(0.35, picture.shape[1] / 1600)
-    where = (max(4, round(8 * scale)), picture.shape[0] - max(5, round(10 * scale)))
-    draw_words(picture, WORDS, where, scale, 1)
-    return picture
+    return with_disclaimer(overlay(frame, found.mask))
 
 
 def is_clip(given: str) -> bool:
@@ -251,6 +248,7 @@ def _row(number: int, seconds: float, found: Prediction) -> dict[str, Any]:
         "threshold": f"{said['threshold']:g}",
         "look_at_this": int(bool(said["reasons"])),
         "reason": "; ".join(said["reasons"]),
+        "notice": WORDS,
     }
 
 

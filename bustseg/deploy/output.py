@@ -16,6 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from bustseg.data.inputs import TABLE, Names
+from bustseg.disclaimer import WORDS
 from bustseg.errors import UserError, disk_is_full
 from bustseg.whole import remove_unfinished, whole, write_whole
 
@@ -27,7 +28,7 @@ ORDER = "look_first.csv"
 GALLERY = "gallery.html"
 """Page of all images, see :mod:`bustseg.reports.gallery`."""
 
-ORDER_COLUMNS = ("rank", "image", "frame", "mask", "expected_worth", "confidence", "look_at_this", "reason")
+ORDER_COLUMNS = ("rank", "image", "frame", "mask", "expected_worth", "confidence", "look_at_this", "reason", "notice")
 
 COLUMNS = {
     "image": "file; for DICOM a pseudonym",
@@ -48,6 +49,7 @@ COLUMNS = {
     "model": "first 12 digits of the model's digest",
     "milliseconds": "from file to mask; the network's time is shared equally in its batch",
     "error": "why there is no prediction",
+    "notice": WORDS,
 }
 """Columns of the table and their meaning."""
 
@@ -208,7 +210,8 @@ class Output:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row; its files must exist. A row that does not fit on the disk leaves nothing behind."""
-        line = _line([row.get(column, "") for column in COLUMNS])
+        told = {"notice": WORDS, **row}
+        line = _line([told.get(column, "") for column in COLUMNS])
         before = os.fstat(self._file).st_size
         try:
             written = os.write(self._file, line)

@@ -31,7 +31,7 @@ from bustseg.data.inputs import Inputs, Item, all_frames
 from bustseg.data.sources import read_grey, to_grey
 from bustseg.deploy import dicom_seg as seg
 from bustseg.deploy.output import COLUMNS, GALLERY, ORDER, Output, png
-from bustseg.disclaimer import NOTICE
+from bustseg.disclaimer import NOTICE, WORDS
 from bustseg.errors import DataError, UserError, disk_is_full
 from bustseg.figures.colours import PREDICTION
 from bustseg.figures.outlines import draw_outline
@@ -407,7 +407,8 @@ class _Writer:
             if item.may_be_shown:
                 picture = item.cut(item.read()) if one.picture is None else one.picture
                 said_there = caption(found.confidence, reasons)
-                write_whole(output.file("overlays", name), png(captioned(overlay(picture, found.mask), said_there)))
+                drawn = with_disclaimer(captioned(overlay(picture, found.mask), said_there))
+                write_whole(output.file("overlays", name), png(drawn))
             else:
                 reasons.append("no overlay: text in the picture may name the patient")
         if self.options.probabilities:
@@ -477,6 +478,15 @@ def captioned(picture: np.ndarray, words: str) -> np.ndarray:
     scale = min(min(picture.shape[:2]) / 600, 0.94 * picture.shape[1] / length)
     thickness = max(1, round(1.6 * scale))
     draw_words(picture, words, (round(12 * scale), round(height * scale + 12 * scale)), scale, thickness)
+    return picture
+
+
+def with_disclaimer(picture: np.ndarray) -> np.ndarray:
+    """A picture with the disclaimer in its lower left corner; ``uint8`` (H, W, 3), changed in place."""
+    height, width = picture.shape[:2]
+    (length, _), _ = cv2.getTextSize(WORDS, cv2.FONT_HERSHEY_SIMPLEX, 1, 1)
+    scale = min(max(0.35, width / 1600), 0.96 * width / length)
+    draw_words(picture, WORDS, (round(0.02 * width), height - max(3, round(10 * scale))), scale, 1)
     return picture
 
 

@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 
 from bustseg.data.inputs import Inputs
-from bustseg.deploy.output import write_whole
+from bustseg.deploy.output import COLUMNS, write_whole
 from bustseg.deploy.predict import _ahead
+from bustseg.disclaimer import WORDS
 from bustseg.figures.colours import PREDICTION, rgb
 from bustseg.masks import PostProcess
 from bustseg.progress import StreamProgress
@@ -122,6 +123,7 @@ def test_every_kind_of_image_in_one_run(model: Path, tmp_path: Path, bustseg: Bu
         overlay = np.asarray(Image.open(out / row["mask"].replace("masks/", "overlays/", 1)))
         assert overlay.shape == (*mask.shape, 3)
         assert (overlay == rgb(PREDICTION)).all(axis=2).any(), name
+        assert row["notice"] == WORDS
     found = rows_by_name(out)
     assert [row["frame"] for row in rows if row["image"].endswith("pages.tif")] == ["0", "1"]
     assert found["large.png"]["mask"] == "masks/sub/large.png"
@@ -478,7 +480,8 @@ def test_a_full_disk_is_one_line_and_what_is_done_stays(
     # the table's own disk, in the middle of a row
     with monkeypatch.context() as patch:
         write = os.write
-        patch.setattr("os.write", lambda file, data: write(file, data[:10] if data.count(b",") == 17 else data))
+        between = len(COLUMNS) - 1
+        patch.setattr("os.write", lambda file, data: write(file, data[:10] if data.count(b",") >= between else data))
         code, _, stderr = bustseg(*command)
     assert (code, stderr.count("\n")) == (2, 1)
     assert len(Path("out/predictions.csv").read_bytes().splitlines()) == 21

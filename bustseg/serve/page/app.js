@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import * as masks from "./masks.js";
-import { Viewer } from "./viewer.js";
+import { Viewer, WORDS } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
 const KNOWN = "bustseg-uploads", UNDO_STEPS = 60;
@@ -16,11 +16,11 @@ let playing = null;
 // ---------------------------------------------------------------- files
 
 const frameOf = (entry, number = entry.frame) => {
-  if (!entry.data.has(number)) entry.data.set(number, { info: null, logits: null, mask: null, predicted: null, edited: false, undo: [], redo: [], saved: null, threshold: null });
+  if (!entry.data.has(number)) entry.data.set(number, { info: null, logits: null, mask: null, predicted: null, edited: false, undo: [], redo: [], edits: 0, saving: false, saved: null, threshold: null, asked: 0 });
   return entry.data.get(number);
 };
 
-const newEntry = (name, id = null) => ({ name, id, frames: 1, dicom: false, frame: 0, data: new Map(), error: "", state: id ? "there" : "waiting", file: null });
+const newEntry = (name, id = null) => ({ name, id, label: null, frames: 1, dicom: false, frame: 0, data: new Map(), error: "", state: id ? "there" : "waiting", file: null });
 
 // of this tab only: two tabs would remove each other's images
 function remember() {
@@ -28,8 +28,9 @@ function remember() {
 }
 
 let working = 0;
+/** Open files, given as { file, name }. */
 async function add(files) {
-  const added = [...files].map((file) => Object.assign(newEntry(file.webkitRelativePath || file.name), { file }));
+  const added = files.map(({ file, name }) => Object.assign(newEntry(name), { file }));
   entries.push(...added);
   showList();
   added.forEach((entry) => queue.push(entry));
@@ -37,6 +38,7 @@ async function add(files) {
 }
 
 const queue = [];
+let expired = 0;
 async function work() {
   working++;
   while (queue.length) {
@@ -55,7 +57,14 @@ async function work() {
       else await inform(entry, 0);
       if (entry.frames > 1) informAll(entry);
     } catch (error) {
-      if (error.status === 404 && !entry.file) { entries.splice(entries.indexOf(entry), 1); remember(); showList(); continue; }
+      if (error.status === 404 && !entry.file) {
+        expired++;
+        note(`${expired} ${expired > 1 ? "files are" : "file is"} no longer on the server: open ${expired > 1 ? "them" : "it"} again.`);
+        if (entries.includes(entry)) entries.splice(entries.indexOf(entry), 1);
+        remember();
+        showList();
+        continue;
+      }
       entry.state = "error";
       entry.error = error.message;
     }
@@ -107,6 +116,8 @@ async function informAll(entry) {
 const worst = (entry) => [...entry.data.values()].filter((frame) => frame.info).sort((a, b) =>
   (b.info.look_at_this - a.info.look_at_this) || ((a.info.confidence ?? 1) - (b.info.confidence ?? 1)))[0];
 
+const numberOf = (entry, frame) => [...entry.data].find(([, one]) => one === frame)?.[0] ?? entry.frame;
+
 const isFlagged = (entry) => entry.state === "error" || Boolean(worst(entry)?.info.look_at_this);
 
 function listed() {
@@ -122,10 +133,10 @@ function describe(entry) {
   const states = [...entry.data.values()].map((one) => one.saved?.verdict).filter(Boolean);
   words.push(info.area_px ? `${info.area_px} px` : "no lesion");
   if (info.confidence !== null) words.push(`confidence ${info.confidence.toFixed(2)}`);
-  if (entry.frames > 1) words.unshift(`${entry.frames} frames`);
+  const where = entry.frames > 1 ? `${entry.frames} frames; frame ${numberOf(entry, frame) + 1}: ` : "";
   return {
-    text: words.join(", ") + (info.look_at_this ? `: ${info.reasons.join(", ")}` : ""), kind: info.look_at_this ? "flagged" : "",
-    mark: states.length ? states[states.length - 1] : [...entry.data.values()].some((one) => one.edited) ? "edited" : info.look_at_this ? "look" : "",
+    text: where + words.join(", ") + (info.look_at_this ? `: ${info.reasons.join(", ")}` : ""), kind: info.look_at_this ? "flagged" : "",
+    mark: isUnsaved(entry) ? "edited" : states.length ? states[states.length - 1] : [...entry.data.values()].some((one) => one.edited) ? "edited" : info.look_at_this ? "look" : "",
   };
 }
 
@@ -155,12 +166,17 @@ function showList() {
     item.id = `item-${entries.indexOf(entry)}`;
     item.setAttribute("role", "option");
     fillItem(item, entry);
-    item.addEventListener("click", () => { open(entry); });
+    item.addEventListener("click", () => { open(entry, frameToOpen(entry)); });
     return item;
   }));
   const active = shown.includes(current) ? `item-${entries.indexOf(current)}` : "";
   list.toggleAttribute("aria-activedescendant", false);
-  if (active) { list.setAttribute("aria-activedescendant", active); document.getElementById(active).scrollIntoView({ block: "nearest" }); }
+  if (active) {
+    list.setAttribute("aria-activedescendant", active);
+    // the list alone: on a narrow screen the page would scroll away from the picture
+    const whole = list.getBoundingClientRect(), own = document.getElementById(active).getBoundingClientRect();
+    list.scrollTop += Math.min(0, own.top - whole.top) || Math.max(0, own.bottom - whole.bottom);
+  }
   const flagged = entries.filter(isFlagged).length;
   $("count").textContent = entries.length ? `${flagged} of ${entries.length} to look at` : "";
   $("csv").disabled = $("clear").disabled = !entries.length;
@@ -168,11 +184,14 @@ function showList() {
   $("drop").style.display = current ? "none" : "";
 }
 
+/** The frame that is shown when a file is opened: of those to look at first, the one that they are listed for. */
+const frameToOpen = (entry) => $("look-first").checked && entry !== current ? numberOf(entry, worst(entry)) : entry.frame;
+
 function step(by) {
   const shown = listed();
   if (!shown.length) return;
-  const at = shown.indexOf(current);
-  open(shown[at < 0 ? 0 : Math.min(Math.max(at + by, 0), shown.length - 1)]);
+  const at = shown.indexOf(current), entry = shown[at < 0 ? 0 : Math.min(Math.max(at + by, 0), shown.length - 1)];
+  open(entry, frameToOpen(entry));
 }
 
 // ---------------------------------------------------------------- one image
@@ -181,6 +200,7 @@ let showing = 0; // an image that is still loading when another is opened is not
 async function open(entry, number = entry.frame) {
   if (entry?.state === "error") { say(entry.error); return; }
   if (!entry?.id) return;
+  if (current && (held || stroke === "paint")) { held = false; stroke = null; changed(); } // it ends with its image
   const ticket = ++showing, start = performance.now();
   current = entry;
   entry.frame = number;
@@ -219,7 +239,8 @@ function forget(entry, number) {
   for (const other of entries) {
     for (const [k, frame] of other.data) {
       const near = other === entry && Math.abs(k - number) < 8;
-      if (near || frame.edited || frame.undo.length) continue;
+      const moved = frame.threshold !== null && frame.threshold !== model.threshold; // a DICOM SEG takes its mask
+      if (near || frame.edited || frame.undo.length || moved) continue;
       frame.logits = frame.predicted = frame.mask = null;
     }
   }
@@ -250,6 +271,7 @@ function show() {
   for (const id of ["save-mask", "save-overlay", "heat"]) $(id).disabled = false;
   $("save-seg").disabled = !entry.dicom;
   $("accept").disabled = $("reject").disabled = !model.corrections;
+  $("label").value = entry.label ?? frame.saved?.label ?? "unknown";
   showValues();
   showEdits();
 }
@@ -258,13 +280,13 @@ function showEdits() {
   const frame = shownFrame();
   $("undo").disabled = !frame?.undo.length;
   $("redo").disabled = !frame?.redo.length;
-  $("reset").disabled = !frame?.edited;
   const changed = frame && (frame.edited || frame.threshold !== model.threshold);
+  $("reset").disabled = !changed;
   $("accept").firstChild.textContent = changed ? "Save correction " : "Accept ";
   if (!model.corrections) $("saved").textContent = "Start the server with --corrections DIR to save.";
   else if (frame?.saved) {
     const { verdict, who, when, changed_px: px } = frame.saved;
-    $("saved").textContent = `Saved: ${verdict}${who ? ` by ${who}` : ""}, ${px} px changed, ${new Date(when).toLocaleString()}`;
+    $("saved").textContent = `${frame.undo.length ? "Changed since it was saved" : "Saved"}: ${verdict}${who ? ` by ${who}` : ""}, ${px} px changed, ${new Date(when).toLocaleString()}`;
   } else $("saved").textContent = "Not saved yet.";
 }
 
@@ -275,9 +297,9 @@ function showValues() {
     ["Lesion", size ? "outlined" : "none"],
     ["Probability of a lesion", info.presence === null ? "not calibrated" : info.presence.toFixed(2)],
     ["Highest of a pixel", info.lesion_probability.toFixed(3)],
-    ["Confidence", trust === null ? "not calibrated" : `${trust.toFixed(2)}${frame.edited ? " (of your mask)" : ""}`],
+    [frame.edited ? "Confidence, your mask" : "Confidence", trust === null ? "not calibrated" : trust.toFixed(2)],
     ["Area", `${size} px`],
-    ["", spacing ? `${(size * spacing[0] * spacing[1]).toFixed(1)} mm²` : "mm² unknown"],
+    ["Area in mm²", spacing ? `${(size * spacing[0] * spacing[1]).toFixed(1)} mm²` : "unknown"],
     ["Components", masks.components(frame.mask, shapeOf(frame)).areas.length],
     ["Size", `${info.width} × ${info.height}`],
   ];
@@ -311,12 +333,16 @@ function showStrip() {
   context.fillRect(entry.frame * step, 0, Math.max(step, 2), 10);
 }
 
+/** What was left out of the list, below it. */
+const note = (text) => { $("note").textContent = text; };
+
 const say = (text) => { $("busy").textContent = text; };
 
 // ---------------------------------------------------------------- correct
 
 function begin() {
   const frame = shownFrame();
+  frame.edits++;
   frame.undo.push(frame.mask.slice());
   if (frame.undo.length > UNDO_STEPS) frame.undo.shift();
   frame.redo.length = 0;
@@ -333,6 +359,7 @@ function changed() {
 function travel(from, to) {
   const frame = shownFrame();
   if (!ready() || !frame[from].length) return;
+  frame.edits++;
   frame[to].push(frame.mask);
   frame.mask = frame[from].pop();
   changed();
@@ -340,10 +367,14 @@ function travel(from, to) {
 }
 
 function reset() {
-  if (!ready() || !shownFrame().edited) return;
-  begin();
-  shownFrame().mask = shownFrame().predicted.slice();
-  changed();
+  if (!ready()) return;
+  const frame = shownFrame();
+  if (frame.edited) {
+    begin();
+    frame.mask = frame.predicted.slice();
+    changed();
+  }
+  if (frame.threshold !== model.threshold) setThreshold(model.threshold);
   showItem(current);
 }
 
@@ -388,20 +419,22 @@ async function patiently(work) {
 
 async function save(verdict) {
   const frame = shownFrame(), entry = current, number = entry?.frame;
-  if (!ready() || !model.corrections) return;
+  if (!ready() || !model.corrections || frame.saving) return;
   let no_text = !frame.info.may_name_patient;
-  if (!no_text && !(no_text = confirm("Text in this picture may name the patient, and the picture would be saved with the correction. Is it free of names?"))) return;
+  if (!no_text && verdict !== "rejected" && !(no_text = confirm("Text in this picture may name the patient, and the picture would be saved with the correction. Is it free of names?"))) return;
   if (verdict !== "rejected") verdict = differs(frame.mask, masks.maskOf(frame.logits, shapeOf(frame), model.threshold, model.postprocess)) ? "corrected" : "accepted";
   say("saving …");
+  frame.saving = true;
+  const { edits } = frame;
   try {
     const content = { verdict, rle: masks.runLengths(frame.mask, shapeOf(frame)), who: $("who").value, label: $("label").value, no_text };
     const answer = await patiently(() => onServer(entry, (where) => api.send(`${where}/${number}/correction`, content)));
     frame.saved = await answer.json();
-    frame.undo.length = frame.redo.length = 0;
+    if (frame.edits === edits) frame.undo.length = frame.redo.length = 0; // else it was painted on meanwhile
     say("");
-    showEdits();
+    if (frame === shownFrame()) showEdits();
     showList();
-  } catch (error) { say(error.message); }
+  } catch (error) { say(error.message); } finally { frame.saving = false; }
 }
 
 // ---------------------------------------------------------------- downloads
@@ -414,7 +447,7 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-const stem = () => current.name.replace(/.*\//, "").replace(/\.[^.]*$/, "") + (current.frames > 1 ? `_frame${current.frame}` : "");
+const stem = (ofFrame = true) => current.name.replace(/.*\//, "").replace(/\.[^.]*$/, "") + (ofFrame && current.frames > 1 ? `_frame${current.frame}` : "");
 
 async function saveMask() {
   if (!ready()) return;
@@ -434,15 +467,22 @@ const quoted = (value) => {
   return `"${(/^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text).replaceAll('"', '""')}"`;
 };
 
+/** The annotator's mask of a frame, also one saved before a reload, as run lengths; null if there is none. */
+function correctionOf(frame) {
+  if (frame.mask && frame.edited) return masks.runLengths(frame.mask, shapeOf(frame));
+  return !frame.mask && frame.saved?.verdict === "corrected" ? frame.saved.rle : null;
+}
+
 function saveTable() {
-  const columns = ["image", "frame", "width", "height", "area_px", "area_mm2", "components", "presence", "lesion_probability", "confidence", "threshold", "look_at_this", "reason", "verdict", "corrected_area_px", "model", "error"];
+  const columns = ["image", "frame", "width", "height", "area_px", "area_mm2", "components", "presence", "lesion_probability", "confidence", "threshold", "look_at_this", "reason", "verdict", "corrected_area_px", "model", "error", "notice"];
   const rows = [columns];
   for (const entry of entries) {
-    if (entry.state === "error") rows.push([entry.name, ...Array(columns.length - 2).fill(""), entry.error]);
-    for (const [number, { info, saved, mask, edited }] of [...entry.data].sort((a, b) => a[0] - b[0])) {
+    if (entry.state === "error") rows.push([entry.name, ...Array(columns.length - 3).fill(""), entry.error, WORDS]);
+    for (const [number, frame] of [...entry.data].sort((a, b) => a[0] - b[0])) {
+      const { info, saved } = frame, own = correctionOf(frame);
       if (!info) continue;
       rows.push([entry.name, entry.frames > 1 ? number : "", info.width, info.height, info.area_px, info.area_mm2 ?? "", info.components, info.presence ?? "", info.lesion_probability,
-        info.confidence ?? "", info.threshold, Number(info.look_at_this), info.reasons.join("; "), saved?.verdict ?? "", edited && mask ? masks.area(mask) : "", model.digest.slice(0, 12), ""]);
+        info.confidence ?? "", info.threshold, Number(info.look_at_this), info.reasons.join("; "), saved?.verdict ?? "", own ? masks.areaOf(own) : "", model.digest.slice(0, 12), "", WORDS]);
     }
   }
   download(new Blob([rows.map((row) => row.map(quoted).join(",")).join("\n"), "\n"], { type: "text/csv" }), "bustseg.csv");
@@ -450,12 +490,17 @@ function saveTable() {
 
 async function saveSeg() {
   if (!ready() || !current.dicom) return;
-  const entry = current, changedMasks = [...entry.data].filter(([, frame]) => frame.mask && (frame.edited || frame.threshold !== model.threshold));
+  const entry = current, name = `${stem(false)}_seg.dcm`, wanted = { masks: [] };
   say("writing the DICOM SEG …");
   try {
-    const wanted = { masks: changedMasks.map(([frame, one]) => ({ frame, rle: masks.runLengths(one.mask, shapeOf(one)) })) };
+    for (let number = 0; number < entry.frames; number++) {
+      const frame = await inform(entry, number); // so that corrections saved before a reload are known
+      const moved = frame.mask && frame.threshold !== model.threshold;
+      const rle = correctionOf(frame) ?? (moved ? masks.runLengths(frame.mask, shapeOf(frame)) : null);
+      if (rle) wanted.masks.push({ frame: number, rle });
+    }
     const answer = await onServer(entry, (where) => api.send(`${where}/segmentation`, wanted));
-    download(await answer.blob(), `${stem()}_seg.dcm`);
+    download(await answer.blob(), name);
     say("");
   } catch (error) { say(error.message); }
 }
@@ -533,9 +578,9 @@ function setWindow(level, width) {
 $("level").addEventListener("input", () => setWindow(Number($("level").value), viewer.window.width));
 $("width").addEventListener("input", () => setWindow(viewer.window.level, Number($("width").value)));
 
-let asked = 0;
 function setThreshold(value) {
   const frame = shownFrame();
+  $("threshold").value = value;
   $("threshold-text").textContent = value.toFixed(2);
   if (!ready()) return;
   frame.threshold = value;
@@ -546,11 +591,13 @@ function setThreshold(value) {
   viewer.setMask(frame.mask, frame.predicted, frame.edited);
   showValues();
   showEdits();
-  clearTimeout(asked);
-  asked = setTimeout(async () => { // only the reasons of the flag come from the server
-    const entry = current, number = entry.frame;
+  clearTimeout(frame.asked);
+  const entry = current, number = entry.frame; // another image may be shown when the answer comes
+  frame.asked = setTimeout(async () => { // only the reasons of the flag come from the server
     try {
-      frame.info = await onServer(entry, (where) => api.json(`${where}/${number}?threshold=${value}`));
+      const info = await onServer(entry, (where) => api.json(`${where}/${number}?threshold=${value}`));
+      if (frame.threshold !== value) return; // moved on meanwhile
+      frame.info = info;
       if (frame === shownFrame()) showValues();
       showItem(entry);
     } catch { /* keep the values that are shown */ }
@@ -584,8 +631,14 @@ const clicks = {
   "clear": closeAll,
 };
 for (const [id, action] of Object.entries(clicks)) $(id).addEventListener("click", action);
-for (const id of ["picker", "folder-picker"]) $(id).addEventListener("change", () => { add($(id).files); $(id).value = ""; });
+for (const id of ["picker", "folder-picker"]) $(id).addEventListener("change", async () => {
+  const chosen = [...$(id).files].map((file) => ({ file, name: file.webkitRelativePath || file.name }));
+  $(id).value = "";
+  add(id === "picker" ? chosen : await imagesOf(chosen));
+});
+$("canvas").addEventListener("click", () => { if (!current) $("picker").click(); });
 $("look-first").addEventListener("change", showList);
+$("label").addEventListener("change", () => { if (current) current.label = $("label").value; }); // of all frames of a file
 $("frame").addEventListener("input", () => open(current, Number($("frame").value)));
 $("who").addEventListener("change", () => localStorage.setItem("bustseg-who", $("who").value));
 
@@ -615,12 +668,14 @@ async function closeAll() {
   $("flag").hidden = $("loop").hidden = true;
   for (const id of ["save-mask", "save-overlay", "save-seg", "accept", "reject", "heat", "undo", "redo", "reset"]) $(id).disabled = true;
   $("saved").textContent = "";
+  note("");
   remember();
   showList();
   await Promise.allSettled(old.filter((entry) => entry.id).map((entry) => api.ask(`/uploads/${entry.id}`, { method: "DELETE" })));
 }
 
-const unsaved = () => entries.some((entry) => [...entry.data.values()].some((frame) => frame.undo.length));
+const isUnsaved = (entry) => [...entry.data.values()].some((frame) => frame.undo.length);
+const unsaved = () => entries.some(isUnsaved);
 addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
 
 // ---------------------------------------------------------------- drop
@@ -632,22 +687,46 @@ stage.addEventListener("drop", async (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
   const dropped = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  const files = dropped.length ? (await Promise.all(dropped.map(filesOf))).flat() : [...event.dataTransfer.files];
-  add(files);
+  const loose = [...event.dataTransfer.files].map((file) => ({ file, name: file.name }));
+  const files = dropped.length ? (await Promise.all(dropped.filter((one) => one.isFile).map(filesOf))).flat() : loose;
+  const inside = (await Promise.all(dropped.filter((one) => one.isDirectory).map(filesOf))).flat();
+  add([...files, ...(inside.length ? await imagesOf(inside) : [])]);
   showList();
 });
 
+/** The files of a dropped file or folder, as { file, name }; what the browser cannot read is left out. */
 async function filesOf(entry) {
-  if (entry.isFile) return [await new Promise((done, failed) => entry.file(done, failed))];
-  const reader = entry.createReader(), found = [];
-  for (;;) { // a reader returns at most a hundred entries at a time
-    const part = await new Promise((done, failed) => reader.readEntries(done, failed));
-    if (!part.length) break;
-    found.push(...part);
-  }
-  found.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
-  return (await Promise.all(found.filter((one) => !one.name.startsWith(".")).map(filesOf))).flat();
+  try {
+    if (entry.isFile) return [{ file: await new Promise((done, failed) => entry.file(done, failed)), name: entry.fullPath.replace(/^\//, "") }];
+    const reader = entry.createReader(), found = [];
+    for (;;) { // a reader returns at most a hundred entries at a time
+      const part = await new Promise((done, failed) => reader.readEntries(done, failed));
+      if (!part.length) break;
+      found.push(...part);
+    }
+    found.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
+    return (await Promise.all(found.map(filesOf))).flat();
+  } catch { return []; }
 }
+
+/** The images of a folder by the rules of `bustseg predict`: no masks beside their image, hidden or other files. */
+async function imagesOf(found) {
+  const inOrder = found.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
+  const stems = new Set(inOrder.map(({ name }) => name.replace(/\.[^./]*$/, "").toLowerCase()));
+  const kept = [], left = { "masks beside their image": 0, "other files": 0 };
+  for (const one of inOrder) {
+    if (/(^|\/)(\.|__macosx\/|thumbs\.db$|desktop\.ini$)/i.test(one.name)) continue;
+    const image = one.name.replace(/\.[^./]*$/, "").toLowerCase().match(/^(.*[^/])_mask(_\d+)?$/)?.[1];
+    if (image && stems.has(image)) left["masks beside their image"]++;
+    else if (/\.(png|jpe?g|tiff?|bmp|mp4|m4v|mov|avi|mkv|webm)$/i.test(one.name) || await isDicom(one.file)) kept.push(one);
+    else left["other files"]++;
+  }
+  const words = Object.entries(left).filter(([, number]) => number).map(([kind, number]) => `${number} ${kind}`);
+  note(words.length ? `Left out of the folder: ${words.join(", ")}.` : "");
+  return kept;
+}
+
+const isDicom = (file) => file.slice(128, 132).text().then((mark) => mark === "DICM", () => false);
 
 // ---------------------------------------------------------------- keyboard
 
@@ -718,6 +797,7 @@ addEventListener("keydown", (event) => {
     return;
   }
   if (onSlider && (ARROWS[event.key] || ["Home", "End", "PageUp", "PageDown"].includes(event.key))) return;
+  if (event.repeat && /^[axmoglk?]$/i.test(event.key)) return; // once for each press
   const action = letters[event.key] ?? (event.key.length === 1 && event.key !== "N" ? letters[event.key.toLowerCase()] : null);
   if (action) { event.preventDefault(); action(); }
 });
@@ -748,7 +828,7 @@ async function start() {
     return;
   }
   $("model").textContent = `${model.name}, ${model.digest.slice(0, 12)}`;
-  $("heat-name").textContent = model.explanation;
+  $("heat-name").textContent = model.explanation === "Occlusion" ? "Heat map (occlusion, slow)" : `Heat map (${model.explanation})`;
   $("threshold").value = model.threshold;
   $("threshold-text").textContent = model.threshold.toFixed(2);
   const known = JSON.parse(sessionStorage.getItem(KNOWN) ?? "[]").map(({ id, name }) => newEntry(name, id));

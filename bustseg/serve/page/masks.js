@@ -151,6 +151,9 @@ export function fromRunLengths({ size: [H, W], counts }) {
   return mask;
 }
 
+/** Pixels of a mask of run lengths. */
+export const areaOf = ({ counts }) => counts.reduce((sum, count, index) => sum + (index % 2 ? count : 0), 0);
+
 /** Borders of a mask along the edges of pixels, as straight lines [x0, y0, x1, y1]. */
 export function borders(mask, [H, W]) {
   const lines = [];

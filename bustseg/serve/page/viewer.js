@@ -2,6 +2,9 @@
 
 import { borders } from "./masks.js";
 
+/** Drawn into pictures that leave the page: bustseg.disclaimer.WORDS. */
+export const WORDS = "research only, not a medical device";
+
 export const PREDICTION = "#ff9f1c", CORRECTION = "#35d0ff";
 
 // eleven colours of the heat map "inferno", from dark to bright
@@ -161,7 +164,7 @@ export class Viewer {
     this.context.stroke(path);
   }
 
-  /** The windowed picture with the outline, at the image's own size. */
+  /** The windowed picture with the outline and the disclaimer, at the image's own size. */
   async overlay() {
     const [H, W] = this.shape, canvas = new OffscreenCanvas(W, H), context = canvas.getContext("2d");
     context.drawImage(this.shown, 0, 0);
@@ -170,6 +173,13 @@ export class Viewer {
       context.lineWidth = 2 * Math.max(1, Math.round(Math.min(H, W) / 250)); // half of it on either side of the edge
       context.stroke(this.outline);
     }
+    const font = (size) => { context.font = `${size}px sans-serif`; };
+    font(100);
+    const size = Math.min(Math.max(11, W / 45), 100 * 0.96 * W / context.measureText(WORDS).width);
+    font(size);
+    Object.assign(context, { lineWidth: size / 4, lineJoin: "round", strokeStyle: "#000", fillStyle: "#fff" });
+    context.strokeText(WORDS, 0.02 * W, H - size / 2);
+    context.fillText(WORDS, 0.02 * W, H - size / 2);
     return canvas.convertToBlob({ type: "image/png" });
   }
 }
