@@ -286,7 +286,7 @@ function showEdits() {
   if (!model.corrections) $("saved").textContent = "Start the server with --corrections DIR to save.";
   else if (frame?.saved) {
     const { verdict, who, when, changed_px: px } = frame.saved;
-    $("saved").textContent = `${frame.undo.length ? "Changed since it was saved" : "Saved"}: ${verdict}${who ? ` by ${who}` : ""}, ${px} px changed, ${new Date(when).toLocaleString()}`;
+    $("saved").textContent = `${frame.undo.length ? "Changed since it was saved" : "Saved"}: ${verdict}${who ? ` by ${who}` : ""}, ${px} px changed, ${new Date(when).toLocaleString(undefined, { dateStyle: "short", timeStyle: "short" })}`;
   } else $("saved").textContent = "Not saved yet.";
 }
 
@@ -297,7 +297,7 @@ function showValues() {
     ["Lesion", size ? "outlined" : "none"],
     ["Probability of a lesion", info.presence === null ? "not calibrated" : info.presence.toFixed(2)],
     ["Highest of a pixel", info.lesion_probability.toFixed(3)],
-    [frame.edited ? "Confidence, your mask" : "Confidence", trust === null ? "not calibrated" : trust.toFixed(2)],
+    [frame.edited ? "Confidence (yours)" : "Confidence", trust === null ? "not calibrated" : trust.toFixed(2)],
     ["Area", `${size} px`],
     ["Area in mm²", spacing ? `${(size * spacing[0] * spacing[1]).toFixed(1)} mm²` : "unknown"],
     ["Components", masks.components(frame.mask, shapeOf(frame)).areas.length],
