@@ -1,6 +1,6 @@
 """The Python API: train and score networks; :class:`bustseg.Predictor` outlines images.
 
-Example:
+Examples:
     >>> run = bustseg.fit("configs/quickstart.yaml", max_epochs=2)  # doctest: +SKIP
     >>> bustseg.test(run).metrics["test/dice_lesion"]  # doctest: +SKIP
     >>> bustseg.Predictor(run.checkpoint)(image).mask  # doctest: +SKIP

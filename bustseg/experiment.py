@@ -171,7 +171,7 @@ class Experiment:
 
     Experiments are immutable; :meth:`but` and :meth:`with_options` derive others.
 
-    Example:
+    Examples:
         >>> experiment = Experiment.read("configs/quickstart.yaml")  # doctest: +SKIP
         >>> experiment.but(lr=1e-3, max_epochs=5)["trainer.max_epochs"]  # doctest: +SKIP
         5

@@ -742,7 +742,7 @@ class Phantom(BUSI):
         n: number of images
         seed: equal seeds give equal images
 
-    Example:
+    Examples:
         >>> source = Phantom(n=24)
         >>> source.prepare(source.default_root())
         >>> len(source.read(source.default_root()))

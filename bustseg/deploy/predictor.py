@@ -52,7 +52,7 @@ def as_grey(image: np.ndarray) -> np.ndarray:
 class Predictor:
     """Segments images of any size. Safe to call from several threads at once.
 
-    Example:
+    Examples:
         >>> predictor = Predictor("latest")  # doctest: +SKIP
         >>> predictor(np.asarray(Image.open("scan.png"))).mask  # doctest: +SKIP
 

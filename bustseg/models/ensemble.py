@@ -21,7 +21,7 @@ class Ensemble(nn.Module):
     Raises:
         UserError: no networks
 
-    Example:
+    Examples:
         >>> from bustseg.models import FusionUNet
         >>> net = Ensemble([FusionUNet(["resnet18"], weights="none") for _ in range(2)])
         >>> net(torch.zeros(2, 3, 64, 96)).shape

@@ -61,7 +61,7 @@ class FusionUNet(nn.Module):
         UserError: there is no such encoder or attention
         WeightsError: an encoder's weights cannot be obtained
 
-    Example:
+    Examples:
         >>> net = FusionUNet(["resnet18"], attention="cbam", weights="none")
         >>> net(torch.zeros(2, 3, 65, 97)).shape
         torch.Size([2, 1, 65, 97])
