@@ -21,10 +21,10 @@ from urllib.parse import urlparse
 
 from filelock import FileLock
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from bustseg.data.sources import BUSI
-from bustseg.errors import DataError
+from bustseg.errors import DataError, brief, causes
 from bustseg.progress import console, make_bar, on_screen, track
 from bustseg.redact import redact
 
@@ -104,10 +104,18 @@ def download(url: str, folder: Path, sha256: str | None, pauses: float = 1.0) ->
             f"{_ELSEWHERE}, or give the right checksum with --sha256"
         ) from error
     except requests.RequestException as error:
-        reason = re.sub(r"\s+", " ", str(error))[:160]
         raise DataError(
-            f"cannot download {url} ({reason}): try again to continue where it stopped, or {_ELSEWHERE}"
+            f"cannot download {url} ({_reason(error)}): try again to continue where it stopped, or {_ELSEWHERE}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a download failed, in a few words: requests' messages name its objects and repeat the address."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"the server answers {response.status_code} {response.reason}"
+    named = [cause.strerror for cause in causes(error) if isinstance(cause, OSError) and cause.strerror]
+    return f"no connection: {named[-1]}" if named else brief(error)[:160]
 
 
 class ResumingDownloader:
@@ -130,11 +138,17 @@ class ResumingDownloader:
         part = Path(output_file).parent / ((PurePosixPath(urlparse(url).path).name or "archive.zip") + ".part")
         with (
             on_screen(
-                make_bar("downloading", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+                make_bar(
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    DownloadColumn(),
+                    TransferSpeedColumn(),
+                    TimeRemainingColumn(),
+                )
             ) as progress,
             requests.Session() as session,
         ):
-            bar = progress.add_task("", total=None)
+            bar = progress.add_task("downloading", total=None)
             failures = 0
             while True:
                 before = _size(part)
@@ -149,6 +163,8 @@ class ResumingDownloader:
                 failures = 0 if _size(part) > before else failures + 1
                 if failures >= self.attempts:
                     raise error
+                attempt = f"no connection, attempt {failures + 1} of {self.attempts}" if failures else "downloading"
+                progress.update(bar, description=attempt)
                 time.sleep(min(self.pauses * 2**failures, 60))
         os.replace(part, output_file)
         _origin(part).unlink(missing_ok=True)

@@ -126,6 +126,14 @@ def test_a_later_call_goes_on_too(server: Server, tmp_path: Path) -> None:
     assert server.requests == ["bytes=16384-"]
 
 
+def test_a_failed_download_says_why_in_words(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot download .* \(no connection: Connection refused\): try again"):
+        download("http://127.0.0.1:9/Dataset_BUSI.zip", tmp_path, None, pauses=0)
+    server.status = 404
+    with pytest.raises(DataError, match=r"\(the server answers 404 Not Found\)"):
+        download(server.url, tmp_path, None, pauses=0)
+
+
 def server_stops_after_one(server: Server, folder: Path) -> None:
     answers = server.breaks_after
     server.breaks = 10**6
