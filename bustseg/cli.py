@@ -76,15 +76,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: BaseException, debug: bool) -> int:
-    from rich.markup import escape
-
-    from bustseg.progress import error_console
+    from bustseg.progress import error_console, print_error
 
     if debug:
         # as plain text, so that credentials can be removed from it, and not as a rich traceback
         error_console.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
     message, code = in_one_line(error)
-    error_console.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+    print_error(message)
     return code
 
 

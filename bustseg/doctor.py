@@ -13,7 +13,7 @@ from typing import Literal
 
 from bustseg import __version__
 from bustseg.errors import UserError
-from bustseg.progress import console
+from bustseg.progress import print_entry
 
 State = Literal["ok", "missing", "wrong"]
 
@@ -38,13 +38,16 @@ class Finding:
     text: str
 
 
+DECISIVE = ("amx", "avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "neon", "sve", "bf16", "i8mm")
+"""Beginnings of the CPU flags that decide how fast a network runs, on x86 and on ARM."""
+
+
 def doctor() -> int:
     """Print the results of all checks; returns 1 when something is wrong."""
     wrong = False
     for finding in findings():
         wrong |= finding.state == "wrong"
-        console.print(f"{MARKS[finding.state]}  {finding.what:<10}  ", end="", highlight=False)
-        console.print(finding.text, highlight=False, markup=False)
+        print_entry(f"{MARKS[finding.state]}  {finding.what:<10}", finding.text)
     return int(wrong)
 
 
@@ -67,11 +70,13 @@ def _compute() -> Iterator[Finding]:
     from bustseg.experiment import fast_precision
 
     capabilities = torch.cpu.get_capabilities()
-    flags = [name for name, has in sorted(capabilities.items()) if has is True]
+    flags = [name for name, has in sorted(capabilities.items()) if has is True and name.startswith(DECISIVE)]
+    threads = torch.get_num_threads()
     yield Finding(
         "CPU",
         "ok",
-        f"{os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads; {' '.join(flags)}",
+        f"{os.cpu_count()} cores, torch {torch.__version__} with {threads} thread{'s' if threads > 1 else ''}; "
+        f"{' '.join(flags)}",
     )
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

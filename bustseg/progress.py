@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from bustseg.redact import redact
 
@@ -167,6 +169,37 @@ def tell_once(message: str) -> None:
 def warn(line: str) -> None:
     """Print a warning on standard error."""
     error_console.print(f"[yellow]{escape(line)}[/]", highlight=False)
+
+
+def print_error(line: str) -> None:
+    """Print an error on standard error; a terminal breaks it between words, a file or a pipe gets one line."""
+    head = "error: "
+    text = "\n".join(_broken(head + redact(line), error_console)).removeprefix(head)
+    error_console.print(f"[bold red]{head.strip()}[/] {escape(text)}", highlight=False)
+
+
+def print_entry(name: str, text: str, width: int = 0) -> None:
+    """Print a line of a list, ``name  text``; on a terminal a long text continues below its own beginning.
+
+    Args:
+        name: what the line is about; Rich's markup has an effect
+        text: what is said about it, as it is
+        width: columns of the longest name of the list
+    """
+    shown = Text.from_markup(name)
+    shown.pad_right(max(width - len(shown), 0))
+    indent = " " * (len(shown) + 2)
+    console.print(
+        Text.assemble(shown, "  ", f"\n{indent}".join(_broken(redact(text), console, len(indent)))), highlight=False
+    )
+
+
+def _broken(text: str, console: Console, indent: int = 0) -> list[str]:
+    """Lines of a text, broken between words where a terminal ends; a path or an address stays whole, to be copied."""
+    room = console.width - indent
+    if not console.is_terminal or room < 20:
+        return [text]
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def print_wide(table: RenderableType) -> None:

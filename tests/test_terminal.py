@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import select
@@ -17,11 +18,12 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Callback
+from rich.console import Console
 
 from bustseg.callbacks import StepMetrics
 from bustseg.callbacks.progress import Columns, Pace, plain_line
 from bustseg.metrics import overlap_scores
-from bustseg.progress import clock
+from bustseg.progress import clock, console, error_console, print_entry, print_error
 from bustseg.training.report import intervals, next_line
 from tests.conftest import TINY
 
@@ -163,6 +165,54 @@ def test_columns_take_what_room_there_is() -> None:
         assert "0.1235" in line
         assert line.endswith("1:00:00")
     assert plain_line("epoch 1/9", {"val/loss": 12.0}, 3.21, 65) == "epoch 1/9  val/loss 12.0000  3.2 s  1:05 left"
+
+
+class _Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def on_screen_of(monkeypatch: pytest.MonkeyPatch, console: Console, columns: int) -> _Screen:
+    """Show what a console prints on a terminal of that many columns."""
+    screen = _Screen()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "_environ", {"COLUMNS": str(columns)})
+    monkeypatch.setattr(console, "_width", columns)
+    monkeypatch.setattr(console, "_color_system", None)
+    monkeypatch.setattr(console, "_file", screen)
+    return screen
+
+
+def test_a_long_entry_continues_below_its_beginning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/a/folder/with/a/name/that/is/longer/than/the/column/of/texts"
+    print_entry("name", f"some words and {path}", 6)
+    assert capsys.readouterr().out == f"name    some words and {path}\n", "one line in a pipe"
+    screen = on_screen_of(monkeypatch, console, 40)
+    print_entry("name", "some words that do not fit into a terminal of forty columns", 6)
+    print_entry("longer", path, 6)
+    assert screen.getvalue().splitlines() == [
+        "name    some words that do not fit into",
+        "        a terminal of forty columns",
+        f"longer  {path}",
+    ], "a path stays whole, so that it can be copied"
+
+
+def test_an_error_is_broken_between_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/a/folder/with/a/name/that/is/longer/than/forty/columns"
+    print_error(f"cannot read [x] {path} because it is not a folder")
+    assert capsys.readouterr().err == f"error: cannot read [x] {path} because it is not a folder\n"
+    screen = on_screen_of(monkeypatch, error_console, 40)
+    print_error(f"cannot read [x] {path} because it is not a folder, as far as anybody knows")
+    lines = [line.rstrip() for line in screen.getvalue().splitlines()]
+    assert lines == [
+        "error: cannot read [x]",
+        path,
+        "because it is not a folder, as far as",
+        "anybody knows",
+    ]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (65.4, "1:05"), (7509, "2:05:09"), (-3, "0:00")])

@@ -67,7 +67,8 @@ def device_name(trainer: Trainer) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} x {trainer.world_size}"
     processes = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
-    return f"{device.type} ({torch.get_num_threads()} threads){processes}"
+    threads = torch.get_num_threads()
+    return f"{device.type} ({threads} thread{'s' if threads > 1 else ''}){processes}"
 
 
 def network_tags(task: SegmentationTask) -> dict[str, str | None]:

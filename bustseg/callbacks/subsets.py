@@ -161,8 +161,8 @@ class TestPasses(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(self.seconds, step=0)
         console.print(
-            f"test: {int(images)} images in {total:.1f} s: scored in {forward:.1f} s, "
-            f"{' and '.join(self.subsets) or 'no other subsets'} in {other:.1f} s, "
-            f"tables and pictures in {beyond:.1f} s",
+            f"test: {int(images)} images in {total:.1f} s "
+            f"(scores {forward:.1f} s, {' and '.join(self.subsets) or 'no other subsets'} {other:.1f} s, "
+            f"tables and pictures {beyond:.1f} s)",
             highlight=False,
         )

@@ -28,7 +28,7 @@ def configs(name: Annotated[str | None, Option(metavar="NAME")] = None, *, schem
         print(json.dumps(schema_of_configs(), indent=1))
         return 0
     from bustseg.presets import about, find_config, presets
-    from bustseg.progress import console
+    from bustseg.progress import print_entry
 
     if name is not None:
         print(find_config(name).read_text(encoding="utf-8"), end="")
@@ -36,5 +36,5 @@ def configs(name: Annotated[str | None, Option(metavar="NAME")] = None, *, schem
     known = presets()
     width = max(map(len, known), default=0)
     for own, path in known.items():
-        console.print(f"{own:<{width}}  {about(path)}", highlight=False, markup=False)
+        print_entry(own, about(path), width)
     return 0

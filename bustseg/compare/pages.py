@@ -73,8 +73,8 @@ def print_comparison(result: Comparison, detailed: bool = False) -> None:
     # the rate on normals has no convention; empty_one is the closest
     anywhere = "empty_one" if "empty_one" in conventions else conventions[0]
     table = Table(
-        title="score [95 % interval]; below it, the difference from the first run [95 % interval] and Holm's p",
-        caption="↓ lower is better; in brackets the number of images; more in the CSV and HTML",
+        title="score; below it, the difference from the first run and Holm's p; [95 % intervals]",
+        caption="↓ lower is better; (number of images); more in the CSV and HTML",
     )
     for column in ("run", *conventions):
         table.add_column(column, overflow="fold")

@@ -251,12 +251,14 @@ def _tell(
 ) -> int:
     """Print a summary; returns the exit code."""
     rate = f" ({progress.rate:.1f} images/s)" if count.written else ""
+    flagged = f": {output.folder / 'predictions.csv'} says why" if looked_at else ""
     head = output.head
     lines = [
         f"model {head['called']}, digest {head['model']['digest'][:12]}, threshold {head['threshold']:g}",
-        f"{output.done} images in {output.folder}, {looked_at} to look at (predictions.csv says why){rate}",
+        f"{output.done} images in {output.folder}{rate}",
+        f"{looked_at} of them to look at{flagged}",
+        f"next: open {output.folder / GALLERY} in a browser",
     ]
-    lines.append(f"to look at them, open {output.folder / GALLERY} in a browser")
     if (output.folder / ORDER).is_file():
         lines.append(f"{ORDER} lists the images in the order in which reviewing them gains most")
     if segments.written:

@@ -28,7 +28,7 @@ from bustseg.metrics import CONVENTIONS
 from bustseg.paper.estimate import Cost, measure_cost
 from bustseg.paper.report import Outcome, Result, duration, read_outcome, write_report
 from bustseg.paper.tables import PaperTable, Row, find_table, read_table
-from bustseg.progress import console, labelled, print_wide, track
+from bustseg.progress import console, labelled, print_entry, print_wide, track
 from bustseg.runs.checkpoint import build_data, pretrained_parts, pretrained_value
 from bustseg.runs.tracker import PARENT_TAG, RUNS_DIR, Tracker, one_line
 from bustseg.training.nested_runs import config_digest, fit_and_test, reopen_parent, store_client, tested
@@ -215,7 +215,7 @@ def reproduce(options: Settings, rest: Sequence[str] = ()) -> int:
     for job in failed:
         console.print(f"{job.name} ({job.row.name}) failed: {job.failure}", highlight=False, markup=False)
     console.print(
-        f"run {parent.run_id}  experiment {tracking['experiment']}  store {parent.store.shown}", highlight=False
+        f"run {parent.run_id}  experiment {tracking['experiment']}\nstore {parent.store.shown}", highlight=False
     )
     return 1 if failed else 0
 
@@ -387,12 +387,10 @@ def _measure(jobs: Sequence[Job]) -> None:
         same = [other for other in jobs if other.network == name]
         for other in same:
             other.cost = cost
-        console.print(
-            f"row {job.row.row:>2}  {job.row.name:<{width}}  {cost.parameters:>11,} parameters, {cost.trainable:>11,} "
-            "trained  "
-            f"{duration(job.estimate() or 0.0):>9}{f' (and {len(same) - 1} more like it)' if len(same) > 1 else ''}",
-            highlight=False,
-            markup=False,
+        each = f" each, {len(same)} rows" if len(same) > 1 else ""
+        print_entry(
+            escape(f"row {job.row.row:>2}  {job.row.name:<{width}}"),
+            f"{cost.parameters:,} parameters, {cost.trainable:,} trained: {duration(job.estimate() or 0.0)}{each}",
         )
 
 

@@ -277,7 +277,7 @@ class Tracker(RunLogger, MLFlowLogger):
 
     @property
     def where(self) -> str:
-        return f"run {self.run_id}  experiment {self._experiment_name}  store {self.store.shown}"
+        return f"run {self.run_id}  experiment {self._experiment_name}\nstore {self.store.shown}"
 
     @property
     def save_dir(self) -> str:

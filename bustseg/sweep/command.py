@@ -267,7 +267,7 @@ def _end(plan: Plan, study: SharedStudy, parent: Tracker, failed: int) -> int:
     parent.finalize("success" if best is not None else "failed")
     result.print_result(plan, trials)
     console.print(
-        f"run {parent.run_id}  experiment {plan.base['tracking']['experiment']}  store {parent.store.shown}",
+        f"run {parent.run_id}  experiment {plan.base['tracking']['experiment']}\nstore {parent.store.shown}",
         highlight=False,
         markup=False,
     )

@@ -46,7 +46,9 @@ def report(trainer: pl.Trainer, verb: str) -> None:
 def next_line(verb: str, run_id: str) -> str:
     """The command that usually follows a verb."""
     if verb == "test":
-        return f"next: bustseg predict IMAGES --model {run_id} --out predictions, or bustseg compare {run_id} OTHER_RUN"
+        return (
+            f"next: bustseg predict IMAGES --model {run_id} --out predictions\n  or: bustseg compare {run_id} OTHER_RUN"
+        )
     return f"next: bustseg test --ckpt_path {run_id}"
 
 
