@@ -568,4 +568,7 @@ _KINDS = {
 def did_you_mean(key: str, known: Iterator[str] | Sequence[str]) -> str:
     """The end of a message about an unknown key: the keys that may have been meant."""
     close = difflib.get_close_matches(key, list(known), n=3, cutoff=0.6)
+    # beside a name that differs by a letter, names that are merely alike only distract
+    likeness = [difflib.SequenceMatcher(None, name, key).ratio() for name in close]
+    close = [name for name, ratio in zip(close, likeness, strict=True) if ratio > likeness[0] - 0.1]
     return f": did you mean {' or '.join(f'`{name}`' for name in close)}?" if close else ": see `bustseg fit --help`"

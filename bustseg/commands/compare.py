@@ -24,7 +24,7 @@ def compare(
         bustseg compare --experiment baselines --out comparison
 
     Args:
-        run: MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS, a folder with tables/test.csv, or a CSV
+        run: MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS, latest, a folder with tables/test.csv, or a CSV
         experiment: compare all tested runs of this MLflow experiment
         baseline: the run to compare the others with (default: the first)
         metric: dice, iou, hd95 ...; may be repeated

@@ -21,7 +21,7 @@ from bustseg.metrics.measures import Measure, drawn_together, measures
 from bustseg.metrics.registry import COUNTS, SIZES
 from bustseg.metrics.table import size_thirds
 from bustseg.progress import error_console
-from bustseg.runs.lookup import find_run, is_run_id, local_run, run_file, split_run
+from bustseg.runs.lookup import find_run, is_run_id, latest_run, local_run, run_file, split_run
 from bustseg.runs.opening import open_store
 from bustseg.runs.registry import is_registered, registered_version
 from bustseg.runs.store import tracking_uri
@@ -130,10 +130,14 @@ def load_run(run: str) -> RunTable:
     if path.is_file():
         return _from_file(path, path.stem)
     run_id, _ = split_run(run)
-    if is_registered(run):
+    if run == "latest":
+        run_id = latest_run()
+    elif is_registered(run):
         run_id = registered_version(run).run_id or ""
     if not is_run_id(run_id):
-        raise UserError(f"no run at {run} (give an MLflow run id, runs:/RUN_ID, a folder with {TABLE}, or a CSV file)")
+        raise UserError(
+            f"no run at {run} (give an MLflow run id, runs:/RUN_ID, latest, a folder with {TABLE}, or a CSV file)"
+        )
     return _from_run(find_run(run_id))
 
 

@@ -19,6 +19,9 @@ from bustseg.metrics import CONVENTIONS, overlap_scores
 from bustseg.metrics.measures import known_metrics
 from bustseg.progress import console, error_console, track
 
+PAGE = "compare.html"
+"""File with the whole comparison, in the folder of the results."""
+
 _PICTURED_RUNS = 8
 
 COMPARISONS = "comparisons"
@@ -62,7 +65,8 @@ def report(
         folder = out or Path(temporary)
         files = write_files(result, folder)
         if out is not None:
-            console.print(f"written: {', '.join(str(path) for path in files)}", highlight=False)
+            console.print(f"written to {folder}: {', '.join(path.name for path in files)}", highlight=False)
+            console.print(f"next: open {folder / PAGE} in a browser", highlight=False, markup=False)
         if home is not None:
             _log(result, home, files)
         elif out is None:
@@ -85,7 +89,7 @@ def write_files(result: Comparison, folder: Path) -> list[Path]:
     """Write CSV, LaTeX, HTML, and the sheet of pictures if checkpoints and data are available; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     table, latex_file, page, picture = (
-        folder / name for name in ("compare.csv", "compare.tex", "compare.html", "comparison.png")
+        folder / name for name in ("compare.csv", "compare.tex", PAGE, "comparison.png")
     )
     result.rows.to_csv(table, index=False, float_format="%.6g")
     drawn = False
@@ -186,7 +190,8 @@ def draw_sheet(tables: Sequence[RunTable], path: Path, runs: int = _PICTURED_RUN
             differs = max(differs, abs(score - dice[position, column]))
     if differs > 0.02:
         error_console.print(
-            f"the pictures' Dice differs from the table's by up to {differs:.2f}: another checkpoint or precision",
+            f"the pictures' Dice differs from the table's by up to {differs:.2f}: pictures are computed in float32 "
+            "from the best checkpoint, scores as they were tested",
             highlight=False,
         )
     save(sheet(rows, OUTLINES), path)

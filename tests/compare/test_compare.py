@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from PIL import Image
 from scipy import stats
 
-from bustseg.compare.analysis import RunTable, check_comparable, compare, load_runs, parts
+from bustseg.compare.analysis import RunTable, check_comparable, compare, load_run, load_runs, parts
 from bustseg.compare.pages import describe, html_page, latex, p_text, verdict
 from bustseg.compare.report import choose_images, report, write_files
 from bustseg.errors import UserError
@@ -514,6 +514,7 @@ def test_from_training_to_comparison(phantoms: Path, bustseg: Bustseg) -> None:
         scores = scores_of_test(run)
         for _, row in own.iterrows():
             assert row["estimate"] == pytest.approx(scores[f"test/{row['measure']}"], abs=1e-4)
+    assert load_run("latest").run_id == rows["run_id"].iloc[-1], "the run that was trained last"
 
 
 def test_report_is_a_function_too(tmp_path: Path) -> None:

@@ -161,6 +161,10 @@ BAD_INPUT = {
         ["--config", TINY, "--data.bach_size", 4],
         "unknown config key `data.bach_size`: did you mean `data.batch_size`",
     ),
+    "unknown key beside others that are alike": (
+        ["--config", TINY, "--model.treshold", 0.3],
+        "unknown config key `model.treshold`: did you mean `model.threshold`?\n",
+    ),
     "unknown key in the file": (
         ["--config", "typo.yaml"],
         "unknown config key `trainer.max_epoch`: did you mean `trainer.max_epochs`",
