@@ -50,9 +50,11 @@ BUSY = """(() => {
 })()"""
 """Whether a page is still drawing itself."""
 
+HIDE_BUTTONS = """document.head.append(
+    Object.assign(document.createElement('style'), {innerText: '.modebar {display: none}'}))"""
+"""The buttons of a chart, which cover its curves, show only with a mouse over them; here there is none."""
+
 TO_CURVES = """(() => {
-    // without a mouse over them the charts' buttons would not show either
-    document.head.append(Object.assign(document.createElement('style'), {innerText: '.modebar {display: none}'}));
     const search = document.querySelector('input[placeholder="Search metric charts"]');
     const value = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value');
     value.set.call(search, '(train|val)/(loss|dice_lesion)$');
@@ -176,6 +178,7 @@ async def take(devtools: int, base: str, pages: dict[str, str], out: Path, secon
             await run(CLOSE_ASSISTANT)
             for name, target in pages.items():
                 await show(base + target)
+                await run(HIDE_BUTTONS)
                 if name == "metrics":
                     await run(TO_CURVES)
                     await settle()
@@ -222,7 +225,7 @@ def main() -> None:
     if trials := children(experiment):
         # the page begins with the parallel coordinates of the parameters that differ
         chosen = f"runs={quote(json.dumps(trials))}&experiments={quote(json.dumps([experiment]))}"
-        pages = {"runs": pages["runs"], "compare": f"/#/compare-runs?{chosen}"}
+        pages = {"runs": pages["runs"], "compare": f"/#/compare-runs?{chosen}&{training}"}
     there = [] if trials else artifacts_of(run)
     for artifact in PICTURES:
         if artifact in there:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bustseg.errors import SweepError, TrackingError
 from bustseg.experiment import defaults, put
 from bustseg.presets import find_config
-from bustseg.progress import console, error_console, labelled
+from bustseg.progress import console, error_console, labelled, print_entry
 from bustseg.runs.opening import open_store
 from bustseg.runs.spool import settle
 from bustseg.runs.store import explained, tracking_uri
@@ -83,7 +83,7 @@ def _run(plan: Plan, args: list[str], workers: int, resume: bool, supervisor: in
                 return 130
         _settle_runs(study, parent)
         console.print(
-            f"study {plan.study}  {plan.total} trials  storage {study.shown_url}  run {parent.run_id}",
+            f"study {plan.study}  {plan.total} trials  run {parent.run_id}\nstorage {study.shown_url}",
             highlight=False,
             markup=False,
         )
@@ -201,14 +201,15 @@ def _say(plan: Plan, study: SharedStudy, trial: FrozenTrial, seconds: float) -> 
     """One line for a finished trial."""
     trials = study.trials()
     done = sum(one.state.is_finished() and not interrupted(one) for one in trials)
-    words = [f"trial {trial.number}", trial.state.name]
+    words = []
     if reached := outcome_text(plan, trial):
         words.append(reached)
     words.append(plan.label(trial.params))
     if why := trial.user_attrs.get(FAILURE) or trial.user_attrs.get(PRUNED):
         words.append(f"({why})")
     words += [f"{seconds:.1f} s", f"[{done}/{plan.total}]"]
-    console.print("  ".join(words), highlight=False, markup=False)
+    digits = len(str(plan.total - 1))
+    print_entry(f"trial {trial.number:>{digits}}  {trial.state.name}", "  ".join(words))
 
 
 def _supervise(plan: Plan, study: SharedStudy, args: list[str], count: int) -> int:

@@ -7,6 +7,7 @@ import functools
 import ipaddress
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -140,7 +141,12 @@ def test_the_ui_gets_the_uri_where_other_users_do_not_see_it(monkeypatch: pytest
     called: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda path, args, environment: called.append((args, environment)))
     monkeypatch.delenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION")
-    bustseg("ui")  # type: ignore[operator]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = bustseg("ui", "--port", port)
+        assert (code, called) == (2, [])
+        assert f"cannot listen on 127.0.0.1:{port}" in err
+    bustseg("ui", "--port", port)
     ((args, environment),) = called
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false", "a dozen processes that nothing here uses"
     assert uri not in " ".join(args)
