@@ -1,9 +1,9 @@
 """Draw what a terminal shows while a command runs: docs/img/terminal.png.
 
-    python benchmarks/terminal_picture.py --until "epoch 3/4  train" -- \\
+    python benchmarks/terminal_picture.py --until "epoch 3/4  train.* [6-9]/12" -- \\
         fit --config configs/quickstart.yaml --trainer.max_epochs 4 --tracking.run_name hybrid
 
-The command runs in a pseudo-terminal (Linux, macOS). It is photographed when a line contains the text, and then runs to
+The command runs in a pseudo-terminal (Linux, macOS). It is photographed when a line matches, and then runs to
 its end.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -42,7 +43,7 @@ MARGIN = 20
 
 
 def photograph(arguments: list[str], columns: int, rows: int, until: str, out: Path) -> int:
-    """Run bustseg in a pseudo-terminal and draw its screen when ``until`` is first seen; returns the exit code."""
+    """Run bustseg in a pseudo-terminal and draw its screen when a line first matches; returns the exit code."""
     screen = pyte.Screen(columns, rows)
     stream = pyte.ByteStream(screen)
     ours, theirs = pty.openpty()
@@ -56,12 +57,12 @@ def photograph(arguments: list[str], columns: int, rows: int, until: str, out: P
         os.close(theirs)
         while output := read(ours):
             stream.feed(output)
-            if not taken and any(until in line for line in screen.display):
+            if not taken and any(re.search(until, line) for line in screen.display):
                 draw(screen).save(out, optimize=True)
                 taken = True
     os.close(ours)
     if not taken:
-        raise SystemExit(f"no line contained {until!r}")
+        raise SystemExit(f"no line matched {until!r}")
     return process.returncode
 
 
@@ -92,7 +93,7 @@ def draw(screen: pyte.Screen) -> Image.Image:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="+", help="what follows `bustseg`, after --")
-    parser.add_argument("--until", required=True, help="text of a line that starts the photograph")
+    parser.add_argument("--until", required=True, help="regular expression of the line that is waited for")
     parser.add_argument("--columns", type=int, default=80)
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("docs/img/terminal.png"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,10 @@ def test_workflows_and_hooks_run_what_the_makefile_has() -> None:
         for line in path.read_text().splitlines():
             if "run: make " in line:
                 assert line.rpartition(" ")[2] in targets, line
+
+
+def test_the_workflow_of_the_site_installs_what_builds_it() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["docs"]
+    workflow = (ROOT / ".github" / "workflows" / "docs.yml").read_text()
+    (installs,) = (line for line in workflow.splitlines() if "pip install" in line)
+    assert sorted(shlex.split(installs.partition("install ")[2])) == sorted(packages)

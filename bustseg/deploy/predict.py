@@ -256,9 +256,10 @@ def _tell(
     lines = [
         f"model {head['called']}, digest {head['model']['digest'][:12]}, threshold {head['threshold']:g}",
         f"{output.done} images in {output.folder}{rate}",
-        f"{looked_at} of them to look at{flagged}",
-        f"next: open {output.folder / GALLERY} in a browser",
     ]
+    if output.done:
+        lines.append(f"{looked_at} of them to look at{flagged}")
+        lines.append(f"next: open {output.folder / GALLERY} in a browser")
     if (output.folder / ORDER).is_file():
         lines.append(f"{ORDER} lists the images in the order in which reviewing them gains most")
     if segments.written:
@@ -278,7 +279,9 @@ def _tell(
         error_console.print(message, highlight=False, markup=False)
     more = f" ({len(count.errors)} shown)" if count.failed > len(count.errors) else ""
     error_console.print(
-        f"[bold red]error:[/] {count.failed} images could not be read, see the column error{more}", highlight=False
+        f"[bold red]error:[/] {count.failed} image{'s' if count.failed > 1 else ''} could not be read, see the column "
+        f"error of {output.folder / 'predictions.csv'}{more}",
+        highlight=False,
     )
     return 1 if output.done else 2
 
