@@ -50,6 +50,9 @@ BUSY = """(() => {
 })()"""
 """Whether a page is still drawing itself."""
 
+HAS_PICTURE = "[...document.images].some(image => image.complete && image.naturalWidth > 300)"
+"""Whether the picture of an artifact has arrived, for which MLflow's page shows no sign that it is waiting."""
+
 HIDE_BUTTONS = """document.head.append(
     Object.assign(document.createElement('style'), {innerText: '.modebar {display: none}'}))"""
 """The buttons of a chart, which cover its curves, show only with a mouse over them; here there is none."""
@@ -178,6 +181,9 @@ async def take(devtools: int, base: str, pages: dict[str, str], out: Path, secon
             await run(CLOSE_ASSISTANT)
             for name, target in pages.items():
                 await show(base + target)
+                end = time.monotonic() + seconds
+                while ".png" in target and not await run(HAS_PICTURE) and time.monotonic() < end:
+                    await asyncio.sleep(0.5)
                 await run(HIDE_BUTTONS)
                 if name == "metrics":
                     await run(TO_CURVES)

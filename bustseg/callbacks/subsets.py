@@ -160,9 +160,9 @@ class TestPasses(Callback):
         self.seconds = {f"test/{name}": value for name, value in seconds.items()}
         for logger in trainer.loggers:
             logger.log_metrics(self.seconds, step=0)
+        others = f"{' and '.join(self.subsets)} {other:.1f} s, " if self.subsets else ""
         console.print(
             f"test: {int(images)} images in {total:.1f} s "
-            f"(scores {forward:.1f} s, {' and '.join(self.subsets) or 'no other subsets'} {other:.1f} s, "
-            f"tables and pictures {beyond:.1f} s)",
+            f"(scores {forward:.1f} s, {others}tables and pictures {beyond:.1f} s)",
             highlight=False,
         )

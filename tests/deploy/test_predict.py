@@ -342,7 +342,7 @@ def test_when_nothing_can_be_read_the_code_is_2(model: Path, tmp_path: Path, bus
     (tmp_path / "in" / "a.png").write_text("none")
     code, _, stderr = bustseg("predict", "in", "--model", model, "--out", "out")
     assert code == 2
-    assert "1 images could not be read" in stderr
+    assert "1 image could not be read" in stderr
     assert len(table(Path("out"))) == 1
 
 
