@@ -294,7 +294,8 @@ def check_comparable(tables: Sequence[RunTable]) -> list[str]:
             odd = sorted(ours ^ theirs, key=natural_key)
             raise UserError(
                 f"{pair}: they were tested on different images ({len(theirs)} and {len(ours)}, {len(ours & theirs)} in "
-                f"common; {odd[0]!r} is in only one of them): test both on the same split"
+                f"common; {odd[0]!r} is in only one of them): test both on the same data and split (`bustseg test "
+                "--ckpt_path RUN --config FILE` tests a trained model on the data of a configuration)"
             )
         for name, what in _FACTS.items():
             if name in first.facts and name in other.facts and first.facts[name] != other.facts[name]:
