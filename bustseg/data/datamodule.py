@@ -74,7 +74,7 @@ class SegmentationDataset(Dataset[Batch]):
         if self.augmentation:
             for k, (epoch, index) in enumerate(zip(epochs, indices, strict=True)):
                 images[k], masks[k] = self.augmentation(
-                    images[k], masks[k], int(epoch), int(index), _Rows(self.cache.images, self.indices)
+                    images[k], masks[k], int(epoch), int(index), _Rows(self.cache, self.indices)
                 )
         return {
             "image": torch.from_numpy(images).unsqueeze(1),
@@ -88,16 +88,17 @@ class SegmentationDataset(Dataset[Batch]):
 
 
 class _Rows:
-    """Selected rows of an array, read on access."""
+    """Selected images and masks of the cache, read on access."""
 
-    def __init__(self, array: np.ndarray, indices: np.ndarray) -> None:
-        self.array, self.indices = array, indices
+    def __init__(self, cache: ImageCache, indices: np.ndarray) -> None:
+        self.cache, self.indices = cache, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> np.ndarray:
-        return self.array[self.indices[position]]
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        index = self.indices[position]
+        return np.asarray(self.cache.images[index]), np.asarray(self.cache.masks[index])
 
 
 def _one_thread(worker: int = 0) -> None:
@@ -246,6 +247,8 @@ class UltrasoundDataModule(LightningDataModule):
             source, and within it images with and without a lesion, equally often)
         lesion_free: share of the training images with a lesion that are replaced by a part without the lesion, as
             additional normal images
+        transplants: share of the training images that get a piece of another: a lesion where there was none, or tissue
+            over or beside a lesion
     """
 
     def __init__(
@@ -269,9 +272,10 @@ class UltrasoundDataModule(LightningDataModule):
         seed: int | None = None,
         balance: float = 0.0,
         lesion_free: float = 0.0,
+        transplants: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, share in (("balance", balance), ("lesion_free", lesion_free)):
+        for name, share in (("balance", balance), ("lesion_free", lesion_free), ("transplants", transplants)):
             if not 0 <= share <= 1:
                 raise DataError(f"data.{name} is {share}: give a value from 0 to 1")
         sides = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
@@ -292,7 +296,7 @@ class UltrasoundDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size or batch_size
         self.augmentation = augmentation
         self.num_workers = num_workers
-        self.balance, self.lesion_free = balance, lesion_free
+        self.balance, self.lesion_free, self.transplants = balance, lesion_free, transplants
         self._seed = seed
         self.samples: list[Sample] = []
         self.split: pd.DataFrame | None = None
@@ -392,7 +396,7 @@ class UltrasoundDataModule(LightningDataModule):
         Raises:
             DataError: it changes the type or the size of images or masks, or moves one without the other
         """
-        augmentation = Augmentation(self.augmentation, self.seed, self.lesion_free)
+        augmentation = Augmentation(self.augmentation, self.seed, self.lesion_free, self.transplants)
         if not isinstance(self.augmentation, str):  # presets are checked by their tests
             augmentation.check(self.image_size)
         return augmentation

@@ -10,6 +10,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from bustseg.data.transplant import Pair, transplant
 from bustseg.errors import DataError
 
 
@@ -207,12 +208,12 @@ def without_own_readers(config: Any) -> Any:
     return [without_own_readers(item) for item in config] if isinstance(config, list) else config
 
 
-class Images(Protocol):
-    """Images by their position."""
+class Pairs(Protocol):
+    """Images with their masks, by position."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, position: int, /) -> np.ndarray: ...
+    def __getitem__(self, position: int, /) -> Pair: ...
 
 
 _PATTERN_SEED = 308
@@ -231,24 +232,30 @@ class Augmentation:
         seed: seed of all random draws
         lesion_free: share of the images with a lesion that are replaced by a part without it, see
             :func:`lesion_free_crop`
+        transplants: share of the images that get a piece of another training image, see
+            :func:`~bustseg.data.transplant.transplant`
 
     Raises:
         DataError: there is no preset of that name
     """
 
     def __init__(
-        self, transforms: str | Sequence[A.BasicTransform | A.BaseCompose], seed: int = 0, lesion_free: float = 0.0
+        self,
+        transforms: str | Sequence[A.BasicTransform | A.BaseCompose],
+        seed: int = 0,
+        lesion_free: float = 0.0,
+        transplants: float = 0.0,
     ) -> None:
         if isinstance(transforms, str) and transforms not in PRESETS:
             raise DataError(f"data.augmentation is {transforms!r}: use {', '.join(PRESETS)} or a list of transforms")
         self.steps = PRESETS[transforms]() if isinstance(transforms, str) else list(transforms)
         self.compose = A.Compose(self.steps) if self.steps else None
         self.seed = seed
-        self.lesion_free = lesion_free
+        self.lesion_free, self.transplants = lesion_free, transplants
         self._refers = any(getattr(step, "metadata_key", None) == REFERENCE for step in _flat(self.steps))
 
     def __bool__(self) -> bool:
-        return self.compose is not None or self.lesion_free > 0
+        return self.compose is not None or self.lesion_free > 0 or self.transplants > 0
 
     def __call__(
         self,
@@ -256,13 +263,13 @@ class Augmentation:
         mask: np.ndarray,
         epoch: int,
         index: int,
-        others: Images | None = None,
+        others: Pairs | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Transform ``uint8`` image and mask of shape (H, W) by the draw of this epoch and index.
 
         Args:
-            others: training images, each ``uint8`` (h, w), one of which is drawn as the reference of transforms that
-                need one; the image itself when not given
+            others: training images with their masks, one of which is drawn as the reference of transforms that need
+                one (the image itself when not given), and one for a transplant (none when not given)
 
         Raises:
             DataError: a transform fails, or changes type or size, which would otherwise go unnoticed in a batch
@@ -272,12 +279,16 @@ class Augmentation:
             rng = np.random.default_rng(sequence.spawn(1)[0])
             if mask.any() and rng.random() < self.lesion_free:
                 image, mask = lesion_free_crop(image, mask, rng) or (image, mask)
+        if self.transplants > 0 and others is not None and len(others):
+            rng = np.random.default_rng(sequence.spawn(1)[0])
+            if rng.random() < self.transplants:
+                image, mask = transplant((image, mask), others[int(rng.integers(len(others)))], rng)
         if self.compose is None:
             return image, mask
         draw = int(sequence.generate_state(1)[0])
         reference = None
         if self._refers:
-            reference = image if others is None or not len(others) else others[draw % len(others)]
+            reference = image if others is None or not len(others) else others[draw % len(others)][0]
         result = _apply(self.compose, image, mask, draw, reference)
         if isinstance(result, str):
             raise DataError(f"data.augmentation: {result}")

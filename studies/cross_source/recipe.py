@@ -21,6 +21,7 @@ FACTORS = {
     "presence": "cross-entropy of the image's peak, weight 0.1 (PresenceLoss)",
     "large": "256 px in place of 192",
     "classify": "benign, malignant, normal as a second task, weight 0.2",
+    "transplants": "half of the images get a lesion or tissue of another image",
     "deep": "deep supervision of the decoder, weight 0.4",
 }
 """Factors that can be switched on; with all off, it is the flagship's recipe without its gap and peak."""
@@ -128,6 +129,7 @@ def config(recipe: Recipe, data: Path, work: Path, workers: int) -> dict[str, An
             "batch_size": recipe.batch,
             "augmentation": augmentation(on),
             "balance": 0.5 if "balance" in on else 0.0,
+            "transplants": 0.5 if "transplants" in on else 0.0,
             "lesion_free": 0.15 if "lesion_free" in on else 0.0,
             "num_workers": workers,
         },
