@@ -10,6 +10,8 @@ Source of the blending: Perez, Gangnet and Blake 2003, Poisson image editing, AC
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -18,6 +20,9 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 _RIM = 0.35
 """Width of the tissue that is moved with a lesion, as a share of the lesion's shorter side."""
+_NARROWEST = 6
+"""Least width in pixels of the tissue around a lesion: OpenCV takes three pixels off a region before it blends it, and a
+border within the lesion would spread the lesion's grey levels over the whole region."""
 _LARGEST = 0.6  # of the image's side: what is larger has no surroundings to be blended with
 _DARK = 12  # grey level below which a pixel is taken for the frame around the picture, which has no tissue
 _TRIES = 8
@@ -53,15 +58,15 @@ def _lesion_of(donor: Pair, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
     largest = 1 + int(np.argmax(stats[1:count, cv2.CC_STAT_AREA]))
     lesion = (labels == largest).astype(np.uint8)
-    region = _grown(lesion, _rim(lesion))
+    scale = float(np.exp(rng.uniform(np.log(0.5), np.log(1.5))))
+    region = _grown(lesion, max(_rim(lesion), math.ceil(_NARROWEST / scale)))
     bounds = _bounds(region)
     if _leaves(bounds, image.shape) or _no_tissue(_window(image, bounds), _window(region - lesion, bounds)):
         return None
     picture, part, shape = (_window(array, bounds) for array in (image, lesion, region))
-    scale = float(np.exp(rng.uniform(np.log(0.5), np.log(1.5))))
-    limit = _LARGEST * min(image.shape) / max(shape.shape)
-    scale = min(scale, limit)
-    height, width = (max(9, round(side * scale)) for side in shape.shape)
+    if scale * max(shape.shape) > _LARGEST * min(image.shape):
+        return None
+    height, width = (round(side * scale) for side in shape.shape)
     if rng.random() < 0.5:
         picture, part, shape = picture[:, ::-1], part[:, ::-1], shape[:, ::-1]
     size = (width, height)
@@ -75,7 +80,7 @@ def _lesion_of(donor: Pair, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
 def _over_lesion(target: Pair, donor: Pair, rng: np.random.Generator) -> Pair:
     """The target with tissue over all of its lesions; the target itself where they are too large or at the border."""
     image, mask = target
-    region = _grown(mask, max(3, _rim(mask) // 2))
+    region = _grown(mask, max(_NARROWEST, _rim(mask) // 2))
     bounds = _bounds(region)
     if _leaves(bounds, image.shape):
         return target
@@ -135,7 +140,13 @@ def _blend(image: np.ndarray, picture: np.ndarray, shape: np.ndarray, top: int, 
         int(top - 1 + (rows[0] + rows[-1] + 1) // 2),
     )
     colours = (cv2.cvtColor(array, cv2.COLOR_GRAY2BGR) for array in (source, image))
-    return cv2.seamlessClone(*colours, region, centre, cv2.NORMAL_CLONE)[..., 0]
+    blended = image.copy()
+    window = np.s_[top : top + height, left : left + width]
+    # outside the region, its rounding changes grey levels by one
+    blended[window][shape > 0] = cv2.seamlessClone(*colours, region, centre, cv2.NORMAL_CLONE)[..., 0][window][
+        shape > 0
+    ]
+    return blended
 
 
 def _grown(mask: np.ndarray, by: int) -> np.ndarray:
@@ -144,7 +155,7 @@ def _grown(mask: np.ndarray, by: int) -> np.ndarray:
 
 def _rim(mask: np.ndarray) -> int:
     top, bottom, left, right = _bounds(mask)
-    return max(3, round(_RIM * min(bottom - top, right - left)))
+    return max(_NARROWEST, round(_RIM * min(bottom - top, right - left)))
 
 
 def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
