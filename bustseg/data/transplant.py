@@ -21,8 +21,8 @@ Pair = tuple[np.ndarray, np.ndarray]
 _RIM = 0.35
 """Width of the tissue that is moved with a lesion, as a share of the lesion's shorter side."""
 _NARROWEST = 6
-"""Least width in pixels of the tissue around a lesion: OpenCV takes three pixels off a region before it blends it, and a
-border within the lesion would spread the lesion's grey levels over the whole region."""
+"""Least width of the tissue around a lesion in pixels: OpenCV takes three pixels off a region before it blends it, and
+a border within the lesion would spread the lesion's grey levels over the whole region."""
 _LARGEST = 0.6  # of the image's side: what is larger has no surroundings to be blended with
 _DARK = 12  # grey level below which a pixel is taken for the frame around the picture, which has no tissue
 _TRIES = 8
@@ -139,13 +139,12 @@ def _blend(image: np.ndarray, picture: np.ndarray, shape: np.ndarray, top: int, 
         int(left - 1 + (columns[0] + columns[-1] + 1) // 2),
         int(top - 1 + (rows[0] + rows[-1] + 1) // 2),
     )
-    colours = (cv2.cvtColor(array, cv2.COLOR_GRAY2BGR) for array in (source, image))
+    piece, surroundings = (cv2.cvtColor(array, cv2.COLOR_GRAY2BGR) for array in (source, image))
+    cloned = np.asarray(cv2.seamlessClone(piece, surroundings, region, centre, cv2.NORMAL_CLONE))[..., 0]
     blended = image.copy()
     window = np.s_[top : top + height, left : left + width]
     # outside the region, its rounding changes grey levels by one
-    blended[window][shape > 0] = cv2.seamlessClone(*colours, region, centre, cv2.NORMAL_CLONE)[..., 0][window][
-        shape > 0
-    ]
+    blended[window][shape > 0] = cloned[window][shape > 0]
     return blended
 
 

@@ -1,0 +1,139 @@
+"""What a user can rely on with a source that was left out: masks, presence, and the flag `look_at_this`.
+
+    python -m studies.cross_source.flags OUT --data DATA --busi DIR --bus_bra DIR --bus_uclm DIR [--peak 0.8]
+
+Reads the logits that `studies.cross_source.work` kept of trainings with a source left out (`OUT/NAME.npz`). Temperature
+and presence are fitted on the training's own validation images, as `bustseg export` does, and the masks are made with
+the rule of the model in the box. Prints a Markdown table with a row per training; ``--out`` writes a row per image.
+
+Besides the flag it shows the order of looking: the share of the images with a Dice below 0.5 that are among the 20 and
+40 % of all images with the lowest confidence. Patients and near-duplicates are drawn together in the intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from bustseg.data.cache import cache_root, cached_groups
+from bustseg.data.splits import merge_groups
+from bustseg.deploy.confidence import Calibration, fit_temperature, image_range
+from bustseg.deploy.prediction import Prediction
+from bustseg.masks import MaskRule, PostProcess, evidence_of, probability_of
+from bustseg.presence import calibration_error, detection_auc, fit_presence
+from bustseg.statistics import Bootstrap
+from studies.cross_source.data import SOURCES, add_roots, roots_of
+from studies.cross_source.recipe import Recipe
+from studies.cross_source.score import RESAMPLES
+from studies.cross_source.work import decode
+from studies.scores import dice, mean_with_interval
+
+SHARES = (0.2, 0.4)
+
+
+def predictions(recipe: Recipe, out: Path, data: Path, rule: MaskRule) -> pd.DataFrame:
+    """A row per image of the source that was left out: its Dice, and everything that a user is told about its mask."""
+    table = pd.read_csv(out / f"{recipe.name}.csv").set_index("image")
+    folder = data / recipe.shape
+
+    def read(image: str, kind: str) -> np.ndarray:
+        source, _, name = image.partition("/")
+        return np.asarray(cv2.imread(str(folder / source / kind / f"{name}.png"), cv2.IMREAD_GRAYSCALE))
+
+    with np.load(out / f"{recipe.name}.npz") as maps:
+        logits = {image: decode(maps[image]) for image in maps.files}
+    masks = {image: (read(image, "masks") > 127).astype(np.uint8) for image in logits}
+    val = [image for image in logits if table.loc[image, "subset"] == "val"]
+    evidence = np.array([evidence_of(logits[image]) for image in val])
+    presence = fit_presence(evidence, np.array([bool(masks[image].any()) for image in val]))
+    calibration = Calibration(fit_temperature((probability_of(logits[i]), masks[i]) for i in val), presence)
+    seen = image_range(read(image, "images") for image in table.index[table["subset"] == "train"])
+    rows = []
+    for image in (image for image in logits if table.loc[image, "subset"] == "left out"):
+        found = Prediction.of(logits[image], rule, calibration, read(image, "images"), seen)
+        row = {"image": image, "lesion": bool(masks[image].any()), "dice": dice(found.mask, masks[image])}
+        row |= {"found": bool(found.mask.any()), "evidence": found.evidence, "presence": found.presence}
+        rows.append(row | {"confidence": found.confidence, "reasons": "; ".join(found.look_at_this)})
+    return pd.DataFrame(rows)
+
+
+def figures(table: pd.DataFrame, groups: list[str]) -> dict[str, str]:
+    """Scores of one training on the source that was left out, with 95 % intervals."""
+    draws = Bootstrap(groups, resamples=RESAMPLES, seed=0)
+    weights = draws.weights[:, draws.unit].astype(np.float64)
+    lesion, flagged = table["lesion"].to_numpy(), (table["reasons"] != "").to_numpy()
+    bad = (table["dice"] < 0.5).to_numpy()
+    every = np.ones(len(table), bool)
+
+    def mean(values: np.ndarray, counted: np.ndarray) -> str:
+        return mean_with_interval(draws, values, counted)
+
+    def spread(estimate: np.ndarray, drawn: np.ndarray) -> str:
+        low, high = np.nanquantile(drawn, [0.025, 0.975])
+        return f"{estimate[0]:.3f} [{low:.3f}, {high:.3f}]"
+
+    row = {
+        "Dice lesion": mean(table["dice"].to_numpy(), lesion),
+        "empty_one": mean(table["dice"].to_numpy(), every),
+        "missed": mean(~table["found"].to_numpy(), lesion),
+        "FP on normals": mean(table["found"].to_numpy(), ~lesion),
+        "AUC of presence": "-",
+        "ECE of presence": "-",
+    }
+    if lesion.any() and not lesion.all():
+        score = table["evidence"].to_numpy()
+        row["AUC of presence"] = spread(detection_auc(score, lesion), detection_auc(score, lesion, weights))
+        if table["presence"].notna().all():
+            probability = table["presence"].to_numpy(np.float64)
+            drawn = calibration_error(probability, lesion, weights)
+            row["ECE of presence"] = spread(calibration_error(probability, lesion), drawn)
+    row["Dice below 0.5"] = str(int(bad.sum()))
+    row["flag: of them"] = mean(flagged, bad)
+    row["flag: of the others"] = mean(flagged, ~bad)
+    position = table["confidence"].rank(method="first").to_numpy() / len(table)
+    for share in SHARES:
+        row[f"of them, in the lowest {share:.0%}"] = mean(position <= share, bad)
+    return row
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="output folder of studies.cross_source.work")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--threshold", type=float, default=0.4)
+    parser.add_argument("--gap", type=float, default=2.0)
+    parser.add_argument("--peak", type=float, default=0.8)
+    parser.add_argument("--out", type=Path)
+    add_roots(parser)
+    args = parser.parse_args()
+    rule = MaskRule(args.threshold, PostProcess(max_confidence_gap=args.gap, min_peak_probability=args.peak))
+    groups: dict[str, str] = {}
+    for source, root in roots_of(args).items():
+        samples = SOURCES[source]().read(root)
+        merged = merge_groups(samples, cached_groups(samples, cache_root(root)))
+        groups |= {f"{source}/{sample.id}": merged.get(sample.id, sample.id) for sample in samples}
+    rows = []
+    for path in sorted(args.results.glob("*.npz")):
+        recipe = Recipe(
+            **{k: v for k, v in json.loads(path.with_suffix(".json").read_text()).items() if "seconds" not in k}
+        )
+        table = predictions(recipe, args.results, args.data, rule)
+        if table.empty:
+            continue
+        own = [groups[image] for image in table["image"]]
+        left_out = table["image"].iloc[0].partition("/")[0]
+        rows.append({"training": recipe.name, "left out": left_out, **figures(table, own)})
+        if args.out:
+            args.out.mkdir(parents=True, exist_ok=True)
+            table.to_csv(args.out / f"{recipe.name}.csv", index=False)
+    print(pd.DataFrame(rows).to_markdown(index=False))
+
+
+if __name__ == "__main__":
+    main()
