@@ -123,7 +123,7 @@ def test_normals_come_more_often_in_a_balanced_fit(tmp_path: Path) -> None:
     assert shares[1] == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.parametrize("options", [{"balance": -0.1}, {"lesion_free": 1.5}])
+@pytest.mark.parametrize("options", [{"balance": -0.1}, {"lesion_free": 1.5}, {"transplants": 2}])
 def test_shares_lie_between_0_and_1(options: dict[str, float]) -> None:
     with pytest.raises(DataError, match="from 0 to 1"):
         UltrasoundDataModule(**options)  # type: ignore[arg-type]
