@@ -179,7 +179,9 @@ class FusionUNet(nn.Module):
         total = None
         if self._class_logits is not None:
             shown = mask.flatten(1).amax(1) > 0
-            target = torch.where(shown, label, NORMAL)
+            # of a lesion that was moved into a normal image, nothing is known but that it is one
+            lesion = torch.where(label == NORMAL, CLASSES, label)
+            target = torch.where(shown, lesion, NORMAL)
             total = self.classify * F.cross_entropy(self._class_logits.float(), target, ignore_index=CLASSES)
             self._class_logits = None
         levels, self.decoder.level_logits = self.decoder.level_logits, []

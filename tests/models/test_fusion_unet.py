@@ -239,3 +239,21 @@ def test_a_plain_network_learns_the_mask_alone() -> None:
     net(torch.rand(2, 3, 64, 64))
     assert net.auxiliary_loss(torch.zeros(2, 1, 64, 64), torch.zeros(2, dtype=torch.long)) is None
     assert not any("level_heads" in name or "classifier" in name for name in net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("shows", "label", "counts_as"), [(True, 1, 1), (True, 2, None), (True, 3, None), (False, 0, 2)]
+)
+def test_the_class_that_an_image_counts_as(shows: bool, label: int, counts_as: int | None) -> None:
+    """Augmentation may show a part without the lesion, or move a lesion of unknown class into a normal image."""
+    net = FusionUNet(["resnet18"], weights="none", classify=1.0).train()
+    mask = torch.zeros(2, 1, 64, 64)
+    mask[0] = 1  # a second image, since an empty mean is not a number
+    mask[1, :, 20:40, 20:40] = float(shows)
+    net(torch.rand(2, 3, 64, 64))
+    logits = net._class_logits
+    assert logits is not None
+    loss = net.auxiliary_loss(mask, torch.tensor([0, label]))
+    of_each = -torch.log_softmax(logits, 1)
+    wanted = of_each[0, 0] if counts_as is None else (of_each[0, 0] + of_each[1, counts_as]) / 2
+    torch.testing.assert_close(loss, wanted)
