@@ -34,6 +34,8 @@ from studies.cross_source.work import decode
 from studies.scores import dice, mean_with_interval
 
 SHARES = (0.2, 0.4)
+RATES = (0.05, 0.1)
+"""Shares of the normals with a false positive at which presence is compared."""
 
 
 def predictions(recipe: Recipe, out: Path, data: Path, rule: MaskRule) -> pd.DataFrame:
@@ -84,6 +86,7 @@ def figures(table: pd.DataFrame, groups: list[str]) -> dict[str, str]:
         "FP on normals": mean(table["found"].to_numpy(), ~lesion),
         "AUC of presence": "-",
         "ECE of presence": "-",
+        **dict.fromkeys((f"found at {share:.0%} FP" for share in RATES), "-"),
     }
     if lesion.any() and not lesion.all():
         score = table["evidence"].to_numpy()
@@ -92,6 +95,9 @@ def figures(table: pd.DataFrame, groups: list[str]) -> dict[str, str]:
             probability = table["presence"].to_numpy(np.float64)
             drawn = calibration_error(probability, lesion, weights)
             row["ECE of presence"] = spread(calibration_error(probability, lesion), drawn)
+        for share in RATES:
+            cut = np.quantile(score[~lesion], 1 - share)
+            row[f"found at {share:.0%} FP"] = mean(score > cut, lesion)
     row["Dice below 0.5"] = str(int(bad.sum()))
     row["flag: of them"] = mean(flagged, bad)
     row["flag: of the others"] = mean(flagged, ~bad)
