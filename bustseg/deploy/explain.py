@@ -20,7 +20,7 @@ from bustseg.data.sources import Sample
 from bustseg.deploy.exported import is_exported
 from bustseg.deploy.output import png
 from bustseg.deploy.predictor import Predictor
-from bustseg.disclaimer import NOTICE
+from bustseg.disclaimer import NOTICE, WORDS
 from bustseg.errors import DataError, UserError, disk_is_full
 from bustseg.explain.gradcam import (
     attention_maps,
@@ -150,6 +150,7 @@ def explain_images(
             sample = as_sample(item)
             name = names.take(sample.id, item.key)
             row: dict[str, Any] = {"name": name, "image": item.image, "label": sample.label, "method": explainer.method}
+            row["notice"] = WORDS
             hidden += not _write_one(explainer, item, sample, tolerance, out / name, row)
             rows.append(row)
             writer.writerow(row)
@@ -223,6 +224,7 @@ def _columns(layers: Sequence[str]) -> list[str]:
         *sizes,
         *heat_scores(dict.fromkeys(layers, nothing), nothing, 0),
         "error",
+        "notice",
     ]
 
 
