@@ -163,7 +163,7 @@ BAD_INPUT = {
     ),
     "unknown key beside others that are alike": (
         ["--config", TINY, "--model.treshold", 0.3],
-        "unknown config key `model.treshold`: did you mean `model.threshold`?\n",
+        "unknown config key `model.treshold`: did you mean `model.threshold`?",
     ),
     "unknown key in the file": (
         ["--config", "typo.yaml"],
