@@ -31,8 +31,8 @@ _TRIES = 8
 def transplant(target: Pair, donor: Pair, rng: np.random.Generator) -> Pair:
     """A target with a piece of a donor, or the target itself where no piece fits.
 
-    A normal target gets a lesion of the donor if it has one. In a target with a lesion, tissue of the donor (or of the
-    target, where the donor's has another size) is put over the lesion, or beside it, each in half of the draws.
+    A normal target gets a lesion of the donor if it has one. In a target with a lesion, tissue is put over the lesion
+    (the target's own where it has enough, else the donor's) or beside it (the donor's), each in half of the draws.
 
     Args:
         target: image and mask that are changed
@@ -97,17 +97,12 @@ def _over_lesion(target: Pair, donor: Pair, rng: np.random.Generator) -> Pair:
 
 def _tissue(source: Pair, shape: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     """A window of a source that has the size of ``shape`` and, within it, no lesion."""
-    image, mask = source
+    image, _ = source
     height, width = shape.shape
     if height > _LARGEST * image.shape[0] or width > _LARGEST * image.shape[1]:
         return None
-    for _ in range(_TRIES):
-        top = int(rng.integers(1, image.shape[0] - height))
-        left = int(rng.integers(1, image.shape[1] - width))
-        window = np.s_[top : top + height, left : left + width]
-        if not (mask[window] & shape).any() and not _no_tissue(image[window], shape):
-            return image[window]
-    return None
+    place = _place(source, shape, rng)
+    return None if place is None else image[_at(place, shape)]
 
 
 def _anywhere(target: Pair, picture: np.ndarray, part: np.ndarray, shape: np.ndarray, rng: np.random.Generator) -> Pair:
@@ -116,21 +111,36 @@ def _anywhere(target: Pair, picture: np.ndarray, part: np.ndarray, shape: np.nda
     height, width = shape.shape
     if height >= image.shape[0] - 2 or width >= image.shape[1] - 2:
         return target
+    place = _place(target, shape, rng)
+    if place is None:
+        return target
+    mixed = mask.copy()
+    mixed[_at(place, shape)] |= part
+    return _blend(image, picture, shape, *place), mixed
+
+
+def _place(pair: Pair, shape: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
+    """First row and column of a random place where ``shape`` covers tissue and no lesion; None if none is found."""
+    image, mask = pair
     for _ in range(_TRIES):
-        top = int(rng.integers(1, image.shape[0] - height))
-        left = int(rng.integers(1, image.shape[1] - width))
-        window = np.s_[top : top + height, left : left + width]
-        if (mask[window] & shape).any() or _no_tissue(image[window], shape):
-            continue
-        mixed = mask.copy()
-        mixed[window] |= part
-        return _blend(image, picture, shape, top, left), mixed
-    return target
+        place = (
+            int(rng.integers(1, image.shape[0] - shape.shape[0])),
+            int(rng.integers(1, image.shape[1] - shape.shape[1])),
+        )
+        window = _at(place, shape)
+        if not (mask[window] & shape).any() and not _no_tissue(image[window], shape):
+            return place
+    return None
+
+
+def _at(place: tuple[int, int], shape: np.ndarray) -> tuple[slice, slice]:
+    """The window of the size of ``shape`` that begins at a place."""
+    (top, left), (height, width) = place, shape.shape
+    return np.s_[top : top + height, left : left + width]
 
 
 def _blend(image: np.ndarray, picture: np.ndarray, shape: np.ndarray, top: int, left: int) -> np.ndarray:
     """``picture`` blended into ``image`` where ``shape`` is set, its first pixel at ``top``, ``left``."""
-    height, width = shape.shape
     # OpenCV centres the bounds of the region, to which it adds a border of one pixel
     region = cv2.copyMakeBorder(shape, 1, 1, 1, 1, cv2.BORDER_CONSTANT) * np.uint8(255)
     source = cv2.copyMakeBorder(picture, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
@@ -142,7 +152,7 @@ def _blend(image: np.ndarray, picture: np.ndarray, shape: np.ndarray, top: int, 
     piece, surroundings = (cv2.cvtColor(array, cv2.COLOR_GRAY2BGR) for array in (source, image))
     cloned = np.asarray(cv2.seamlessClone(piece, surroundings, region, centre, cv2.NORMAL_CLONE))[..., 0]
     blended = image.copy()
-    window = np.s_[top : top + height, left : left + width]
+    window = _at((top, left), shape)
     # outside the region, its rounding changes grey levels by one
     blended[window][shape > 0] = cloned[window][shape > 0]
     return blended

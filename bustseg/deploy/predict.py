@@ -27,7 +27,7 @@ import numpy as np
 from bustseg import __version__
 from bustseg.bounds import LARGE, room_for
 from bustseg.box import boxed_model
-from bustseg.data.inputs import Inputs, Item, all_frames
+from bustseg.data.inputs import TABLE, Inputs, Item, all_frames
 from bustseg.data.sources import read_grey, to_grey
 from bustseg.deploy import dicom_seg as seg
 from bustseg.deploy.output import COLUMNS, GALLERY, ORDER, Output, png
@@ -251,7 +251,7 @@ def _tell(
 ) -> int:
     """Print a summary; returns the exit code."""
     rate = f" ({progress.rate:.1f} images/s)" if count.written else ""
-    flagged = f": {output.folder / 'predictions.csv'} says why" if looked_at else ""
+    flagged = f": {output.folder / TABLE} says why" if looked_at else ""
     head = output.head
     lines = [
         f"model {head['called']}, digest {head['model']['digest'][:12]}, threshold {head['threshold']:g}",
@@ -280,7 +280,7 @@ def _tell(
     more = f" ({len(count.errors)} shown)" if count.failed > len(count.errors) else ""
     error_console.print(
         f"[bold red]error:[/] {count.failed} image{'s' if count.failed > 1 else ''} could not be read, see the column "
-        f"error of {output.folder / 'predictions.csv'}{more}",
+        f"error of {output.folder / TABLE}{more}",
         highlight=False,
     )
     return 1 if output.done else 2
