@@ -14,22 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from bustseg.data.cache import cache_root, cached_groups
-from bustseg.data.splits import merge_groups
 from bustseg.deploy.confidence import Calibration, fit_temperature, image_range
 from bustseg.deploy.prediction import Prediction
 from bustseg.masks import MaskRule, PostProcess, evidence_of, probability_of
 from bustseg.presence import calibration_error, detection_auc, fit_presence
 from bustseg.statistics import Bootstrap
-from studies.cross_source.data import SOURCES, add_roots, roots_of
+from studies.cross_source.data import add_roots, roots_of
+from studies.cross_source.presence import interval
 from studies.cross_source.recipe import Recipe
-from studies.cross_source.score import RESAMPLES
+from studies.cross_source.score import RESAMPLES, groups_of
 from studies.cross_source.work import decode
 from studies.scores import dice, mean_with_interval
 
@@ -72,13 +72,7 @@ def figures(table: pd.DataFrame, groups: list[str]) -> dict[str, str]:
     bad = (table["dice"] < 0.5).to_numpy()
     every = np.ones(len(table), bool)
 
-    def mean(values: np.ndarray, counted: np.ndarray) -> str:
-        return mean_with_interval(draws, values, counted)
-
-    def spread(estimate: np.ndarray, drawn: np.ndarray) -> str:
-        low, high = np.nanquantile(drawn, [0.025, 0.975])
-        return f"{estimate[0]:.3f} [{low:.3f}, {high:.3f}]"
-
+    mean = partial(mean_with_interval, draws)
     row = {
         "Dice lesion": mean(table["dice"].to_numpy(), lesion),
         "empty_one": mean(table["dice"].to_numpy(), every),
@@ -90,11 +84,11 @@ def figures(table: pd.DataFrame, groups: list[str]) -> dict[str, str]:
     }
     if lesion.any() and not lesion.all():
         score = table["evidence"].to_numpy()
-        row["AUC of presence"] = spread(detection_auc(score, lesion), detection_auc(score, lesion, weights))
+        row["AUC of presence"] = interval(detection_auc(score, lesion), detection_auc(score, lesion, weights))
         if table["presence"].notna().all():
             probability = table["presence"].to_numpy(np.float64)
             drawn = calibration_error(probability, lesion, weights)
-            row["ECE of presence"] = spread(calibration_error(probability, lesion), drawn)
+            row["ECE of presence"] = interval(calibration_error(probability, lesion), drawn)
         for share in RATES:
             cut = np.quantile(score[~lesion], 1 - share)
             row[f"found at {share:.0%} FP"] = mean(score > cut, lesion)
@@ -121,9 +115,7 @@ def main() -> None:
     rule = MaskRule(args.threshold, PostProcess(max_confidence_gap=args.gap, min_peak_probability=args.peak))
     groups: dict[str, str] = {}
     for source, root in roots_of(args).items():
-        samples = SOURCES[source]().read(root)
-        merged = merge_groups(samples, cached_groups(samples, cache_root(root)))
-        groups |= {f"{source}/{sample.id}": merged.get(sample.id, sample.id) for sample in samples}
+        groups |= {f"{source}/{image}": group for image, group in groups_of(source, root).items()}
     rows = []
     for path in sorted(args.results.glob("*.npz")):
         recipe = Recipe(

@@ -22,8 +22,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bustseg.data.cache import cache_root, cached_groups
-from bustseg.data.splits import merge_groups
 from bustseg.deploy.confidence import CALIBRATION
 from bustseg.deploy.exported import METADATA
 from bustseg.deploy.predictor import Predictor
@@ -31,8 +29,8 @@ from bustseg.errors import UserError
 from bustseg.presence import calibration_error, detection_auc, fit_presence
 from bustseg.progress import track
 from bustseg.statistics import Bootstrap
-from studies.cross_source.data import SOURCES, add_roots, roots_of
-from studies.cross_source.score import RESAMPLES, test_samples
+from studies.cross_source.data import add_roots, roots_of
+from studies.cross_source.score import RESAMPLES, groups_of, test_samples
 
 FOLDS = 10
 
@@ -41,12 +39,11 @@ def evidence_table(predictor: Predictor, split: Path, roots: dict[str, Path], su
     """Source, image, group, whether there is a lesion, and evidence; a row per image of the subset."""
     rows = []
     for name, samples in test_samples(split, roots, subset).items():
-        every = SOURCES[name]().read(roots[name])
-        merged = merge_groups(every, cached_groups(every, cache_root(roots[name])))
+        groups = groups_of(name, roots[name])
         for sample in track(samples, name):
             image = sample.read_image()
             lesion = bool(sample.read_mask(image.shape).any())
-            group = f"{name}/{merged.get(sample.id, sample.id)}"
+            group = f"{name}/{groups[sample.id]}"
             rows.append((name, sample.id, group, lesion, predictor(image).evidence))
     return pd.DataFrame(rows, columns=["source", "image", "group", "lesion", "evidence"])
 

@@ -42,6 +42,13 @@ def test_samples(split: Path, roots: dict[str, Path], subset: str) -> dict[str, 
     }
 
 
+def groups_of(source: str, root: Path) -> dict[str, str]:
+    """Group of every image of a source: images of one patient and near-duplicates, or the image alone."""
+    samples = SOURCES[source]().read(root)
+    merged = merge_groups(samples, cached_groups(samples, cache_root(root)))
+    return {sample.id: merged.get(sample.id, sample.id) for sample in samples}
+
+
 def scores(predictor: Predictor, samples: list[Sample], title: str) -> pd.DataFrame:
     """A row per image."""
     rows = []
@@ -95,9 +102,8 @@ def main() -> None:
     roots = roots_of(args)
     rows = []
     for name, samples in test_samples(args.split, roots, args.subset).items():
-        every = SOURCES[name]().read(roots[name])
-        merged = merge_groups(every, cached_groups(every, cache_root(roots[name])))
-        groups = [merged.get(sample.id, sample.id) for sample in samples]
+        group = groups_of(name, roots[name])
+        groups = [group[sample.id] for sample in samples]
         for model in args.models:
             table = scores(Predictor(str(model)), samples, f"{model.name} on {name}")
             rows.append({"model": model.name, "source": name, **summary(table, groups)})
