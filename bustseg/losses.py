@@ -29,6 +29,9 @@ def _as_float32(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return logits.float(), mask.float()
 
 
+_CERTAIN = 30.0  # a logit whose cross-entropy and Dice loss are 0 in float32
+
+
 class BCELoss(nn.Module):
     """Binary cross-entropy, the mean over all pixels of the batch.
 
@@ -150,6 +153,28 @@ class PresenceLoss(nn.Module):
         evidence = peak_logit(logits, self.share)
         present = mask.flatten(1).amax(1).float()
         return self.pixels(logits, mask) + self.weight * F.binary_cross_entropy_with_logits(evidence, present)
+
+
+class LesionLoss(nn.Module):
+    r"""A pixel loss that is learned from images with a lesion only; one without counts as predicted perfectly.
+
+    For a network that learns from something else whether there is a lesion, such as the ``detection`` of
+    :class:`bustseg.models.FusionUNet`: a normal image has nothing to teach about a lesion's extent.
+
+    Args:
+        pixels: loss of logits and mask; :class:`HybridLoss` when not given
+
+    Shapes: as in :class:`DiceLoss`.
+    """
+
+    def __init__(self, pixels: nn.Module | None = None) -> None:
+        super().__init__()
+        self.pixels = pixels if pixels is not None else HybridLoss()
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        present = mask.flatten(1).amax(1)[:, None, None, None] > 0
+        # replaced and not left out: the number of images with a lesion would have to come from the GPU
+        return self.pixels(torch.where(present, logits.float(), -_CERTAIN), mask)
 
 
 def peak_logit(logits: Tensor, share: float = PRESENCE_SHARE) -> Tensor:

@@ -74,7 +74,7 @@ MEANT = {
 NETWORKS = ("FusionUNet", "ADUNet", "DDRANet", "DPNet", "MRFECNN", "SwinUNet")
 """Classes of :mod:`bustseg.models` that are networks."""
 
-LOSSES = ("BCELoss", "DiceLoss", "HybridLoss", "PresenceLoss")
+LOSSES = ("BCELoss", "DiceLoss", "HybridLoss", "LesionLoss", "PresenceLoss")
 """Classes of :mod:`bustseg.losses`."""
 
 

@@ -178,3 +178,19 @@ def test_presence_settings_that_make_no_sense(options: dict[str, float]) -> None
 
     with pytest.raises(UserError, match="presence"):
         PresenceLoss(**options)
+
+
+@pytest.mark.parametrize("pixels", OURS)
+def test_only_images_with_a_lesion_teach(pixels: torch.nn.Module) -> None:
+    from bustseg.losses import LesionLoss
+
+    logits, mask = batch()
+    mask[1:3] = 0
+    logits.requires_grad_()
+    loss = LesionLoss(pixels)(logits, mask)
+    # of four images the two without a lesion count as perfect, so that the size of a batch changes nothing
+    assert loss.item() == pytest.approx(pixels(logits[[0, 3]], mask[[0, 3]]).item() / 2, rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert not gradient[1:3].any()
+    assert (gradient[[0, 3]] != 0).any()
+    assert LesionLoss(pixels)(logits[1:3], mask[1:3]).item() == pytest.approx(0, abs=1e-6)

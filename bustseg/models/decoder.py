@@ -76,6 +76,28 @@ def _logaddexp(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return b + F.softplus(a - b)
 
 
+class DetectionHead(nn.Sequential):
+    """Where in an image there are lesions at all: features (B, C, h, w) -> logits (B, 1, h, w), for coarse maps.
+
+    A mask's extent and whether there is anything to outline are learned from different images: the first from lesions,
+    the second from normal tissue above all. With one map for both, what keeps normals empty also takes from the masks.
+
+    Args:
+        channels: C
+    """
+
+    REACH = 3
+    """Cells by which a detection reaches beyond itself, so that it does not cut the border of a mask."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(DSCBlock(channels, channels), nn.Conv2d(channels, 1, 1))
+
+    def limit(self, mask: torch.Tensor, detection: torch.Tensor) -> torch.Tensor:
+        """The lower of the mask's logits (B, 1, H, W) and of the highest detection (B, 1, h, w) nearby."""
+        nearby = F.max_pool2d(detection.float(), 2 * self.REACH + 1, stride=1, padding=self.REACH)
+        return torch.minimum(mask.float(), resize(nearby, mask.shape[-2:]))
+
+
 class DSCDecoder(nn.Module):
     """Fused features at the coarsest stride -> logits at image size.
 
@@ -92,6 +114,8 @@ class DSCDecoder(nn.Module):
         upsample: ``bilinear`` or ``nearest``
         classes: number of logit maps
         supervised: give every block except the last its own head, for :attr:`level_logits`
+        detect: a :class:`DetectionHead` on the block of stride 8 (the last one if there are fewer), which limits the
+            logits outside training and is learned from :attr:`detection_logits`
     """
 
     def __init__(
@@ -103,11 +127,14 @@ class DSCDecoder(nn.Module):
         upsample: str = "bilinear",
         classes: int = 1,
         supervised: bool = False,
+        detect: bool = False,
     ) -> None:
         super().__init__()
         self.upsample = upsample
         self.level_logits: list[torch.Tensor] = []
         """Logits (B, classes, h, w) of the coarser blocks of the last training step, where they have heads."""
+        self.detection_logits: torch.Tensor | None = None
+        """Logits (B, 1, h, w) of the detection head in the last training step."""
         self.blocks = nn.ModuleList()
         self.attentions = nn.ModuleList()
         outputs = [*channels, max(channels[-1] // 2, 1)] if skip_channels else list(channels)
@@ -119,6 +146,8 @@ class DSCDecoder(nn.Module):
             in_channels = out_channels
         self.head = nn.Conv2d(in_channels, classes, 1)
         self.level_heads = nn.ModuleList(nn.Conv2d(c, classes, 1) for c in outputs[:-1]) if supervised else None
+        self.detect_level = min(2, len(outputs) - 1)
+        self.detector = DetectionHead(outputs[self.detect_level]) if detect else None
 
     def forward(
         self,
@@ -137,6 +166,7 @@ class DSCDecoder(nn.Module):
         """
         sizes = [_coarser(size, level) for level in range(5)][::-1]  # strides 16, 8, 4, 2, 1
         levels: list[torch.Tensor] = []
+        detection: torch.Tensor | None = None
         for level, (block, attention) in enumerate(zip(self.blocks, self.attentions, strict=True)):
             if level:
                 x = resize(x, sizes[level - 1], self.upsample)
@@ -146,12 +176,17 @@ class DSCDecoder(nn.Module):
             x = attention(block(x))
             if self.level_heads is not None and self.training and level < len(self.level_heads):
                 levels.append(self.level_heads[level](x))
+            if self.detector is not None and level == self.detect_level:
+                detection = self.detector(x)
         self.level_logits = levels
+        self.detection_logits = detection if self.training else None
         # a 1 x 1 convolution and an interpolation commute (the interpolation's weights sum to one): upsampling the
         # head's single channel instead of the last block's 64 gives the same logits in a fraction of the time
         x = self.head(x)
         if presence is not None:
             x = gated(x, presence)
+        if self.detector is not None and detection is not None and not self.training:
+            x = self.detector.limit(x, detection)
         for finer in sizes[len(self.blocks) - 1 :]:
             x = resize(x, finer, self.upsample)
         return x

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bustseg.errors import UserError
+from bustseg.losses import PresenceLoss
 from bustseg.models.attention import build_attention
 from bustseg.models.decoder import DSCDecoder, PresenceGate, resize
 from bustseg.models.encoders import Encoder, build_encoder
@@ -56,6 +57,9 @@ class FusionUNet(nn.Module):
             (multi-task learning; Aumente-Maestro et al. 2025); 0: no such head
         deep_supervision: weight in training of the logits of the decoder's coarser blocks (Lee et al. 2015,
             Deeply-supervised nets); 0: no such heads
+        detection: weight in training of a coarse map of where there are lesions at all, learned from every image;
+            outside training no pixel is more probable than the map nearby, see :class:`DetectionHead`. Use it with
+            :class:`bustseg.losses.LesionLoss`, so that the masks are learned from images with a lesion; 0: no such map
 
     Raises:
         UserError: there is no such encoder or attention
@@ -82,6 +86,7 @@ class FusionUNet(nn.Module):
         bottleneck: Attention = "none",
         classify: float = 0.0,
         deep_supervision: float = 0.0,
+        detection: float = 0.0,
     ) -> None:
         super().__init__()
         each = [weights] * len(encoders) if isinstance(weights, str) else list(weights)
@@ -108,8 +113,10 @@ class FusionUNet(nn.Module):
             attention=attention,
             upsample=upsample,
             supervised=deep_supervision > 0,
+            detect=detection > 0,
         )
-        self.classify, self.deep_supervision = classify, deep_supervision
+        self.classify, self.deep_supervision, self.detection = classify, deep_supervision, detection
+        self.detection_loss = PresenceLoss(weight=0.4) if detection > 0 else None
         fused = sum(encoder.channels[-1] for encoder in self._encoders())
         self.classifier = nn.Linear(fused, CLASSES) if classify > 0 else None
         self._class_logits: torch.Tensor | None = None
@@ -169,7 +176,7 @@ class FusionUNet(nn.Module):
         return self.decode(self.encode(x), x.shape[-2:])
 
     def auxiliary_loss(self, mask: torch.Tensor, label: torch.Tensor) -> torch.Tensor | None:
-        """Additional loss of the last training step for the class and the coarser blocks; None without either.
+        """Additional loss of the last training step: class, coarser blocks and detection; None without any of them.
 
         Args:
             mask: (B, 1, H, W) of 0 and 1
@@ -189,6 +196,11 @@ class FusionUNet(nn.Module):
             coarse = F.interpolate(mask.float(), logits.shape[-2:], mode="area")
             distance = F.binary_cross_entropy_with_logits(logits.float(), coarse)
             weighted = self.deep_supervision / len(levels) * distance
+            total = weighted if total is None else total + weighted
+        detection, self.decoder.detection_logits = self.decoder.detection_logits, None
+        if detection is not None and self.detection_loss is not None:
+            shown = F.adaptive_max_pool2d(mask.float(), detection.shape[-2:])  # a small lesion fills no cell
+            weighted = self.detection * self.detection_loss(detection, shown)
             total = weighted if total is None else total + weighted
         return total
 

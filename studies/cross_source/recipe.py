@@ -23,6 +23,7 @@ FACTORS = {
     "classify": "benign, malignant, normal as a second task, weight 0.2",
     "transplants": "half of the images get a lesion or tissue of another image",
     "deep": "deep supervision of the decoder, weight 0.4",
+    "detection": "a coarse map of where there are lesions, weight 0.5; masks learned from lesions only (LesionLoss)",
 }
 """Factors that can be switched on; with all off, it is the flagship's recipe without its gap and peak."""
 
@@ -96,6 +97,8 @@ def config(recipe: Recipe, data: Path, work: Path, workers: int) -> dict[str, An
     loss: dict[str, Any] = {"class_path": "bustseg.losses.HybridLoss"}
     if "presence" in on:
         loss = {"class_path": "bustseg.losses.PresenceLoss", "init_args": {"pixels": loss, "weight": 0.1}}
+    if "detection" in on:
+        loss = {"class_path": "bustseg.losses.LesionLoss", "init_args": {"pixels": loss}}
     network = {
         "encoders": [f"timm/tf_efficientnet_{recipe.encoder}"],
         "attention": "cbam",
@@ -104,6 +107,7 @@ def config(recipe: Recipe, data: Path, work: Path, workers: int) -> dict[str, An
         "decoder_channels": [256, 128, 96, 64],
         "classify": 0.2 if "classify" in on else 0.0,
         "deep_supervision": 0.4 if "deep" in on else 0.0,
+        "detection": 0.5 if "detection" in on else 0.0,
     }
     optimizer = {"lr": recipe.lr, "weight_decay": 1e-2, "fused": True}
     model: dict[str, Any] = {

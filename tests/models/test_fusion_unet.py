@@ -257,3 +257,43 @@ def test_the_class_that_an_image_counts_as(shows: bool, label: int, counts_as: i
     of_each = -torch.log_softmax(logits, 1)
     wanted = of_each[0, 0] if counts_as is None else (of_each[0, 0] + of_each[1, counts_as]) / 2
     torch.testing.assert_close(loss, wanted)
+
+
+def test_detection_limits_the_mask_outside_training_only() -> None:
+    torch.manual_seed(0)
+    net = FusionUNet([R], skips=True, weights="none", detection=0.5)
+    x = torch.randn(2, 3, 64, 96)
+    net.train()(x)
+    detection = net.decoder.detection_logits
+    assert detection is not None
+    assert detection.shape == (2, 1, 8, 12)
+    mask = torch.zeros(2, 1, 64, 96)
+    mask[0, 0, 30, 40] = 1  # a single pixel is a lesion, too
+    loss = net.auxiliary_loss(mask, torch.zeros(2, dtype=torch.long))
+    assert loss is not None
+    loss.backward()
+    assert net.decoder.detector[1].weight.grad is not None
+    assert net.auxiliary_loss(mask, torch.zeros(2, dtype=torch.long)) is None  # taken once
+
+    net.eval()
+    with torch.no_grad():
+        last = net.decoder.detector[1]
+        last.weight.zero_()
+        last.bias.fill_(-7.0)
+        assert net(x).max() <= -7
+        last.bias.fill_(50.0)
+        free = net(x)
+        assert net.decoder.detection_logits is None
+        net.decoder.detector = None
+        torch.testing.assert_close(free, net(x))
+
+
+def test_a_detection_reaches_over_the_border_of_its_lesion() -> None:
+    from bustseg.models.decoder import DetectionHead
+
+    detection = torch.full((1, 1, 12, 12), -9.0)
+    detection[0, 0, 6, 6] = 4.0
+    limited = DetectionHead(4).limit(torch.full((1, 1, 96, 96), 2.0), detection)[0, 0]
+    assert limited[52, 52] == 2  # the cell itself
+    assert limited[52, 52 + 8 * DetectionHead.REACH] == 2
+    assert limited[52, 8] == limited[8, 52] == -9
