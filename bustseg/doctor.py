@@ -13,7 +13,7 @@ from typing import Literal
 
 from bustseg import __version__
 from bustseg.errors import UserError
-from bustseg.progress import print_entry
+from bustseg.progress import print_entry, several
 
 State = Literal["ok", "missing", "wrong"]
 
@@ -71,12 +71,11 @@ def _compute() -> Iterator[Finding]:
 
     capabilities = torch.cpu.get_capabilities()
     flags = [name for name, has in sorted(capabilities.items()) if has is True and name.startswith(DECISIVE)]
-    threads = torch.get_num_threads()
+    threads = several(torch.get_num_threads(), "thread")
     yield Finding(
         "CPU",
         "ok",
-        f"{os.cpu_count()} cores, torch {torch.__version__} with {threads} thread{'s' if threads > 1 else ''}; "
-        f"{' '.join(flags)}",
+        f"{several(os.cpu_count() or 1, 'core')}, torch {torch.__version__} with {threads}; {' '.join(flags)}",
     )
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

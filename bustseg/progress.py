@@ -171,6 +171,11 @@ def warn(line: str) -> None:
     error_console.print(f"[yellow]{escape(line)}[/]", highlight=False)
 
 
+def several(count: int, noun: str) -> str:
+    """A number of things in words: ``1 image``, ``2 images``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def print_error(line: str) -> None:
     """Print an error on standard error; a terminal breaks it between words, a file or a pipe gets one line."""
     head = "error: "

@@ -20,7 +20,7 @@ from bustseg.callbacks.mirror import show_in
 from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.data.sources import LABELS
 from bustseg.data.splits import write_split
-from bustseg.progress import error_console
+from bustseg.progress import error_console, several
 from bustseg.redact import redact_nested
 from bustseg.runs.record import flatten
 from bustseg.runs.run import Run
@@ -67,8 +67,7 @@ def device_name(trainer: Trainer) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} x {trainer.world_size}"
     processes = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
-    threads = torch.get_num_threads()
-    return f"{device.type} ({threads} thread{'s' if threads > 1 else ''}){processes}"
+    return f"{device.type} ({several(torch.get_num_threads(), 'thread')}){processes}"
 
 
 def network_tags(task: SegmentationTask) -> dict[str, str | None]:

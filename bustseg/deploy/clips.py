@@ -22,7 +22,7 @@ from bustseg.data.images import to_grey
 from bustseg.deploy.predict import Options, overlay, predict, with_disclaimer
 from bustseg.disclaimer import NOTICE, WORDS
 from bustseg.errors import DataError, UserError
-from bustseg.progress import StreamProgress, console, error_console
+from bustseg.progress import StreamProgress, console, print_error
 from bustseg.whole import write_whole
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def predict_clips(videos: Sequence[Path], model: str | None, out: Path, options:
             _predict_clip(path, out, predictor, options, clips)
         except DataError as error:
             failed += 1
-            error_console.print(f"[bold red]error:[/] {error}", highlight=False)
+            print_error(str(error))
     console.print(NOTICE, highlight=False)
     return 0 if not failed else 1 if failed < len(videos) else 2
 

@@ -38,7 +38,7 @@ from bustseg.figures.panels import Picture
 from bustseg.figures.style import save
 from bustseg.masks import MaskRule, resampled
 from bustseg.metrics import overlap_scores
-from bustseg.progress import console, error_console, track
+from bustseg.progress import console, error_console, print_error, several, track
 from bustseg.runs.checkpoint import load_task, read_checkpoint
 from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.task import RECORD, SegmentationTask
@@ -245,7 +245,7 @@ def _tell(rows: Sequence[dict[str, Any]], out: Path, hidden: int, passed_over: s
     for row in failed[:_SHOWN_ERRORS]:
         error_console.print(f"{row['name']}: {row['error']}", highlight=False, markup=False)
     more = f" ({_SHOWN_ERRORS} shown)" if len(failed) > _SHOWN_ERRORS else ""
-    error_console.print(f"[bold red]error:[/] {len(failed)} images have an error in {EXPLAINED}{more}", highlight=False)
+    print_error(f"{several(len(failed), 'image')} with an error in {EXPLAINED}{more}")
     return 1 if done else 2
 
 

@@ -35,7 +35,7 @@ from bustseg.disclaimer import NOTICE, WORDS
 from bustseg.errors import DataError, UserError, disk_is_full
 from bustseg.figures.colours import PREDICTION
 from bustseg.figures.outlines import draw_outline
-from bustseg.progress import StreamProgress, console, error_console
+from bustseg.progress import StreamProgress, console, error_console, print_error, several
 from bustseg.whole import write_whole
 
 if TYPE_CHECKING:
@@ -278,11 +278,8 @@ def _tell(
     for message in count.errors:
         error_console.print(message, highlight=False, markup=False)
     more = f" ({len(count.errors)} shown)" if count.failed > len(count.errors) else ""
-    error_console.print(
-        f"[bold red]error:[/] {count.failed} image{'s' if count.failed > 1 else ''} could not be read, see the column "
-        f"error of {output.folder / TABLE}{more}",
-        highlight=False,
-    )
+    images = several(count.failed, "image")
+    print_error(f"{images} could not be read, see the column error of {output.folder / TABLE}{more}")
     return 1 if output.done else 2
 
 

@@ -60,9 +60,11 @@ def cross_validate(
         raise UserError("cv stores its folds in MLflow: do not set trainer.logger or trainer.fast_dev_run")
     names, split = _folds(plan.data)
     key = _key(plan)
-    # what the first fold cannot use, none can; the run over all folds would be left behind
-    try_ahead(prepare(experiment.but({**split, "data.fold": next(iter(names))})))
-    parent, known = _parent(plan, key, len(names), resume)
+    parent, known = _existing(plan, key) if resume else (None, {})
+    if parent is None:
+        # what the first fold cannot use, none can; the run over all folds would be left behind
+        try_ahead(prepare(experiment.but({**split, "data.fold": next(iter(names))})))
+        parent = _new(plan, key, len(names))
     results: dict[int, Scores] = {}
     runs: list[str] = []
     try:
@@ -121,19 +123,22 @@ def _key(plan: Run) -> str:
     return config_digest(plan.experiment.config, without=["data.fold"])
 
 
-def _parent(plan: Run, key: str, folds: int, resume: bool) -> tuple[Tracker, dict[int, Any]]:
-    """The run over all folds, new or the newest with this key, and the existing runs of its folds."""
-    options: dict[str, Any] = plan.experiment["tracking"]
-    if resume:
-        parent, children = reopen_parent(options, KEY, key)
-        if parent is not None:
-            return parent, {int(run.data.tags[FOLD]): run for run in children if FOLD in run.data.tags}
+def _existing(plan: Run, key: str) -> tuple[Tracker | None, dict[int, Any]]:
+    """The newest run over all folds with this key, if there is one, and the existing runs of its folds."""
+    parent, children = reopen_parent(plan.experiment["tracking"], KEY, key)
+    if parent is None:
         console.print("there is no cross-validation of this configuration to resume: starting a new one")
+    return parent, {int(run.data.tags[FOLD]): run for run in children if FOLD in run.data.tags}
+
+
+def _new(plan: Run, key: str, folds: int) -> Tracker:
+    """A new run over all folds."""
+    options: dict[str, Any] = plan.experiment["tracking"]
     name = options.pop("run_name", None) or default_name(plan.experiment)
     tags = {**(options.pop("tags", None) or {}), KEY: key, "cv.folds": str(folds)}
     parent = Tracker(**options, run_name=f"{name} ({folds} folds)", tags=tags)
     parent.log_config(plan.experiment.config, defaults())
-    return parent, {}
+    return parent
 
 
 def mean_and_spread(results: Mapping[int, Scores]) -> dict[str, tuple[float, float]]:

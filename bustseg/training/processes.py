@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bustseg.errors import TrainingError, UserError
-from bustseg.progress import error_console
+from bustseg.progress import print_error
 
 if TYPE_CHECKING:
     from bustseg.experiment import Experiment
@@ -199,7 +199,7 @@ def _close(trainer: Trainer, message: str, quiet: bool = False) -> None:
         logger.close_as_failed(message)
         logger.finalize("failed")  # this process ends without closing its run
     if not quiet:
-        error_console.print(f"[bold red]error:[/] {message}", highlight=False)
+        print_error(message)
 
 
 @contextmanager

@@ -397,7 +397,7 @@ def test_one_bad_image_costs_no_other(trained: Path, phantoms: Path, bustseg: Bu
     for name in set(rows) - {truncated}:
         assert Path(f"out/{name}_panel.png").stat().st_size > 5_000
         assert cv2.imread(f"out/{name}_heat.png", cv2.IMREAD_UNCHANGED).shape == (96, 128)
-    assert "2 images have an error in explain.csv" in err
+    assert "2 images with an error in explain.csv" in err
     assert all("not a medical device" in row["notice"] for row in rows.values())
     assert f"means over {len(rows) - 4} images" in out, "of those without a mask or an error"
     # the same folder again: what was written is no input

@@ -120,6 +120,16 @@ def test_a_clip_of_varying_rate_keeps_its_time(dark: Path, tmp_path: Path, busts
     assert len(list(written)) / written.rate == pytest.approx(1.75 + 1 / written.rate, abs=0.1)
 
 
+def test_an_unreadable_clip_is_named_as_it_is(dark: Path, tmp_path: Path, bustseg: Bustseg) -> None:
+    clip = tmp_path / "[red]scan[/x].mp4"  # not to be taken for Rich's markup
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(b"no video")
+    code, _, stderr = bustseg("predict", clip, "--model", dark, "--out", tmp_path / "out")
+    assert code == 2
+    assert "error: " in stderr
+    assert "[red]scan[/x].mp4" in stderr
+
+
 def test_smoothing_is_an_exponential_mean_over_time() -> None:
     step = Smoother(0.5)
     assert step(np.zeros(3), 0.1).tolist() == [0, 0, 0]
