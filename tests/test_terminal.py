@@ -12,12 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
 
 from bustseg.callbacks import StepMetrics
@@ -270,3 +273,57 @@ def test_steps_are_logged_within_an_epoch_at_their_place(phantoms: Path) -> None
     assert len(rates) == len(points)
     epochs = client.get_metric_history(run.run_id, "val/loss")
     assert [point.step for point in epochs] == list(range(len(epochs))), "curves over epochs keep their places"
+    names = list(client.get_run(run.run_id).data.metrics)
+    assert names[:2] == ["val/dice_lesion", "val/loss"], "MLflow lists first what was written first"
+    assert names.index("train/loss") < names.index("train/loss_step")
+
+
+class _Kept(Logger):
+    """A logger in memory."""
+
+    name, version = "kept", "0"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert set(metrics) == {"train/loss_step", "train/lr_step"}
+        self.steps.append(step or 0)
+
+    def log_hyperparams(self, *_: object, **__: object) -> None:
+        pass
+
+
+def test_steps_of_a_first_epoch_are_held_back_only_for_a_while() -> None:
+    def at(step: int, epoch: int) -> Any:
+        parts = {"is_global_zero": True, "accumulate_grad_batches": 1, "num_training_batches": 10, "optimizers": []}
+        return SimpleNamespace(
+            **parts, log_every_n_steps=1, global_step=step, current_epoch=epoch, loggers=[kept], strategy=None
+        )
+
+    def train(metrics: StepMetrics, steps: range, epoch: int) -> None:
+        for step in steps:
+            metrics.on_train_batch_end(at(step, epoch), None, torch.tensor(0.5), None, step)  # type: ignore[arg-type]
+
+    kept = _Kept()
+    metrics = StepMetrics(every_seconds=0)
+    metrics.on_train_start(at(0, 0), None)  # type: ignore[arg-type]
+    train(metrics, range(1, 4), epoch=0)
+    assert kept.steps == []
+    assert metrics.latest is not None, "the bar does not wait"
+    train(metrics, range(4, 5), epoch=1)
+    assert kept.steps == [1, 2, 3, 4]
+
+    kept = _Kept()
+    slow = StepMetrics(every_seconds=0, first_seconds=0)
+    slow.on_train_start(at(0, 0), None)  # type: ignore[arg-type]
+    train(slow, range(1, 4), epoch=0)
+    assert kept.steps == [1, 2, 3], "an epoch that takes long is watched while it runs"
+
+    kept = _Kept()
+    stopped = StepMetrics(every_seconds=0)
+    stopped.on_train_start(at(0, 0), None)  # type: ignore[arg-type]
+    train(stopped, range(1, 4), epoch=0)
+    stopped.on_exception(at(4, 0), None, KeyboardInterrupt())  # type: ignore[arg-type]
+    assert kept.steps == [1, 2, 3], "nothing is lost when a training stops"

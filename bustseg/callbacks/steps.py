@@ -17,6 +17,9 @@ LOSS, LEARNING_RATE = "train/loss_step", "train/lr_step"
 PER_EPOCH = 10
 """Fewest values per epoch, if it has as many batches."""
 
+FIRST_SECONDS = 60.0
+"""Longest time for which the values of the first epoch are held back."""
+
 
 class Step(NamedTuple):
     """The latest values of one optimiser step.
@@ -56,20 +59,36 @@ class StepMetrics(Callback):
     Values are logged about :data:`PER_EPOCH` times per epoch (or every ``trainer.log_every_n_steps`` steps, if that is
     more often), and not more often than ``every_seconds``, since each is a transaction of the store.
 
+    MLflow lists the metrics of a run, and offers those of several runs for comparison, in the order in which each was
+    first written. So that scores come first, the values of the first epoch are logged together with its scores, unless
+    it takes longer than ``first_seconds``.
+
     Args:
         every_seconds: least time between two values
+        first_seconds: longest time for which the values of the first epoch are held back
     """
 
-    def __init__(self, every_seconds: float = 1.0) -> None:
+    def __init__(self, every_seconds: float = 1.0, first_seconds: float = FIRST_SECONDS) -> None:
         self.every_seconds = every_seconds
+        self.first_seconds = first_seconds
         self.latest: Step | None = None
         self._copy: _Copy | None = None
         self._logged_step = -1
         self._logged_at = -math.inf
+        self._held: list[Step] = []
+        self._hold_until = -math.inf
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.latest = self._copy = None
         self._logged_step, self._logged_at = trainer.global_step, -math.inf
+        self._held = []
+        self._hold_until = time.monotonic() + self.first_seconds
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_held(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._write_held(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,8 +112,16 @@ class StepMetrics(Callback):
         if latest.step - self._logged_step < interval or now - self._logged_at < self.every_seconds:
             return
         self._logged_step, self._logged_at = latest.step, now
-        for logger in trainer.loggers:
-            logger.log_metrics({LOSS: latest.loss, LEARNING_RATE: latest.lr}, step=latest.step)
+        self._held.append(latest)
+        # a run that is continued has its scores since its first epoch
+        if trainer.current_epoch > 0 or now >= self._hold_until:
+            self._write_held(trainer)
+
+    def _write_held(self, trainer: Trainer) -> None:
+        held, self._held = self._held, []
+        for values in held:
+            for logger in trainer.loggers:
+                logger.log_metrics({LOSS: values.loss, LEARNING_RATE: values.lr}, step=values.step)
 
 
 def _begin_copy(loss: Tensor, trainer: Trainer) -> _Copy:
