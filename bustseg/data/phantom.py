@@ -4,6 +4,12 @@ The image chain is that of a scanner, in the order of Wagner et al. 1983 (IEEE T
 Field II's classic phantoms: random scatterers weighted with the tissue's echogenicity, a point-spread function that
 widens with depth, envelope detection, attenuation along the beam, log compression. Phantoms test a pipeline; a score on
 them says nothing about patients.
+
+The same seed gives the same pixels on different processors. Libraries choose their instructions by the processor, and
+each choice rounds differently. Therefore everything is computed in float64, and images are resized and warped here,
+since OpenCV has only float32 weights for that. What two processors compute then differs by about 1e-13 grey levels,
+before the levels are cut to integers. In float32 it would differ by 1e-5, enough to put some pixels of every set into
+the neighbouring level.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from bustseg.data.files import images_in, list_folder
 from bustseg.data.sources import BUSI
 from bustseg.errors import DataError
 
-VERSION = 1
+VERSION = 2
 """Version of the generator: increased whenever the same seed would draw other pixels."""
 
 SHARES = {"benign": 437 / 780, "malignant": 210 / 780, "normal": 133 / 780}
@@ -40,13 +46,61 @@ _MANIFEST = "phantom.json"
 _MIN_SIDE = 32
 
 
+# -- resizing ----------------------------------------------------------------------------------------------------------
+
+
+def _cubic(size: int, into: int) -> np.ndarray:
+    """Weights (into, size) of cubic interpolation with a = -0.75, as OpenCV's, with the edges continued."""
+    place = (np.arange(into) + 0.5) * (size / into) - 0.5
+    first = np.floor(place)
+    rows = np.arange(into)
+    weights = np.zeros((into, size))
+    for tap in range(-1, 3):
+        distance = np.abs(place - first - tap)
+        near = (1.25 * distance - 2.25) * distance * distance + 1
+        far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+        columns = np.clip(first + tap, 0, size - 1).astype(int)
+        weights[rows, columns] += np.where(distance <= 1, near, far)
+    return weights
+
+
+def _area(size: int, into: int) -> np.ndarray:
+    """Weights (into, size) of the mean over what each new pixel covers."""
+    edges = np.arange(into + 1)[:, None] * (size / into)
+    cells = np.arange(size)[None]
+    covered = np.minimum(edges[1:], cells + 1) - np.maximum(edges[:-1], cells)
+    return np.maximum(covered, 0) * (into / size)
+
+
+def _resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Image (h, w) in another shape: each axis by cubic interpolation where it grows, by the mean where it shrinks."""
+    down, across = (
+        (_cubic if into >= size else _area)(size, into) for size, into in zip(image.shape, shape, strict=True)
+    )
+    return down @ image @ across.T
+
+
+def _shift_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Images (h, w, n) read at ``rows`` (h, w), linearly interpolated and mirrored at the edges."""
+    height, width, _ = images.shape
+    above = np.floor(rows)
+    columns = np.arange(width)[None]
+
+    def read(row: np.ndarray) -> np.ndarray:
+        row = row.astype(int) % (2 * height)
+        return images[np.where(row < height, row, 2 * height - 1 - row), columns]
+
+    upper = read(above)
+    return upper + (rows - above)[..., None] * (read(above + 1) - upper)
+
+
 # -- random fields -----------------------------------------------------------------------------------------------------
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cells: tuple[float, float]) -> np.ndarray:
     """Smooth Gaussian noise of ``shape`` with about ``cells`` (down, across) independent values and unit variance."""
     coarse = rng.standard_normal((max(2, round(cells[0])), max(2, round(cells[1]))), dtype=np.float32)
-    return 1.2 * cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
+    return 1.2 * _resize(coarse.astype(float), shape)
 
 
 def _curve(rng: np.random.Generator, width: int, level: float, swing: float) -> np.ndarray:
@@ -65,11 +119,11 @@ def _sheets(field: np.ndarray, thickness: float, floor: float = 0.15) -> np.ndar
     Contours of a random field close around its blobs as septa do around fat lobules; a specular sheet returns more the
     closer its normal is to the beam, which runs downwards.
     """
-    down = cv2.Sobel(field, cv2.CV_32F, 0, 1, scale=1 / 8)
-    across = cv2.Sobel(field, cv2.CV_32F, 1, 0, scale=1 / 8)
+    down = cv2.Sobel(field, cv2.CV_64F, 0, 1, scale=1 / 8)
+    across = cv2.Sobel(field, cv2.CV_64F, 1, 0, scale=1 / 8)
     steepness = down * down + across * across + 1e-8
     distance = field * field / (steepness * thickness * thickness)
-    return cv2.exp(-np.minimum(distance, 20)) * (floor + (1 - floor) * (down * down / steepness))
+    return np.exp(-np.minimum(distance, 20)) * (floor + (1 - floor) * (down * down / steepness))
 
 
 # -- what is in the image ----------------------------------------------------------------------------------------------
@@ -77,7 +131,7 @@ def _sheets(field: np.ndarray, thickness: float, floor: float = 0.15) -> np.ndar
 
 @dataclass
 class _Tissue:
-    """Maps on the working grid, all float32 of shape (h, w).
+    """Maps on the working grid, all float64 of shape (h, w).
 
     Attributes:
         echo: diffuse echogenicity in dB
@@ -97,7 +151,7 @@ def _bent_noise(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> list[
         rng: source of everything random
         y, x: depth (h, 1) and place across (1, w) of each point, from 0 to 1
     """
-    h, w = grid = y.shape[0], x.shape[1]
+    h, _ = grid = y.shape[0], x.shape[1]
     # one warp bends everything, so that sheets of all scales have the same direction: mostly along the layers, tilted
     # and wavy
     bend = rng.uniform(0.01, 0.045) * h * _noise(rng, grid, (3, 4)) + rng.normal(0, 0.07) * h * (x - 0.5)
@@ -111,9 +165,7 @@ def _bent_noise(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> list[
         ],
         axis=-1,
     )
-    rows = (y * (h - 1) + bend).astype(np.float32)
-    columns = np.broadcast_to(x * (w - 1), grid).astype(np.float32)
-    warped = cv2.remap(flat, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    warped = _shift_rows(flat, y * (h - 1) + bend)
     return [np.ascontiguousarray(warped[..., i]) for i in range(4)]
 
 
@@ -154,15 +206,14 @@ def _septa(
         line = np.exp(-(((y - boundary) / width) ** 2)) * (0.35 + 0.65 * broken)
         septa = np.maximum(septa, strength * line)
     septa = np.maximum(septa, np.exp(-((y / 0.006) ** 2)))
-    sheet = rng.uniform(3.5, 7) * np.clip(septa, 0, 1) ** 1.6 * (0.55 + 0.45 * np.tanh(fine + medium))
-    return sheet.astype(np.float32)
+    return rng.uniform(3.5, 7) * np.clip(septa, 0, 1) ** 1.6 * (0.55 + 0.45 * np.tanh(fine + medium))
 
 
 def _tissue(rng: np.random.Generator, grid: tuple[int, int]) -> _Tissue:
     """Skin, subcutaneous fat, fibroglandular tissue, pectoral muscle and chest wall, with lobules, shadows and ribs."""
     h, w = grid
-    y = np.linspace(0, 1, h, dtype=np.float32)[:, None]
-    x = np.linspace(0, 1, w, dtype=np.float32)[None]
+    y = np.linspace(0, 1, h)[:, None]
+    x = np.linspace(0, 1, w)[None]
 
     # boundaries between the layers, as fractions of the depth
     skin = _curve(rng, w, rng.uniform(0.015, 0.06), 0.004)
@@ -192,7 +243,7 @@ def _tissue(rng: np.random.Generator, grid: tuple[int, int]) -> _Tissue:
         (in_muscle, depths["muscle"] + 3.0 * long + 3.0 * fine + 3 * patches),
         (in_chest, depths["muscle"] - rng.uniform(2, 8) + 2.0 * long + 2.0 * fine),
     ]
-    echo = np.full(grid, rng.uniform(-7, 0), dtype=np.float32)
+    echo = np.full(grid, rng.uniform(-7, 0))
     for weight, layer in layers:
         echo += weight * (layer - echo)
 
@@ -201,7 +252,7 @@ def _tissue(rng: np.random.Generator, grid: tuple[int, int]) -> _Tissue:
     noise = (coarse, medium, long, fine)
     sheet = _septa(rng, y, noise, broken, (in_fat, in_gland, in_muscle), (skin, gland, muscle))
 
-    tissue = _Tissue(echo, sheet, np.zeros(grid, dtype=np.float32))
+    tissue = _Tissue(echo, sheet, np.zeros(grid))
     _add_lobules(rng, tissue, y, x, float(np.mean(fat)), depths["fat"], patchy, broken)
     _add_losses(rng, tissue, y, x, float(np.mean(muscle)), patchy, broken)
     return tissue
@@ -366,7 +417,7 @@ def _insert(rng: np.random.Generator, tissue: _Tissue, lesion: _Lesion, view: tu
     grid = tissue.echo.shape
     zoom = np.array([grid[1] / view[1], grid[0] / view[0]])
     outline = lesion.outline * zoom
-    mask = _fill(outline, grid).astype(np.float32) / 255
+    mask = _fill(outline, grid) / 255
     extent = np.sqrt(mask.sum())
     fuzz = np.clip(lesion.fuzz * zoom[1], 0.6, 0.06 * extent + 0.6)
 
@@ -394,7 +445,7 @@ def _insert(rng: np.random.Generator, tissue: _Tissue, lesion: _Lesion, view: tu
             start = centre + (outline[index] - centre) * 0.9
             points = np.round(np.stack([start, end]) * 16).astype(int)
             cv2.line(strands, tuple(points[0].tolist()), tuple(points[1].tolist()), 255, 2, cv2.LINE_AA, 4)
-        strength = cv2.GaussianBlur(strands.astype(np.float32) / 255, (0, 0), 0.9)
+        strength = cv2.GaussianBlur(strands / 255, (0, 0), 0.9)
         tissue.echo += strength * float(rng.choice([-9.0, 6.0]))
         tissue.sheet *= 1 - 0.75 * strength
     for _ in range(lesion.calcifications):
@@ -421,42 +472,42 @@ def speckle(
 
     Args:
         rng: source of the scatterers
-        amplitude: echo amplitude, float32 of shape (h, w), beam running down the rows
+        amplitude: echo amplitude, float64 of shape (h, w), beam running down the rows
         axial: standard deviation of the point-spread function along the beam, in pixels
         lateral: its standard deviation across the beam at the top and at the bottom, in pixels
 
     Returns:
-        envelope before log compression, float32 of shape (h, w)
+        envelope before log compression, float64 of shape (h, w)
     """
     scatterers = rng.standard_normal((*amplitude.shape, 2), dtype=np.float32) * amplitude[..., None]
     size = 2 * int(np.ceil(3 * max(lateral))) + 1
     depth_size = 2 * int(np.ceil(3 * axial)) + 1
-    along = cv2.getGaussianKernel(depth_size, axial, cv2.CV_32F)
-    across = [cv2.getGaussianKernel(size, sigma, cv2.CV_32F) for sigma in lateral]
+    along = cv2.getGaussianKernel(depth_size, axial)
+    across = [cv2.getGaussianKernel(size, sigma) for sigma in lateral]
     near, far = (cv2.sepFilter2D(scatterers, -1, kernel, along) for kernel in across)
     # a sum of Gaussian fields is Gaussian: blending the two before detection keeps the speckle Rayleigh
-    share = np.linspace(0, 1, amplitude.shape[0], dtype=np.float32)[:, None]
+    share = np.linspace(0, 1, amplitude.shape[0])[:, None]
     energy = (1 - share) ** 2 * np.sum(across[0] ** 2) + share**2 * np.sum(across[1] ** 2)
     energy += 2 * share * (1 - share) * np.sum(across[0] * across[1])
     scale = 1 / np.sqrt(2 * energy * np.sum(along**2))
-    field = (near + share[..., None] * (far - near)) * scale[..., None].astype(np.float32)
-    return cv2.magnitude(np.ascontiguousarray(field[..., 0]), np.ascontiguousarray(field[..., 1]))
+    field = (near + share[..., None] * (far - near)) * scale[..., None]
+    return np.sqrt(field[..., 0] ** 2 + field[..., 1] ** 2)
 
 
 def _scan(rng: np.random.Generator, tissue: _Tissue, view: tuple[int, int]) -> np.ndarray:
     """B-mode image of ``tissue`` as uint8 of shape ``view``: speckle, attenuation, gain, log compression."""
     h, w = tissue.echo.shape
-    amplitude = cv2.exp(np.clip(tissue.echo, -60, 20).astype(np.float32) * np.float32(np.log(10) / 20))
+    amplitude = np.exp(np.clip(tissue.echo, -60, 20) * (np.log(10) / 20))
     grain = rng.uniform(0.85, 1.15) * float(np.clip(h / 280, 0.75, 1.1))
     psf = (0.85 * grain, (0.95 * grain, 1.9 * grain))
     envelope = 0.5 * (speckle(rng, amplitude, *psf) + speckle(rng, amplitude, *psf))  # two compounded looks
     # sheets are rough: half of their echo is speckled
     glint = tissue.sheet * (0.45 + 0.45 * np.minimum(envelope / (amplitude + 1e-3), 2.5))
-    glint = cv2.GaussianBlur(glint.astype(np.float32), (0, 0), 1.2, sigmaY=0.7)
+    glint = cv2.GaussianBlur(glint, (0, 0), 1.2, sigmaY=0.7)
     level = 10 * np.log10(envelope**2 + glint**2 + 1e-5)
 
-    beam = cv2.GaussianBlur(np.cumsum(tissue.loss, axis=0, dtype=np.float32), (0, 0), 2.0, sigmaY=1.0)
-    y = np.linspace(0, 1, h, dtype=np.float32)[:, None]
+    beam = cv2.GaussianBlur(np.cumsum(tissue.loss, axis=0), (0, 0), 2.0, sigmaY=1.0)
+    y = np.linspace(0, 1, h)[:, None]
     knee = rng.uniform(0.15, 0.6)
     # what TGC does not correct
     gain = -rng.uniform(6, 30) * np.clip((y - knee) / (1 - knee), 0, 1) ** rng.uniform(1, 1.6)
@@ -468,7 +519,7 @@ def _scan(rng: np.random.Generator, tissue: _Tissue, view: tuple[int, int]) -> n
     span = rng.uniform(48, 58)
     grey = (level + rng.uniform(31, 38)) / span
     grey = cv2.GaussianBlur(grey, (0, 0), 0.6, sigmaY=0.45)  # the scanner's own smoothing after compression
-    grey = cv2.resize(grey, view[::-1], interpolation=cv2.INTER_CUBIC if view[0] >= h else cv2.INTER_AREA)
+    grey = _resize(grey, view)
     return np.clip(255 * grey, 0, 255).astype(np.uint8)
 
 

@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -59,6 +62,40 @@ def test_same_seed_gives_the_same_bytes_and_a_larger_set_starts_with_the_smaller
     assert few == again
     assert few.items() <= more.items()
     assert few["benign/benign (1).png"] != other["benign/benign (1).png"]
+
+
+_DIGEST = """
+import hashlib
+import numpy as np
+from bustseg.data.phantom import SHARES, draw_phantom
+for seed, label in enumerate(SHARES):
+    image, masks = draw_phantom(np.random.default_rng(seed), label)
+    print(label, hashlib.sha256(b"".join(part.tobytes() for part in (image, *masks))).hexdigest())
+"""
+
+
+def test_other_processors_draw_the_same_pixels() -> None:
+    """Libraries are told to use older instructions, as they would by themselves on an older processor."""
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    others = (
+        {"NPY_DISABLE_CPU_FEATURES": " ".join(found)},
+        {"OPENCV_IPP": "disabled", "OPENBLAS_CORETYPE": "Haswell"},
+        {
+            "NPY_DISABLE_CPU_FEATURES": " ".join(found),
+            "OPENCV_CPU_DISABLE": "AVX512-SKX,AVX2,FP16,AVX,SSE4.2,SSE4.1",
+            "OPENCV_IPP": "disabled",
+            "OPENBLAS_CORETYPE": "Prescott",
+            "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA",
+        },
+    )
+    drawn = [
+        subprocess.run(
+            [sys.executable, "-c", _DIGEST], env=os.environ | other, capture_output=True, text=True, check=True
+        ).stdout
+        for other in ({}, *others)
+    ]
+    assert len(drawn[0].splitlines()) == len(SHARES)
+    assert drawn[1:] == drawn[:1] * len(others)
 
 
 def test_sizes_and_png_modes_vary_as_in_busi(tmp_path: Path) -> None:
