@@ -27,6 +27,8 @@ TAG = f"mlflow.sharedViewState.{KEY}"
 COLUMNS = (
     "metrics.`test/dice_lesion`",
     "metrics.`test/dice_paper`",
+    "metrics.`test/dice_lesion_mean`",
+    "metrics.`sweep/objective`",
     "metrics.`val/dice_lesion`",
     "metrics.`val/loss`",
     "tags.`network`",
@@ -35,7 +37,11 @@ COLUMNS = (
     "tags.`split`",
     "attributes.`Models`",
 )
-"""Columns in addition to name, time and duration, which MLflow always shows."""
+"""Columns in addition to name, time and duration, which MLflow always shows.
+
+Metrics that no run of an experiment has get no column. The mean over folds is the score of a cross-validation's own
+run, and the objective that of a sweep's.
+"""
 
 CHARTS = ("val/dice_lesion", "val/loss", "train/loss", "test/dice_lesion", "test/dice_paper", "test/iou_lesion")
 """Charts that come first, in a separate section; the others follow in MLflow's alphabetical order."""
