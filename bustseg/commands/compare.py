@@ -30,7 +30,7 @@ def compare(
         metric: dice, iou, hd95 ...; may be repeated
         convention: paper, lesion, empty_one or pooled; may be repeated
         groups: CSV with the columns image and group; the images of a group are resampled together
-        out: folder for compare.csv, compare.html and comparison.png
+        out: folder for compare.html, compare.csv, compare.tex (LaTeX) and comparison.png
     """
     from bustseg.compare.report import report
 

@@ -27,7 +27,7 @@ def explain(
     Args:
         input: image files, or folders of them
         model: checkpoint, MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS, latest, or an exported
-            folder (default: in the box)
+            folder (default: the model in the box)
         out: folder for panels, heat maps and explain.csv
         method: GradCAM (default), GradCAMPlusPlus, ..., or Occlusion (the only one for an exported model)
         layer: layer of the network (default: its last decoder block)

@@ -33,7 +33,7 @@ def predict(
     Args:
         input: PNG, JPEG, TIFF, BMP or DICOM files, folders of them, quoted globs; videos (mp4, avi, mov, mkv, webm)
         model: checkpoint, MLflow run id, runs:/RUN_ID, models:/NAME@ALIAS, latest, or an exported
-            folder (default: in the box)
+            folder (default: the model in the box)
         out: folder to write to
         threshold: probability above which a pixel is lesion (default: the model's)
         batch_size: images per step of the network

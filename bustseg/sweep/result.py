@@ -10,11 +10,12 @@ import optuna
 import pandas as pd
 import yaml
 from optuna.trial import FrozenTrial, TrialState
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from bustseg.figures.sweep import Axis, Objective, Point, State
 from bustseg.figures.sweep import write_plots as draw_sweep
-from bustseg.progress import console
+from bustseg.progress import console, print_wide
 from bustseg.redact import redact_nested
 from bustseg.runs.tracker import RUNS_DIR
 from bustseg.sweep.plan import Dimension, Plan
@@ -199,10 +200,11 @@ def print_result(plan: Plan, trials: list[FrozenTrial]) -> None:
     several = len(plan.objectives) > 1
     columns = ["trial", "state", *plan.objectives, *(["pareto"] if several else []), "best_epoch", *short, "seconds"]
     for column in columns:
-        table.add_column(short.get(column, column), justify="left" if column == "state" else "right")
+        justify: JustifyMethod = "left" if column == "state" else "right"
+        table.add_column(short.get(column, column), justify=justify, overflow="fold")
     for row in frame.head(SHOWN).to_dict("records"):
         table.add_row(*(_cell(row[column]) for column in columns))
-    console.print(table)
+    print_wide(table)
     if len(frame) > SHOWN:
         console.print(f"and {len(frame) - SHOWN} more in trials.csv")
     for row in frame[frame["state"] == "FAIL"].head(10).to_dict("records"):

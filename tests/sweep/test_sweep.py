@@ -575,6 +575,16 @@ def test_several_objectives_have_a_front(
     )
     code, out, err = bustseg("sweep", "--config", path, "--data.root", phantoms)
     assert code == 0, err
+    assert [name.strip() for name in next(line for line in out.splitlines() if "┃ trial" in line).split("┃")[1:-1]] == [
+        "trial",
+        "state",
+        "val/dice_lesion",
+        "latency_ms",
+        "pareto",
+        "best_epoch",
+        "loss",
+        "seconds",
+    ]
     assert "Pareto front: trials 0, 2, 3; their configs are in mlruns/sweeps/own/pareto" in out
     assert "best: trial 3, val/dice_lesion 0.8000 in epoch 1 of 0, latency_ms 40" in out
     table = pd.read_csv("mlruns/sweeps/own/trials.csv").set_index("trial")
