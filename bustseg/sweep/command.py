@@ -122,9 +122,13 @@ def _rehearse(plan: Plan) -> None:
     try_ahead(run)
 
 
+def _name(study: str) -> str:
+    return study if study.startswith("sweep") else f"sweep {study}"
+
+
 def _parent(plan: Plan, study: SharedStudy) -> Tracker:
     """The sweep's parent run, shared by all processes that work on the study."""
-    options: dict[str, Any] = {**plan.base["tracking"], "run_name": f"sweep {plan.study}"}
+    options: dict[str, Any] = {**plan.base["tracking"], "run_name": _name(plan.study)}
     tags = {**(options.pop("tags", None) or {})}
     with study.lock():
         attrs = study.study.user_attrs
