@@ -12,8 +12,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from PIL import Image
 from playwright.sync_api import sync_playwright
+from ui_screenshots import compress
 
 LIMIT = 200_000
 """Bytes that the picture may have."""
@@ -27,12 +27,7 @@ def take(page: Path, picture: Path, width: int, height: int, chromium: str) -> N
         tab.goto(page.resolve().as_uri(), wait_until="load")
         tab.screenshot(path=picture)
         browser.close()
-    image = Image.open(picture).convert("RGB")
-    for colours in (256, 128, 64, 32):
-        # k-means keeps the tint of large areas, which is close to grey
-        image.quantize(colours, kmeans=2, dither=Image.Dither.NONE).save(picture, optimize=True)
-        if picture.stat().st_size <= LIMIT:
-            return
+    compress(picture, LIMIT, kmeans=2)  # it keeps the tint of large areas, which is close to grey
 
 
 def main() -> None:

@@ -192,17 +192,23 @@ async def take(devtools: int, base: str, pages: dict[str, str], out: Path, secon
                 image = await call("Page.captureScreenshot", format="png")
                 path = out / f"ui-{name}.png"
                 path.write_bytes(base64.b64decode(image["data"]))
-                compress(path)
+                # this method keeps colours that are rare, such as those of outlines
+                compress(path, method=Image.Quantize.MAXCOVERAGE)
                 print(f"{path} {path.stat().st_size} bytes")
 
 
-def compress(path: Path) -> None:
-    """A palette is enough for a user interface, and a third of the bytes."""
+def compress(path: Path, limit: int = LIMIT, **options: Any) -> None:
+    """Give a picture a palette: enough for a user interface, and a third of the bytes.
+
+    Args:
+        path: the picture
+        limit: bytes that it may have; the palette is made smaller until it has no more
+        options: of Pillow's ``quantize``
+    """
     image = Image.open(path).convert("RGB")
     for colours in (256, 128, 64, 32):
-        # this method keeps colours that are rare, such as those of outlines
-        image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
-        if path.stat().st_size <= LIMIT:
+        image.quantize(colours, dither=Image.Dither.NONE, **options).save(path, optimize=True)
+        if path.stat().st_size <= limit:
             return
 
 

@@ -156,7 +156,7 @@ class PresenceLoss(nn.Module):
 
 
 class LesionLoss(nn.Module):
-    r"""A pixel loss that is learned from images with a lesion only; one without counts as predicted perfectly.
+    """A pixel loss that is learned from images with a lesion only; one without counts as predicted perfectly.
 
     For a network that learns from something else whether there is a lesion, such as the ``detection`` of
     :class:`bustseg.models.FusionUNet`: a normal image has nothing to teach about a lesion's extent.

@@ -86,16 +86,18 @@ class DetectionHead(nn.Sequential):
         channels: C
     """
 
-    REACH = 3
-    """Cells by which a detection reaches beyond itself, so that it does not cut the border of a mask."""
-
     def __init__(self, channels: int) -> None:
         super().__init__(DSCBlock(channels, channels), nn.Conv2d(channels, 1, 1))
 
-    def limit(self, mask: torch.Tensor, detection: torch.Tensor) -> torch.Tensor:
-        """The lower of the mask's logits (B, 1, H, W) and of the highest detection (B, 1, h, w) nearby."""
-        nearby = F.max_pool2d(detection.float(), 2 * self.REACH + 1, stride=1, padding=self.REACH)
-        return torch.minimum(mask.float(), resize(nearby, mask.shape[-2:]))
+
+REACH = 3
+"""Cells by which a detection reaches beyond itself, so that it does not cut the border of a mask."""
+
+
+def limited(pixel: torch.Tensor, detection: torch.Tensor) -> torch.Tensor:
+    """The lower of the pixels' logits (B, 1, H, W) and of the highest detection (B, 1, h, w) nearby."""
+    nearby = F.max_pool2d(detection.float(), 2 * REACH + 1, stride=1, padding=REACH)
+    return torch.minimum(pixel.float(), resize(nearby, pixel.shape[-2:]))
 
 
 class DSCDecoder(nn.Module):
@@ -185,8 +187,8 @@ class DSCDecoder(nn.Module):
         x = self.head(x)
         if presence is not None:
             x = gated(x, presence)
-        if self.detector is not None and detection is not None and not self.training:
-            x = self.detector.limit(x, detection)
+        if detection is not None and not self.training:
+            x = limited(x, detection)
         for finer in sizes[len(self.blocks) - 1 :]:
             x = resize(x, finer, self.upsample)
         return x

@@ -183,26 +183,25 @@ class FusionUNet(nn.Module):
             label: (B,), positions in :data:`bustseg.data.sources.LABELS`; an image without a lesion counts as normal,
                 one of unknown class is left out
         """
-        total = None
+        terms: list[torch.Tensor] = []
         if self._class_logits is not None:
             shown = mask.flatten(1).amax(1) > 0
             # of a lesion that was moved into a normal image, nothing is known but that it is one
             lesion = torch.where(label == NORMAL, CLASSES, label)
             target = torch.where(shown, lesion, NORMAL)
-            total = self.classify * F.cross_entropy(self._class_logits.float(), target, ignore_index=CLASSES)
+            distance = F.cross_entropy(self._class_logits.float(), target, ignore_index=CLASSES)
+            terms.append(self.classify * distance)
             self._class_logits = None
         levels, self.decoder.level_logits = self.decoder.level_logits, []
         for logits in levels:
             coarse = F.interpolate(mask.float(), logits.shape[-2:], mode="area")
             distance = F.binary_cross_entropy_with_logits(logits.float(), coarse)
-            weighted = self.deep_supervision / len(levels) * distance
-            total = weighted if total is None else total + weighted
+            terms.append(self.deep_supervision / len(levels) * distance)
         detection, self.decoder.detection_logits = self.decoder.detection_logits, None
         if detection is not None and self.detection_loss is not None:
             shown = F.adaptive_max_pool2d(mask.float(), detection.shape[-2:])  # a small lesion fills no cell
-            weighted = self.detection * self.detection_loss(detection, shown)
-            total = weighted if total is None else total + weighted
-        return total
+            terms.append(self.detection * self.detection_loss(detection, shown))
+        return sum(terms[1:], terms[0]) if terms else None
 
 
 def _shape(size: Sequence[int], stride: int) -> tuple[int, int]:

@@ -289,11 +289,11 @@ def test_detection_limits_the_mask_outside_training_only() -> None:
 
 
 def test_a_detection_reaches_over_the_border_of_its_lesion() -> None:
-    from bustseg.models.decoder import DetectionHead
+    from bustseg.models.decoder import REACH, limited
 
     detection = torch.full((1, 1, 12, 12), -9.0)
     detection[0, 0, 6, 6] = 4.0
-    limited = DetectionHead(4).limit(torch.full((1, 1, 96, 96), 2.0), detection)[0, 0]
-    assert limited[52, 52] == 2  # the cell itself
-    assert limited[52, 52 + 8 * DetectionHead.REACH] == 2
-    assert limited[52, 8] == limited[8, 52] == -9
+    logits = limited(torch.full((1, 1, 96, 96), 2.0), detection)[0, 0]
+    assert logits[52, 52] == 2  # the cell itself
+    assert logits[52, 52 + 8 * REACH] == 2
+    assert logits[52, 8] == logits[8, 52] == -9
