@@ -1,8 +1,8 @@
 """nnU-Net v2 with its defaults: planning and preprocessing, the 2-D default trainer, and its prediction.
 
 Only the number of epochs is chosen: of nnU-Net's trainers with 1, 5, 10, 20, ... epochs the longest one that fits into
-the rest of the hour, estimated from a few steps. If not even one epoch of 250 steps fits, one epoch is trained
-completely, and ``about.json`` states the time that it took.
+the rest of the hour, estimated from a few steps. If not even one epoch of 250 steps fits, as on a laptop's core, one
+epoch with as many steps as do fit is trained.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from studies.equal_hour import common
 
 DATASET = 501
 EPOCHS = (1, 5, 10, 20, 50, 100, 250)
+STEPS = {"train": 250, "val": 50}
+"""Steps of an epoch by nnU-Net's defaults."""
 
 
 def case_name(name: str) -> str:
@@ -69,11 +71,17 @@ def main() -> None:
     (work / "preprocessed" / raw.name / "splits_final.json").write_text((raw / "splits.json").read_text())
     # augmentation in the main process, since there is one core; planning does not accept 0
     os.environ |= {"nnUNet_n_proc_DA": "0"}
-    epoch = seconds_of_an_epoch()
+    seconds = seconds_of_steps()
+    epoch = sum(number * seconds[kind] for kind, number in STEPS.items())
     left = args.seconds - common.elapsed()
     epochs = max([number for number in EPOCHS if number * epoch <= left], default=EPOCHS[0])
     trainer = f"nnUNetTrainer_{epochs}epoch{'s' if epochs > 1 else ''}"
-    command("nnUNetv2_train", str(DATASET), "2d", "0", "-tr", trainer, "-device", "cpu")
+    steps = STEPS["train"]
+    if epoch <= left:
+        command("nnUNetv2_train", str(DATASET), "2d", "0", "-tr", trainer, "-device", "cpu")
+    else:
+        steps = max(1, int((left - seconds["val"]) / seconds["train"]))
+        in_trainer(SHORTER.format(trainer=trainer, steps=steps))
     trained = round(common.elapsed(), 1)
     common.Curve(args.out)  # without points: nnU-Net scores patches during training, which is not comparable
     predicted = work / "predicted"
@@ -83,27 +91,46 @@ def main() -> None:
     for name, _, _ in common.images(args.data, "test"):
         mask = cv2.imread(str(predicted / f"{case_name(name)}.png"), cv2.IMREAD_GRAYSCALE)
         cv2.imwrite(str(args.out / "masks" / f"{name}.png"), (mask > 0).astype(np.uint8) * np.uint8(255))
-    about = {"seconds": trained, "epochs": epochs, "steps": 250 * epochs, "nnunetv2": version("nnunetv2")}
+    about = {"seconds": trained, "epochs": epochs, "steps": steps * epochs, "nnunetv2": version("nnunetv2")}
     (args.out / "about.json").write_text(json.dumps({**about, "seconds_of_an_epoch": round(epoch, 1)}, indent=2))
 
 
-def seconds_of_an_epoch() -> float:
-    """Estimated time of an epoch of 250 steps and 50 validation steps, from a few steps in the trainer's own loop."""
-    code = (
-        "import os, time, torch; from nnunetv2.run.run_training import get_trainer_from_args\n"
-        f"trainer = get_trainer_from_args('{DATASET}', '2d', 0, 'nnUNetTrainer', device=torch.device('cpu'))\n"
-        "trainer.disable_checkpointing = True\n"
-        "trainer.on_train_start(); trainer.on_epoch_start(); trainer.on_train_epoch_start()\n"
-        "trainer.train_step(next(trainer.dataloader_train)); begun = time.time()\n"
-        "[trainer.train_step(next(trainer.dataloader_train)) for _ in range(3)]; trained = time.time() - begun\n"
-        "torch.set_grad_enabled(False); begun = time.time(); trainer.validation_step(next(trainer.dataloader_val))\n"
-        "print('SECONDS', 250 * trained / 3 + 50 * (time.time() - begun), flush=True); os._exit(0)\n"
-    )
+TRAINER = (
+    "import os, time, torch; from nnunetv2.run.run_training import get_trainer_from_args\n"
+    f"trainer = get_trainer_from_args('{DATASET}', '2d', 0, '{{trainer}}', device=torch.device('cpu'))\n"
+)
+
+TIMED = TRAINER.format(trainer="nnUNetTrainer") + (
+    "trainer.disable_checkpointing = True\n"
+    "trainer.on_train_start(); trainer.on_epoch_start(); trainer.on_train_epoch_start()\n"
+    "trainer.train_step(next(trainer.dataloader_train)); begun = time.time(); steps = 0\n"
+    "while steps < 3 and (steps == 0 or time.time() - begun < 60):\n"
+    "    trainer.train_step(next(trainer.dataloader_train)); steps += 1\n"
+    "print('SECONDS', (time.time() - begun) / steps, end=' ')\n"
+    "torch.set_grad_enabled(False); begun = time.time(); trainer.validation_step(next(trainer.dataloader_val))\n"
+    "print(time.time() - begun, flush=True); os._exit(0)\n"
+)
+"""Times a few steps in the trainer's own loop."""
+
+SHORTER = TRAINER + (
+    "trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = {steps}, 1\n"
+    "trainer.run_training()\n"
+)
+"""Trains with fewer steps per epoch."""
+
+
+def in_trainer(code: str) -> str:
+    """Run code that uses nnU-Net's trainer in a process of its own, since it starts others; returns what it printed."""
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("SECONDS")]
-    if not found:
-        raise SystemExit(f"nnU-Net's trainer could not be timed: {done.stderr[-2000:]}")
-    return float(found[0])
+    if done.returncode:
+        raise SystemExit(f"nnU-Net's trainer failed: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def seconds_of_steps() -> dict[str, float]:
+    """Estimated seconds of a training step and of a validation step."""
+    [found] = [line.split()[1:] for line in in_trainer(TIMED).splitlines() if line.startswith("SECONDS")]
+    return dict(zip(STEPS, map(float, found), strict=True))
 
 
 if __name__ == "__main__":
