@@ -50,6 +50,7 @@ def run_variant(
     from bustseg.data.sources import BUSI
     from bustseg.data.splits import make_split
     from bustseg.experiment import Experiment, fast_precision
+    from bustseg.framing import Framing
     from bustseg.runs.checkpoint import build_task
     from bustseg.task import IMAGENET_MEAN, IMAGENET_STD, SegmentationTask
     from bustseg.training import keep_freed_memory
@@ -86,7 +87,7 @@ def run_variant(
         trainer = pl.Trainer(**common, precision=fast_precision(), use_distributed_sampler=False)
         trainer.fit(SegmentationTask(network), datamodule=data)
     else:
-        samples = BUSI().read(Path(root))
+        samples, framing = BUSI().read(Path(root)), Framing((224, 224))
         split = make_split(samples, "paper", 0)
         wanted = set(split.loc[split["subset"] == "train", "image"])
         samples = [sample for sample in samples if sample.id in wanted]
@@ -97,13 +98,13 @@ def run_variant(
             """One image and mask per item; decoded again each time unless they are kept."""
 
             def __init__(self) -> None:
-                self.kept = [decode(sample, (224, 224)) for sample in samples] if options.get("cache") else None
+                self.kept = [decode(sample, framing) for sample in samples] if options.get("cache") else None
 
             def __len__(self) -> int:
                 return len(samples)
 
             def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-                image, mask = self.kept[index] if self.kept else decode(samples[index], (224, 224))
+                image, mask = self.kept[index] if self.kept else decode(samples[index], framing)
                 tensor = torch.from_numpy(image).float().div(255).expand(3, -1, -1)
                 return (tensor - mean) / std, torch.from_numpy(mask).float().unsqueeze(0)
 

@@ -23,6 +23,7 @@ from bustseg.deploy.mlflow_model import _load_pyfunc
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
 from bustseg.explain.gradcam import heat_maps
+from bustseg.framing import Framing
 from bustseg.masks import MaskRule, PostProcess, labelled, probability_of, selected, with_mirror
 from bustseg.runs.checkpoint import load_task
 from bustseg.task import SegmentationTask
@@ -332,7 +333,7 @@ def test_one_model_and_image_give_one_mask_everywhere(
     assert len(drawn.cases) >= 3
     assert len(drawn.panels) >= 3
     # the check of the export scores the same masks, and so does the table of the other images
-    check = check_images(checkpoint, (32, 32))
+    check = check_images(checkpoint, Framing((32, 32)))
     logits = logits_of(TorchBackend(task), check.images)
     before = json.loads(Path("exported/bustseg.json").read_text())["checks"]["dice"]["float32"]
     assert before["empty_one"] == pytest.approx(overlap(logits, check.masks, task.mask_rule)["dice_empty_one"])

@@ -12,12 +12,13 @@ import cv2
 
 from bustseg.data.cache import decode
 from bustseg.data.sources import BUSI
+from bustseg.framing import Framing
 
 
 def main(root: Path, dest: Path) -> None:
     for size in (224, 112):
         for sample in BUSI().read(root):
-            image, mask = decode(sample, (size, size))
+            image, mask = decode(sample, Framing((size, size)))
             folder = dest / f"busi{size}" / sample.label
             folder.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(folder / f"{sample.id}.webp"), image, [cv2.IMWRITE_WEBP_QUALITY, 101])

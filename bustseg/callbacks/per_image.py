@@ -86,6 +86,7 @@ def describe(datamodule: UltrasoundDataModule, task: SegmentationTask, subset: s
         "split": datamodule.split_scheme,
         "source": datamodule.source.name,
         "image_size": list(datamodule.image_size),
+        "resize": datamodule.resize,
         "threshold": task.threshold,
     }
 

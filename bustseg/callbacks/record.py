@@ -104,6 +104,7 @@ def datasets(datamodule: UltrasoundDataModule, contexts: dict[str, str]) -> list
             "images": len(indices),
             **{label: labels.count(label) for label in LABELS if label in labels},
             "image_size": list(datamodule.image_size),
+            "resize": datamodule.resize,
             "split": Path(datamodule.split_scheme).name,
             "split_digest": datamodule.split_digest,
             "data_digest": datamodule.data_digest,

@@ -42,6 +42,7 @@ COMPARED = "compared_runs"
 _FACTS = {
     "data_digest": "data digests",
     "image_size": "image sizes",
+    "resize": "ways of resizing",
     "threshold": "thresholds",
 }
 """Facts that must be equal for scores to be comparable, and their names in messages."""
@@ -55,7 +56,7 @@ class RunTable:
         name: the run's name in the comparison
         frame: one row per image, sorted by ``image``: ``label``, counts, ``lesion_px``, scores, and if the table has
             them ``group`` and distances
-        facts: ``data_digest``, ``image_size``, ``threshold``, ``split_digest`` as text, where known
+        facts: ``data_digest``, ``image_size``, ``resize``, ``threshold``, ``split_digest`` as text, where known
         run_id: id of the MLflow run, if it is one
         experiment: its experiment
         checkpoint: best checkpoint, if it is available
@@ -165,6 +166,7 @@ def _from_run(run: Run) -> RunTable:
         "data_digest": tags.get("data_digest"),
         "split_digest": tags.get("split_digest"),
         "image_size": params.get("data.image_size"),
+        "resize": params.get("data.resize"),
         "threshold": params.get("model.threshold"),
     }
     facts = _normal({key: value for key, value in known.items() if value is not None}) | _facts(facts_path)
@@ -250,6 +252,7 @@ def _normal(facts: dict[str, Any]) -> dict[str, str]:
     """Facts as text in a normal form: 224, [224, 224] and "(224, 224)" are the same size."""
     facts = dict(facts)
     if "image_size" in facts:
+        facts.setdefault("resize", "stretch")  # the only way before there was a choice
         numbers = re.findall(r"\d+", str(facts["image_size"]))
         facts["image_size"] = " x ".join(numbers * 2 if len(numbers) == 1 else numbers)
     if "threshold" in facts:

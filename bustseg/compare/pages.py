@@ -112,7 +112,7 @@ def html_page(result: Comparison, picture: Path | None = None) -> str:
         picture: PNG of test images under every run, shown below the table
     """
     rows = result.rows
-    facts = ("image_size", "threshold", "data_digest", "split_digest")
+    facts = ("image_size", "resize", "threshold", "data_digest", "split_digest")
     return render(
         "compare.html.j2",
         title=f"{len(result.tables)} runs on {len(result.tables[0].frame)} test images",

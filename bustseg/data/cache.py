@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import platformdirs
 import psutil
@@ -24,11 +23,12 @@ from bustseg.data.facts import NEARLY_ALL, Facts, unusable
 from bustseg.data.mask_files import HALF
 from bustseg.data.sources import Sample
 from bustseg.errors import DataError
+from bustseg.framing import Framing
 from bustseg.progress import tell_once, track
 from bustseg.whole import write_whole
 
 CACHE_VERSION = 2
-"""Increased when the decoding or resizing below changes, so that old caches are rebuilt."""
+"""Increased when the decoding below or the resizing changes, so that old caches are rebuilt."""
 
 
 GROUPS_VERSION = 1
@@ -93,12 +93,6 @@ def _file_digest(path: Path) -> bytes:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``image`` (H, W) stretched to ``size`` (h, w): averaged over areas where it shrinks, else bilinear."""
-    shrinks = image.shape[0] >= size[0] and image.shape[1] >= size[1]
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
 def cached_groups(
     samples: Sequence[Sample], root: Path, threshold: float = THRESHOLD, digest: str | None = None
 ) -> Mapping[str, str]:
@@ -120,8 +114,8 @@ def cached_groups(
     return json.loads(path.read_text())
 
 
-def decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Image and mask of a sample, stretched to ``size`` (H, W), both ``uint8``; the mask is 0 or 1.
+def decode(sample: Sample, framing: Framing) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask of a sample as the network's input (h, w), both ``uint8``; the mask is 0 or 1.
 
     The mask is averaged over areas, so that thin structures do not depend on the sampling points, and thresholded at
     half.
@@ -129,20 +123,20 @@ def decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
     Raises:
         DataError: a file cannot be decoded, a mask and its image differ in size, or its levels cannot be right
     """
-    image, mask, _ = _decode(sample, size)
+    image, mask, _ = _decode(sample, framing)
     return image, mask
 
 
-def _decode(sample: Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, Facts]:
+def _decode(sample: Sample, framing: Framing) -> tuple[np.ndarray, np.ndarray, Facts]:
     image = sample.read_image()
     with bounds.room_for(image.size):
         mask = sample.read_mask(image.shape[:2]).astype(np.uint8)
-        coverage = resize_image(mask.astype(np.float32), size)
-        return resize_image(image, size), (coverage >= 0.5).astype(np.uint8), Facts.of(image, mask)
+        coverage = framing.fit(mask.astype(np.float32))
+        return framing.fit(image), (coverage >= 0.5).astype(np.uint8), Facts.of(image, mask)
 
 
-def load_cache(samples: Sequence[Sample], size: tuple[int, int], root: Path) -> ImageCache:
-    """Decoded samples at ``size`` (H, W), from the cache under ``root``, or decoded now and stored there.
+def load_cache(samples: Sequence[Sample], framing: Framing, root: Path) -> ImageCache:
+    """Decoded samples as the network's input, from the cache under ``root``, or decoded now and stored there.
 
     The cache is keyed by the content of the files, so a changed file gives a new cache. If two processes need it at
     once, the second waits for the first. A cache is never incomplete, since its folder is created by a rename.
@@ -152,12 +146,14 @@ def load_cache(samples: Sequence[Sample], size: tuple[int, int], root: Path) -> 
             trained on, see :func:`bustseg.data.facts.unusable`
     """
     digest = data_digest(samples)
-    folder = root / f"v{CACHE_VERSION}-{digest}-{size[0]}x{size[1]}"
+    size = framing.size
+    kind = "" if framing.resize == "stretch" else f"-{framing.resize}"
+    folder = root / f"v{CACHE_VERSION}-{digest}-{size[0]}x{size[1]}{kind}"
     if not (folder / "meta.json").is_file():
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{folder.name}.lock"):
             if not (folder / "meta.json").is_file():
-                _build(samples, size, folder, digest)
+                _build(samples, framing, folder, digest)
     meta = json.loads((folder / "meta.json").read_text())
     facts = [Facts(**one) for one in meta["facts"]]
     _refuse([problem.message for problem in unusable(samples, facts)])
@@ -198,7 +194,8 @@ def _check_room(number: int, size: tuple[int, int], root: Path) -> None:
         )
 
 
-def _build(samples: Sequence[Sample], size: tuple[int, int], folder: Path, digest: str) -> None:
+def _build(samples: Sequence[Sample], framing: Framing, folder: Path, digest: str) -> None:
+    size = framing.size
     _check_room(len(samples), size, folder.parent)
     images = np.empty((len(samples), *size), dtype=np.uint8)
     masks = np.empty_like(images)
@@ -207,7 +204,7 @@ def _build(samples: Sequence[Sample], size: tuple[int, int], folder: Path, diges
 
     def fill(index: int) -> str | None:
         try:
-            images[index], masks[index], facts[index] = _decode(samples[index], size)
+            images[index], masks[index], facts[index] = _decode(samples[index], framing)
         except DataError as error:
             return str(error)
         return None
@@ -227,6 +224,7 @@ def _build(samples: Sequence[Sample], size: tuple[int, int], folder: Path, diges
             "version": CACHE_VERSION,
             "digest": digest,
             "size": list(size),
+            "resize": framing.resize,
             "ids": [sample.id for sample in samples],
             "lesions": int(masks.any(axis=(1, 2)).sum()),
             "facts": [asdict(fact) for fact in facts if fact is not None],

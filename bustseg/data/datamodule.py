@@ -22,6 +22,7 @@ from bustseg.data.sources import BUSI, LABELS, Sample, Source
 from bustseg.data.splits import make_split, needs_groups, split_digest
 from bustseg.data.transforms import Augmentation
 from bustseg.errors import DataError
+from bustseg.framing import Framing, Resize
 
 SUBSETS = ("train", "val", "test")
 Preset = Literal["none", "ultrasound", "ultrasound_strong", "ultrasound_scanners"]
@@ -236,6 +237,7 @@ class UltrasoundDataModule(LightningDataModule):
         curated_list: list of the images that ``curated`` keeps, a CSV file with the columns ``class;id`` or ``image``
         duplicate_threshold: score from which two images count as duplicates, for ``grouped``
         image_size: height and width of the network's input; one number for a square
+        resize: ``stretch`` gives every image these proportions, ``letterbox`` keeps its own and pads it with black
         batch_size: images per training step, on each process of several
         eval_batch_size: images per evaluation step; ``batch_size`` when not given
         augmentation: ``none``, ``ultrasound``, ``ultrasound_strong``, ``ultrasound_scanners``, or a list of
@@ -264,6 +266,7 @@ class UltrasoundDataModule(LightningDataModule):
         curated_list: str | None = None,
         duplicate_threshold: float = THRESHOLD,
         image_size: int | tuple[int, int] = 224,
+        resize: Resize = "stretch",
         batch_size: int = 16,
         eval_batch_size: int | None = None,
         augmentation: Literal["none", "ultrasound", "ultrasound_strong", "ultrasound_scanners"]
@@ -292,6 +295,7 @@ class UltrasoundDataModule(LightningDataModule):
         self.left_out_by = left_out_by
         self.curated_list = Path(curated_list).expanduser() if curated_list else None
         self.image_size = sides
+        self.resize: Resize = Framing(sides, resize).resize
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.augmentation = augmentation
@@ -315,6 +319,11 @@ class UltrasoundDataModule(LightningDataModule):
         if root is None:
             raise DataError("no data folder: set --data.root or BUSI_ROOT (`bustseg data phantom DEST` makes one)")
         return Path(root).expanduser()
+
+    @property
+    def framing(self) -> Framing:
+        """How images become the network's input."""
+        return Framing(self.image_size, self.resize)
 
     @property
     def seed(self) -> int:
@@ -350,7 +359,7 @@ class UltrasoundDataModule(LightningDataModule):
         """Samples and their decoded images; `setup` reuses what `prepare_data` has read."""
         if self._prepared is None:
             samples = self.source.read(self.data_root)
-            self._prepared = samples, load_cache(samples, self.image_size, cache_root(self.data_root))
+            self._prepared = samples, load_cache(samples, self.framing, cache_root(self.data_root))
         return self._prepared
 
     def _groups(self, samples: Sequence[Sample], digest: str) -> Mapping[str, str] | None:

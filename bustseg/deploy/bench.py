@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from bustseg.masks import MaskRule
 from bustseg.metrics import CONVENTIONS
 from bustseg.progress import console, track
 from bustseg.reports.tables import markdown_table
-from bustseg.runs.checkpoint import load_task, trained_image_size
+from bustseg.runs.checkpoint import load_task, trained_framing
 from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.training.preflight import try_size
@@ -147,16 +147,18 @@ def _groups(
         format = find_format(exported.metadata["format"])
         backend = format.runtime or format.name
         contestant = Contestant(model, exported.image_size, backend, exported.metadata["precision"])
-        check = None if images is None else check_images(Path(), exported.image_size, folder=images)
+        check = None if images is None else check_images(Path(), exported.framing, folder=images)
         job = {"backend": backend, "model": str(exported.folder)}
         return [_Group([(contestant, job)], check, files, exported.mask_rule)]
     trained = Path(model).suffix not in (".yaml", ".yml")
     checkpoint = resolve_checkpoint(model) if trained else untrained_checkpoint(Path(model), folder / "untrained.ckpt")
     task = load_task(checkpoint)
     groups = []
-    for height, width in [(side, side) for side in sizes] if sizes else [trained_image_size(task)]:
-        try_size(task, (height, width), "--size" if sizes else "data.image_size")
-        check = check_images(checkpoint if trained else None, (height, width), root if trained else None, images)
+    own = trained_framing(task)
+    for framing in [replace(own, size=(side, side)) for side in sizes] if sizes else [own]:
+        height, width = framing.size
+        try_size(task, framing.size, "--size" if sizes else "data.image_size")
+        check = check_images(checkpoint if trained else None, framing, root if trained else None, images)
         jobs: list[tuple[Contestant, dict[str, Any] | None]] = []
         for backend in backends:
             of_file = _format_of(backend)
@@ -236,7 +238,8 @@ def _job(
         path = write_network(
             task, contestant.size, format.name, contestant.precision, out, check, reference, Limits(dice_drop=1)
         )
-        write_metadata(out, describe(task, contestant.size, format.name, contestant.precision, path, out))
+        framing = replace(trained_framing(task), size=contestant.size)
+        write_metadata(out, describe(task, framing, format.name, contestant.precision, path, out))
     except UserError as error:
         contestant.problem = str(error)
         return None

@@ -14,6 +14,7 @@ from bustseg.data.inputs import Inputs, LooseSamples
 from bustseg.deploy.confidence import ImageRange, image_range
 from bustseg.deploy.formats import Backend
 from bustseg.errors import DataError, UserError
+from bustseg.framing import Framing
 from bustseg.masks import MaskRule, probability_of
 from bustseg.progress import tell_once
 
@@ -47,13 +48,13 @@ class CheckImages:
 
 
 def check_images(
-    checkpoint: Path | None, size: tuple[int, int], root: Path | None = None, folder: Path | None = None
+    checkpoint: Path | None, framing: Framing, root: Path | None = None, folder: Path | None = None
 ) -> CheckImages:
     """The validation images of a checkpoint's training, if they are available.
 
     Args:
         checkpoint: a run's checkpoint; None for an untrained network
-        size: (h, w) of the network
+        framing: how images become the network's input
         root: where the run's data are now
         folder: images to use instead, with masks in the same folder as in BUSI
 
@@ -64,16 +65,16 @@ def check_images(
         UserError: ``root`` or ``folder`` cannot be used
     """
     if folder is not None:
-        return _of_folder(folder, size)
-    found = None if checkpoint is None else _of_run(checkpoint, size, root)
-    return found if found is not None else _phantoms(size)
+        return _of_folder(folder, framing)
+    found = None if checkpoint is None else _of_run(checkpoint, framing, root)
+    return found if found is not None else _phantoms(framing)
 
 
-def _of_run(checkpoint: Path, size: tuple[int, int], root: Path | None) -> CheckImages | None:
+def _of_run(checkpoint: Path, framing: Framing, root: Path | None) -> CheckImages | None:
     from bustseg.runs.checkpoint import load_data
 
     data = load_data(checkpoint)
-    data.image_size = size
+    data.image_size, data.resize = framing.size, framing.resize
     if root is not None:
         data.root = str(root)
     try:
@@ -100,14 +101,14 @@ def _of_run(checkpoint: Path, size: tuple[int, int], root: Path | None) -> Check
     )
 
 
-def _of_folder(folder: Path, size: tuple[int, int]) -> CheckImages:
+def _of_folder(folder: Path, framing: Framing) -> CheckImages:
     samples, pairs, failed = [], [], 0
     as_sample = LooseSamples()
     for item in Inputs([str(folder)]):
         try:
             item.check()
             sample = as_sample(item)
-            pairs.append(decode(sample, size))
+            pairs.append(decode(sample, framing))
             samples.append(sample)
         except DataError as error:
             failed += 1
@@ -121,13 +122,13 @@ def _of_folder(folder: Path, size: tuple[int, int]) -> CheckImages:
     return CheckImages(images, masks, images[:CALIBRATION_IMAGES], f"{len(images)} images of a folder")
 
 
-def _phantoms(size: tuple[int, int], n: int = 8) -> CheckImages:
+def _phantoms(framing: Framing, n: int = 8) -> CheckImages:
     from bustseg.data.phantom import write_phantoms
     from bustseg.data.sources import BUSI
 
     with tempfile.TemporaryDirectory() as folder:
         root = write_phantoms(Path(folder) / "phantoms", n=n, seed=0)
-        images = np.stack([decode(sample, size)[0] for sample in BUSI().read(root)])
+        images = np.stack([decode(sample, framing)[0] for sample in BUSI().read(root)])
     return CheckImages(images, None, None, f"{n} synthetic phantoms")
 
 

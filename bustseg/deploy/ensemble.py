@@ -12,7 +12,7 @@ from lightning import __version__ as lightning_version
 
 from bustseg.errors import UserError
 from bustseg.progress import console, error_console
-from bustseg.runs.checkpoint import read_checkpoint, rebuilt
+from bustseg.runs.checkpoint import read_checkpoint, rebuilt, stored_framing
 from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.task import RECORD
 from bustseg.training.preflight import try_size
@@ -98,8 +98,12 @@ def combined(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _check(first: Path, one: Mapping[str, Any], path: Path, other: Mapping[str, Any]) -> None:
     configs = [content[RECORD]["config"] for content in (one, other)]
     differ = [f"model.{key}" for key in SAME if configs[0]["model"].get(key) != configs[1]["model"].get(key)]
-    if configs[0]["data"].get("image_size") != configs[1]["data"].get("image_size"):
-        differ.append("data.image_size")
+    framings = [stored_framing(config["data"]) for config in configs]
+    differ += [
+        f"data.{key}"
+        for key, name in (("resize", "resize"), ("image_size", "size"))
+        if getattr(framings[0], name) != getattr(framings[1], name)
+    ]
     if differ:
         hint = "; name one with --image_size" if differ == ["data.image_size"] else ""
         raise UserError(

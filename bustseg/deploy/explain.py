@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,6 @@ from rich.table import Table
 
 from bustseg.box import boxed_model
 from bustseg.callbacks.explain import heat_scores, make_case
-from bustseg.data.cache import resize_image
 from bustseg.data.inputs import EXPLAINED, Inputs, Item, LooseSamples, Names
 from bustseg.data.sources import Sample
 from bustseg.deploy.exported import is_exported
@@ -36,10 +36,11 @@ from bustseg.explain.occlusion import occlusion_map
 from bustseg.figures.heat import Case, details_figure
 from bustseg.figures.panels import Picture
 from bustseg.figures.style import save
-from bustseg.masks import MaskRule, resampled
+from bustseg.framing import Framing
+from bustseg.masks import MaskRule
 from bustseg.metrics import overlap_scores
 from bustseg.progress import console, error_console, print_error, several, track
-from bustseg.runs.checkpoint import load_task, read_checkpoint
+from bustseg.runs.checkpoint import load_task, read_checkpoint, stored_framing
 from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.training.preflight import try_size
@@ -60,7 +61,7 @@ class _Explainer(Protocol):
 
     method: str
     maps: list[str]
-    shape: tuple[int, int]
+    framing: Framing
     rule: MaskRule
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
@@ -71,12 +72,12 @@ class _Explainer(Protocol):
 class _ByLayers:
     """Grad-CAM and related methods, of a chosen layer and of each encoder's last stage."""
 
-    def __init__(self, task: SegmentationTask, shape: tuple[int, int], method: str, layer: str | None) -> None:
+    def __init__(self, task: SegmentationTask, framing: Framing, method: str, layer: str | None) -> None:
         find_method(method, [OCCLUSION])
         if layer is not None:
             find_layer(task, layer)
-        probe = _probe(shape)
-        self.task, self.method, self.shape, self.rule = task, method, shape, task.mask_rule
+        probe = _probe(framing.size)
+        self.task, self.method, self.framing, self.rule = task, method, framing, task.mask_rule
         self.maps = list(dict.fromkeys([layer or default_layer(task, probe), *encoder_stages(task, probe)]))
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
@@ -92,7 +93,7 @@ class _ByOcclusion:
     method = OCCLUSION
 
     def __init__(self, predictor: Predictor) -> None:
-        self.predictor, self.shape, self.rule = predictor, predictor.image_size, predictor.rule
+        self.predictor, self.framing, self.rule = predictor, predictor.framing, predictor.rule
         self.maps = [OCCLUSION.lower()]
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
@@ -173,17 +174,18 @@ def _explainer(
         return _ByOcclusion(Predictor(name))
     path = resolve_checkpoint(name)
     task = load_task(path)
-    stored = read_checkpoint(path)[RECORD]["config"].get("data", {}).get("image_size", 224)
-    shape = _shape(size or stored)
-    try_size(task, shape, "--size" if size else "data.image_size")
+    framing = stored_framing(read_checkpoint(path)[RECORD]["config"].get("data", {}))
+    if size:
+        framing = replace(framing, size=_shape(size))
+    try_size(task, framing.size, "--size" if size else "data.image_size")
     if only_list:
-        _print_layers(task, _probe(shape))
+        _print_layers(task, _probe(framing.size))
         return None
     if method != OCCLUSION:
-        return _ByLayers(task, shape, method or "GradCAM", layer)
+        return _ByLayers(task, framing, method or "GradCAM", layer)
     if layer is not None:
         raise UserError(f"{OCCLUSION} covers parts of the image and does not use layers: leave --layer out")
-    return _ByOcclusion(Predictor(task, image_size=shape))
+    return _ByOcclusion(Predictor(task, image_size=framing.size))
 
 
 def _probe(shape: tuple[int, int]) -> torch.Tensor:
@@ -292,12 +294,14 @@ def _explain_one(explainer: _Explainer, sample: Sample, tolerance: float) -> tup
         truth = sample.read_mask((image.shape[0], image.shape[1])).astype(np.uint8)
     except DataError as fault:  # an explanation needs no mask
         truth, error, drawn = np.zeros_like(image), str(fault), False
-    logits, maps, attention = explainer(resize_image(image, explainer.shape))
+    framing = explainer.framing
+    logits, maps, attention = explainer(framing.fit(image))
 
     def enlarge(values: np.ndarray) -> np.ndarray:
-        return cv2.resize(values, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
+        framed = cv2.resize(values, framing.size[::-1], interpolation=cv2.INTER_LINEAR)
+        return framing.restore(framed, (image.shape[0], image.shape[1]))
 
-    prediction = explainer.rule.mask(resampled(logits, (image.shape[0], image.shape[1])))
+    prediction = explainer.rule.mask(enlarge(logits))
     heat = {name: np.clip(enlarge(own), 0, 1) for name, own in maps.items()}
     row: dict[str, Any] = {
         "height": image.shape[0],
@@ -321,7 +325,12 @@ def _explain_one(explainer: _Explainer, sample: Sample, tolerance: float) -> tup
         scores = dict.fromkeys(scores, "")
     title = f"{sample.id}\n{sample.label + ', ' if sample.label != 'unknown' else ''}{words}"
     case = make_case(Picture(image, truth, prediction, sample.spacing), title, heat, known)
-    case.attention = attention
+    # at its own resolution, without the padding
+    rows, columns = framing.window((image.shape[0], image.shape[1]))
+    case.attention = {
+        name: cv2.resize(values, framing.size[::-1], interpolation=cv2.INTER_NEAREST)[rows, columns]
+        for name, values in attention.items()
+    }
     return case, row | scores
 
 

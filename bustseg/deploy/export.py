@@ -34,10 +34,11 @@ from bustseg.deploy.check import (
     logits_of,
 )
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, fit_temperature
-from bustseg.deploy.exported import FORMAT_VERSION, METADATA, ExportedModel, sha256
+from bustseg.deploy.exported import FORMAT_VERSIONS, METADATA, ExportedModel, sha256
 from bustseg.deploy.formats import Backend, NetworkToWrite, find_format, missing, not_installed, shipped_formats
 from bustseg.disclaimer import PATIENTS
 from bustseg.errors import UserError
+from bustseg.framing import Framing
 from bustseg.masks import (
     POSTPROCESS,
     PostProcess,
@@ -51,7 +52,7 @@ from bustseg.models import FusionUNet
 from bustseg.presence import fit_presence
 from bustseg.progress import console, error_console
 from bustseg.runs.card import model_card, read_run
-from bustseg.runs.checkpoint import load_task, trained_image_size
+from bustseg.runs.checkpoint import load_task, trained_framing
 from bustseg.runs.resolve import resolve_checkpoint
 from bustseg.runs.scores import scores_of_test
 from bustseg.runs.tracker import tracking_uri
@@ -193,8 +194,9 @@ def export_model(
         task.threshold = threshold
     if min_area is not None:
         task.postprocess = replace(task.postprocess, min_area_px_relative=min_area)
-    size = trained_image_size(task)
-    check = check_images(checkpoint, size, root, images)
+    framing = trained_framing(task)
+    size = framing.size
+    check = check_images(checkpoint, framing, root, images)
     if precision == "int8" and check.calibration is None:
         raise UserError(
             "int8 needs images to calibrate with, and the run's data are not available: "
@@ -206,7 +208,7 @@ def export_model(
         folder = Path(temporary) / "model"
         folder.mkdir()
         file = write_network(task, size, format, precision, folder, check, reference, limits)
-        metadata = {**learned(check, reference), **describe(task, size, format, precision, file, folder)}
+        metadata = {**learned(check, reference), **describe(task, framing, format, precision, file, folder)}
         write_metadata(folder, metadata)
         metadata["checks"] = _check(ExportedModel.read(folder), reference, check, limits)
         write_metadata(folder, metadata)
@@ -334,13 +336,13 @@ def write_metadata(folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def describe(
-    task: SegmentationTask, size: tuple[int, int], format: str, precision: str, file: Path, folder: Path
+    task: SegmentationTask, framing: Framing, format: str, precision: str, file: Path, folder: Path
 ) -> dict[str, Any]:
     """Content of ``bustseg.json`` without the checks; writes ``model_card.md`` if the run is known."""
     record = task.record or {}
     network = record["config"]["model"]["network"]
     metadata: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSIONS[framing.resize],
         "notice": PATIENTS,
         "format": format,
         "precision": precision,
@@ -353,10 +355,11 @@ def describe(
             "type": "uint8",
             "layout": "NCHW",
             "channels": 1,
-            "image_size": list(size),
-            "resize": "stretched; averaged over areas where it shrinks, else bilinear (OpenCV)",
+            "image_size": list(framing.size),
+            "resize": framing.resize,
+            "resampling": "averaged over areas where it shrinks, else bilinear (OpenCV)",
         },
-        "output": {"name": "logits", "type": "float32", "resize": "bilinear, before the sigmoid"},
+        "output": {"name": "logits", "type": "float32", "resize": "without padding, bilinear, before the sigmoid"},
         "threshold": task.threshold,
         "flip": task.flip,
         # post-processing of the masks, and calibration of the probabilities if the checkpoint's record has it

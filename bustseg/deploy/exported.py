@@ -18,13 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bustseg.deploy.formats import NAME, find_format
 from bustseg.errors import UserError
+from bustseg.framing import Framing, Resize
 from bustseg.masks import POSTPROCESS, MaskRule, PostProcess
 
 METADATA = "bustseg.json"
 """Name of the file that makes a folder an exported model."""
 
-FORMAT_VERSION = 1
-"""Increased when existing readers cannot use newly written folders."""
+FORMAT_VERSIONS: Mapping[Resize, int] = {"stretch": 1, "letterbox": 2}
+"""Version of newly written folders: increased where readers of the version before would use them wrongly."""
 
 MAX_SIDE = 8192
 """Largest side of a network's input in pixels."""
@@ -114,9 +115,10 @@ class ExportedModel:
             version = content["format_version"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{folder / METADATA} cannot be read: export the model again") from error
-        if version != FORMAT_VERSION:
+        if version not in FORMAT_VERSIONS.values():
+            known = max(FORMAT_VERSIONS.values())
             raise UserError(
-                f"{folder} has format version {version!r:.20}, and this bustseg reads {FORMAT_VERSION}: "
+                f"{folder} has format version {version!r:.20}, and this bustseg reads 1 to {known}: "
                 "update bustseg, or export the model again"
             )
         try:
@@ -150,6 +152,13 @@ class ExportedModel:
         """(H, W) that the network sees."""
         height, width = self.metadata["input"]["image_size"]
         return int(height), int(width)
+
+    @property
+    def framing(self) -> Framing:
+        """How an image becomes the network's input."""
+        # a folder of version 1 describes stretching in words
+        letterbox = self.metadata["format_version"] == FORMAT_VERSIONS["letterbox"]
+        return Framing(self.image_size, "letterbox" if letterbox else "stretch")
 
     @property
     def threshold(self) -> float:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bustseg.data.cache import resize_image
 from bustseg.data.images import to_grey, to_uint8
 from bustseg.deploy.backends import TorchBackend, exported_backend
 from bustseg.deploy.confidence import CALIBRATION, TRAINING_IMAGES, Calibration, ImageRange
@@ -19,7 +18,8 @@ from bustseg.deploy.exported import METADATA, ExportedModel, is_exported, sha256
 from bustseg.deploy.formats import Backend
 from bustseg.deploy.prediction import Prediction
 from bustseg.errors import DataError, UserError
-from bustseg.masks import PostProcess, evidence_of, resampled
+from bustseg.framing import Framing
+from bustseg.masks import PostProcess, evidence_of
 
 if TYPE_CHECKING:  # an exported model needs no torch, whose import takes seconds
     import torch
@@ -70,6 +70,7 @@ class Predictor:
         exported: the exported model, if it is one
         task: the task, unless the model is an exported one
         path: file that identifies the model: the checkpoint or the exported folder's metadata
+        framing: how an image becomes the network's input
         rule: turns logits into masks, see :mod:`bustseg.masks`
         calibration, images: calibration of the model's probabilities and range of its training images, from its record;
             see :mod:`bustseg.deploy.confidence`
@@ -100,9 +101,9 @@ class Predictor:
             if image_size not in (None, model.image_size):
                 raise UserError(f"{model.folder} takes only images of {model.image_size}")
             self.backend = backend or exported_backend(model, threads)
-            trained_size, rule = model.image_size, model.mask_rule
+            self.framing, self.rule = model.framing, model.mask_rule
         else:
-            from bustseg.runs.checkpoint import load_task, trained_image_size
+            from bustseg.runs.checkpoint import load_task, trained_framing
             from bustseg.runs.resolve import resolve_checkpoint
             from bustseg.task import SegmentationTask
 
@@ -113,11 +114,22 @@ class Predictor:
                 self.task = load_task(self.path, device)
             record = self.task.record or {}
             self.backend = backend or TorchBackend(self.task, device)
-            trained_size, rule = image_size or trained_image_size(self.task), self.task.mask_rule
-        self.rule = rule if threshold is None else replace(rule, threshold=threshold)
-        self.image_size = image_size or trained_size
+            self.rule = self.task.mask_rule
+            if self.task.record is None and image_size is not None:
+                self.framing = Framing(image_size)
+            else:
+                self.framing = trained_framing(self.task)
+        if threshold is not None:
+            self.rule = replace(self.rule, threshold=threshold)
+        if image_size is not None:
+            self.framing = replace(self.framing, size=image_size)
         self.calibration = Calibration.from_dict(record.get(CALIBRATION))
         self.images = ImageRange.from_dict(record.get(TRAINING_IMAGES))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(h, w) that the network sees."""
+        return self.framing.size
 
     @property
     def threshold(self) -> float:
@@ -136,7 +148,7 @@ class Predictor:
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """An image as the network's input: grey ``uint8`` of ``image_size``, resampled as in the training's cache."""
-        return resize_image(as_grey(image), self.image_size)
+        return self.framing.fit(as_grey(image))
 
     def logits(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         """Logits ``float32`` (B, 1, h, w) of prepared images, (h, w) being ``image_size``."""
@@ -158,7 +170,7 @@ class Predictor:
             prepared: the image from :meth:`prepare`, to compare it with the training images
         """
         rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)
-        own = resampled(logits[0], shape)
+        own = self.framing.restore(logits[0], shape)
         return Prediction.of(own, rule, self.calibration, prepared, self.images, evidence_of(logits[0]))
 
     def __call__(self, image: np.ndarray, threshold: float | None = None) -> Prediction:

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from bustseg.data.datamodule import UltrasoundDataModule
 from bustseg.data.transforms import without_own_readers
 from bustseg.errors import UserError
+from bustseg.framing import Framing
 from bustseg.runs.store import one_line
 from bustseg.task import RECORD, SegmentationTask
 from bustseg.trust import building, check_config, stored_config
@@ -172,13 +173,19 @@ def load_data(path: Path) -> UltrasoundDataModule:
         raise UserError(f"cannot rebuild the data of {path}: {one_line(error)}") from error
 
 
-def trained_image_size(task: SegmentationTask) -> tuple[int, int]:
-    """(H, W) of the images that a task was trained on.
+def trained_framing(task: SegmentationTask) -> Framing:
+    """How the images that a task was trained on became its input.
 
     Raises:
         UserError: the task was not trained, so its image size is unknown
     """
     if task.record is None:
         raise UserError("this task was not trained, so its image size is unknown: give image_size")
-    size = task.record["config"]["data"]["image_size"]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    return stored_framing(task.record["config"]["data"])
+
+
+def stored_framing(data: Mapping[str, Any]) -> Framing:
+    """The same from the section ``data`` of a configuration, which may be older than one of its keys."""
+    size = data.get("image_size", 224)
+    sides = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    return Framing(sides, data.get("resize", "stretch"))

@@ -14,8 +14,8 @@ COMPARED = (
     *("model.network.class_path", "model.loss.class_path", "model.optimizer.class_path"),
     *("model.optimizer.init_args.lr", "model.optimizer.init_args.weight_decay"),
     *("model.threshold", "model.flip", "model.mean", "model.std"),
-    *("data.source.class_path", "data.split", "data.split_seed", "data.image_size", "data.batch_size"),
-    *("data.augmentation", "seed_everything", "trainer.max_epochs", "trainer.precision"),
+    *("data.source.class_path", "data.split", "data.split_seed", "data.image_size", "data.resize"),
+    *("data.batch_size", "data.augmentation", "seed_everything", "trainer.max_epochs", "trainer.precision"),
     *("early_stopping.patience", "checkpoint.monitor"),
 )
 """Keys that are always parameters: people sort, filter and compare runs by them."""

@@ -209,21 +209,23 @@ class Service:
         return np.ascontiguousarray(to_grey(item.cut(read_item(item, self.settings))))
 
     async def heat(self, item: Item) -> bytes:
-        """Heat map of the prediction: PNG of the network's size, with maximum 255.
+        """Heat map of the prediction: PNG at the network's resolution, with maximum 255.
 
         Grad-CAM of the network's last decoder block, or occlusion where there are no gradients (seconds: 226 passes).
         """
         return await asyncio.get_running_loop().run_in_executor(self._explaining, self._heat, item)
 
     def _heat(self, item: Item) -> bytes:
-        prepared = self.predictor.prepare(self.grey(item))
+        region = self.grey(item)
+        prepared = self.predictor.prepare(region)
         if self.predictor.task is None:
             from bustseg.explain.occlusion import occlusion_map
 
             heat, _ = occlusion_map(self.predictor.logits, prepared, self.predictor.rule)
         else:
             heat = self._grad_cam(prepared[None, None])
-        return png(np.rint(255 * heat).astype(np.uint8))
+        shown = heat[self.predictor.framing.window((region.shape[0], region.shape[1]))]
+        return png(np.ascontiguousarray(np.rint(255 * shown).astype(np.uint8)))
 
     def _grad_cam(self, batch: np.ndarray) -> np.ndarray:
         from bustseg.explain.gradcam import default_layer, heat_maps

@@ -55,7 +55,7 @@ def warn_of_trained_images(record: Mapping[str, Any], data: UltrasoundDataModule
     stored = record["config"].get("data", {})
     options = {name: stored[name] for name in _SPLITTING if name in stored and name != "source"}
     trained = UltrasoundDataModule(
-        root=data.root, source=data.source, image_size=(data.image_size[0], data.image_size[1]), **options
+        root=data.root, source=data.source, image_size=data.image_size, resize=data.resize, **options
     )
     try:
         trained.prepare_data()

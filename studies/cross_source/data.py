@@ -20,9 +20,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from bustseg.data.cache import cache_root, cached_groups, decode, resize_image
+from bustseg.data.cache import cache_root, cached_groups, decode
 from bustseg.data.sources import BUSBRA, BUSI, BUSUCLM, Sample, Source
 from bustseg.data.splits import grouped_split
+from bustseg.framing import Framing, resize_image
 
 SIDE = 256
 SOURCES: dict[str, Callable[[], Source]] = {"busi": BUSI, "bus-bra": BUSBRA, "bus-uclm": BUSUCLM}
@@ -52,7 +53,7 @@ def pack(name: str, root: Path, folder: Path) -> None:
     table.to_csv(folder / "table.csv", index=False)
 
     def write(sample: Sample) -> None:
-        image, mask = decode(sample, (SIDE, SIDE))
+        image, mask = decode(sample, Framing((SIDE, SIDE)))
         lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]
         cv2.imwrite(str(folder / "images" / f"{sample.id}.webp"), image, lossless)
         cv2.imwrite(str(folder / "masks" / f"{sample.id}.png"), mask * 255, [cv2.IMWRITE_PNG_BILEVEL, 1])
@@ -92,12 +93,9 @@ def letterboxed(image: np.ndarray, mask: np.ndarray, height: int, width: int) ->
         height: height of the image before it was stretched
         width: its width
     """
-    side = image.shape[0]
-    scale = side / max(height, width)
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = (side - size[0]) // 2, (side - size[1]) // 2
-    window = np.s_[top : top + size[0], left : left + size[1]]
+    window = Framing((image.shape[0], image.shape[0]), "letterbox").window((height, width))
     boxed, boxed_mask = np.zeros_like(image), np.zeros_like(mask)
+    size = boxed[window].shape
     boxed[window] = resize_image(image, size)
     boxed_mask[window] = (resize_image(mask.astype(np.float32), size) >= 127.5) * np.uint8(255)
     return boxed, boxed_mask

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bustseg.data.cache import resize_image
+from bustseg.framing import resize_image
 from bustseg.runs.checkpoint import load_task
 from studies.cross_source.data import SOURCES
 from studies.cross_source.work import auc, decode, encode

@@ -130,6 +130,7 @@ def config(recipe: Recipe, data: Path, work: Path, workers: int) -> dict[str, An
             "source": combined(recipe.train, data / recipe.shape),
             "split": str(work / "split.csv"),
             "image_size": recipe.size,
+            "resize": recipe.shape,  # the files have this shape already, and the model must be told
             "batch_size": recipe.batch,
             "augmentation": augmentation(on),
             "balance": 0.5 if "balance" in on else 0.0,

@@ -113,8 +113,7 @@ TIMED = TRAINER.format(trainer="nnUNetTrainer") + (
 """Times a few steps in the trainer's own loop."""
 
 SHORTER = TRAINER + (
-    "trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = {steps}, 1\n"
-    "trainer.run_training()\n"
+    "trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = {steps}, 1\ntrainer.run_training()\n"
 )
 """Trains with fewer steps per epoch."""
 

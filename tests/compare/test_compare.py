@@ -214,6 +214,7 @@ def _two(tmp_path: Path, change: Callable[[pd.DataFrame], pd.DataFrame] = lambda
         (lambda f: f.assign(fn=f["fn"] + 1), {}, "24 images differ in their mask"),
         (lambda f: f, {"data_digest": "d2"}, "their data digests differ (d2 and d1)"),
         (lambda f: f, {"image_size": [64, 64]}, "their image sizes differ (64 x 64 and 32 x 32)"),
+        (lambda f: f, {"resize": "letterbox"}, "their ways of resizing differ (letterbox and stretch)"),
         (lambda f: f, {"threshold": 0.4}, "their thresholds differ (0.4 and 0.5)"),
     ],
 )

@@ -13,6 +13,7 @@ from PIL import Image
 from bustseg.data.cache import cache_root, data_digest, decode, load_cache
 from bustseg.data.sources import BUSI, read_grey
 from bustseg.errors import DataError
+from bustseg.framing import Framing
 
 
 @pytest.fixture
@@ -23,12 +24,12 @@ def root(tmp_path: Path, phantoms: Path) -> Path:
 
 def test_the_cache_holds_what_decoding_gives(phantoms: Path, tmp_path: Path) -> None:
     samples = BUSI().read(phantoms)
-    cache = load_cache(samples, (40, 48), tmp_path / "cache")
+    cache = load_cache(samples, Framing((40, 48)), tmp_path / "cache")
     assert cache.images.shape == cache.masks.shape == (len(samples), 40, 48)
     assert cache.images.dtype == np.uint8
     assert set(np.unique(cache.masks)) == {0, 1}
     for index in (0, len(samples) - 1):
-        image, mask = decode(samples[index], (40, 48))
+        image, mask = decode(samples[index], Framing((40, 48)))
         assert np.array_equal(cache.images[index], image)
         assert np.array_equal(cache.masks[index], mask)
 
@@ -57,10 +58,10 @@ def test_png_modes_read_as_the_same_grey(mode: str, tmp_path: Path) -> None:
 
 def test_a_changed_file_makes_a_new_cache(root: Path, tmp_path: Path) -> None:
     samples = BUSI().read(root)
-    before = load_cache(samples, (32, 32), tmp_path / "cache")
+    before = load_cache(samples, Framing((32, 32)), tmp_path / "cache")
     image = Image.open(samples[0].image).convert("L")
     Image.fromarray(255 - np.asarray(image)).save(samples[0].image)
-    after = load_cache(samples, (32, 32), tmp_path / "cache")
+    after = load_cache(samples, Framing((32, 32)), tmp_path / "cache")
     assert before.digest != after.digest
     assert not np.array_equal(before.images[0], after.images[0])
     assert np.array_equal(before.images[1:], after.images[1:])
@@ -79,7 +80,7 @@ def test_a_damaged_image_is_named(keep: float, root: Path, tmp_path: Path) -> No
     content = sample.image.read_bytes()
     sample.image.write_bytes(content[: int(keep * len(content)) if keep < 1 else int(keep)])
     with pytest.raises(DataError, match=r"truncated|corrupt") as error:
-        load_cache(BUSI().read(root), (32, 32), tmp_path / "cache")
+        load_cache(BUSI().read(root), Framing((32, 32)), tmp_path / "cache")
     assert sample.image.name in str(error.value)
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "cache").glob("*/meta.json")), "no half cache is left"
@@ -89,7 +90,7 @@ def test_a_mask_of_another_size_is_named(root: Path, tmp_path: Path) -> None:
     sample = BUSI().read(root)[0]
     Image.fromarray(np.zeros((10, 20), np.uint8)).save(sample.masks[0])
     with pytest.raises(DataError, match="20x10 but its image is 128x96"):
-        load_cache(BUSI().read(root), (32, 32), tmp_path / "cache")
+        load_cache(BUSI().read(root), Framing((32, 32)), tmp_path / "cache")
 
 
 def test_an_image_without_mask_is_named(root: Path) -> None:
@@ -109,7 +110,7 @@ def test_empty_and_foreign_folders_are_refused(tmp_path: Path) -> None:
 
 
 def _load(root: Path, folder: Path) -> int:
-    return int(load_cache(BUSI().read(root), (24, 24), folder).images.sum())
+    return int(load_cache(BUSI().read(root), Framing((24, 24)), folder).images.sum())
 
 
 def test_two_processes_may_build_at_once(phantoms: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from bustseg.data.mask_files import read_mask
 from bustseg.data.sources import Folders
 from bustseg.deploy.predictor import as_grey
 from bustseg.errors import DataError
+from bustseg.framing import Framing
 from tests.data import layouts
 
 GREY = np.arange(240, dtype=np.int64).reshape(12, 20)
@@ -196,7 +197,7 @@ def test_masks_that_would_read_as_empty_or_full_are_refused(name: str, tmp_path:
         suffix = "tif" if "32 bit" in name else "png"
         make().save(root / "masks" / f"scan {number}.{suffix}")
     with pytest.raises(DataError, match=message) as caught:
-        load_cache(Folders().read(root), (32, 32), tmp_path / "cache")
+        load_cache(Folders().read(root), Framing((32, 32)), tmp_path / "cache")
     assert "and 3 more" in str(caught.value)
     found = audit(Folders(), root)
     kind = "mask drawn in transparency" if "transparency" in name else "mask too dark to count"
@@ -205,7 +206,7 @@ def test_masks_that_would_read_as_empty_or_full_are_refused(name: str, tmp_path:
     if lesion_above is not None:
         samples = Folders(lesion_above=lesion_above).read(root)
         assert all(np.array_equal(sample.read_mask(LESION.shape), LESION) for sample in samples)
-        assert load_cache(samples, LESION.shape, tmp_path / "cache").masks.sum() == 4 * LESION.sum()
+        assert load_cache(samples, Framing(LESION.shape), tmp_path / "cache").masks.sum() == 4 * LESION.sum()
 
 
 LEFT = LESION.copy()
@@ -305,7 +306,7 @@ def test_a_data_set_that_nothing_can_be_learnt_from_is_refused(name: str, tmp_pa
     root = data_set(tmp_path / "data", change_mask, change_image)
     for _ in range(2):  # decoded now, and from the cache
         with pytest.raises(DataError, match=message):
-            load_cache(Folders().read(root), (32, 32), tmp_path / "cache")
+            load_cache(Folders().read(root), Framing((32, 32)), tmp_path / "cache")
     found = audit(Folders(), root)
     assert {problem.kind for problem in found.wrong} == kinds
     assert all("\n" not in problem.message for problem in found.problems)
@@ -315,7 +316,7 @@ def test_images_without_a_lesion_may_be_many_where_they_are_called_normal(tmp_pa
     root = data_set(tmp_path / "data", np.zeros_like, as_it_is)
     (root / "labels.csv").write_text("image,label\n" + "".join(f"{number},normal\n" for number in range(12)))
     source = Folders(labels="labels.csv")
-    assert not load_cache(source.read(root), (32, 32), tmp_path / "cache").masks.any()
+    assert not load_cache(source.read(root), Framing((32, 32)), tmp_path / "cache").masks.any()
     assert audit(source, root).wrong == []
 
 
@@ -323,10 +324,10 @@ def test_a_lesion_class_with_an_empty_mask_stops_a_fit(tmp_path: Path) -> None:
     root = data_set(tmp_path / "data", as_it_is, as_it_is)
     layouts.save(root / "masks" / "3.png", np.zeros(layouts.SHAPE, np.uint8))
     # where nobody knows the class there may be no lesion
-    load_cache(Folders().read(root), (32, 32), tmp_path / "cache")
+    load_cache(Folders().read(root), Framing((32, 32)), tmp_path / "cache")
     (root / "labels.csv").write_text("image,label\n3,benign\n")
     with pytest.raises(DataError, match=r"masks/3\.png is empty but 3 is benign: draw the lesion, correct the class"):
-        load_cache(Folders(labels="labels.csv").read(root), (32, 32), tmp_path / "cache")
+        load_cache(Folders(labels="labels.csv").read(root), Framing((32, 32)), tmp_path / "cache")
 
 
 def test_lesions_that_vanish_at_the_networks_size_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,10 +338,10 @@ def test_lesions_that_vanish_at_the_networks_size_are_told(tmp_path: Path, capsy
         mask[20:22, 20 : 22 + 10 * (number % 2)] = True
         layouts.save(root / "images" / f"{number}.png", image)
         layouts.save(root / "masks" / f"{number}.png", mask)
-    load_cache(Folders().read(root), layouts.SHAPE, tmp_path / "cache")
+    load_cache(Folders().read(root), Framing(layouts.SHAPE), tmp_path / "cache")
     assert capsys.readouterr().err == ""
-    load_cache(Folders().read(root), (24, 32), tmp_path / "cache")
-    load_cache(Folders().read(root), (12, 16), tmp_path / "cache")
+    load_cache(Folders().read(root), Framing((24, 32)), tmp_path / "cache")
+    load_cache(Folders().read(root), Framing((12, 16)), tmp_path / "cache")
     assert "6 of 12 lesions vanish at 16x12" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"12 of 12 lesions vanish at 8x6: raise data.image_size"):
-        load_cache(Folders().read(root), (6, 8), tmp_path / "cache")
+        load_cache(Folders().read(root), Framing((6, 8)), tmp_path / "cache")

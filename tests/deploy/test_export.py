@@ -37,6 +37,7 @@ from bustseg.deploy.onnx_format import OnnxRuntimeBackend, write_onnx
 from bustseg.deploy.openvino_format import OpenVINOBackend
 from bustseg.deploy.predictor import Predictor
 from bustseg.errors import UserError
+from bustseg.framing import Framing
 from bustseg.models import FusionUNet
 from bustseg.runs.checkpoint import load_task
 from bustseg.task import SegmentationTask
@@ -171,7 +172,7 @@ def test_what_costs_dice_is_refused(
     bustseg: Bustseg, trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Known masks and logits: the reference is right everywhere, the exported model is not."""
-    found = check_images(trained_run.checkpoint, (32, 32))
+    found = check_images(trained_run.checkpoint, Framing((32, 32)))
     logits = logits_of(TorchBackend(load_task(trained_run.checkpoint)), found.images)
     masks = (logits > np.median(logits)).astype(np.uint8)
     monkeypatch.setattr(check, "_of_run", lambda *args: check.CheckImages(found.images, masks, found.images, "mine"))
@@ -204,7 +205,7 @@ def test_without_data_parity_is_checked_on_phantoms(
 
 def test_the_model_learns_its_temperature_and_its_images(exported: Path, trained_run: TrainedRun) -> None:
     metadata = ExportedModel.read(exported / "openvino-fp32").metadata
-    found = check_images(trained_run.checkpoint, (32, 32))
+    found = check_images(trained_run.checkpoint, Framing((32, 32)))
     probability = torch.from_numpy(logits_of(TorchBackend(load_task(trained_run.checkpoint)), found.images)).sigmoid()
     assert found.masks is not None
     scaled = probability.double().logit() / metadata["calibration"]["temperature"]
@@ -223,14 +224,14 @@ def test_the_model_learns_its_temperature_and_its_images(exported: Path, trained
 
 
 def test_images_of_a_folder_check_with_their_masks(trained_run: TrainedRun, phantoms: Path) -> None:
-    found = check_images(trained_run.checkpoint, (32, 32), folder=phantoms)
+    found = check_images(trained_run.checkpoint, Framing((32, 32)), folder=phantoms)
     assert found.images.shape == (30, 32, 32)
     assert found.masks is not None
     assert 0 < found.masks.sum(axis=(1, 2)).astype(bool).sum() < 30, "normals have no lesion"
     with pytest.raises(UserError, match="no image or folder"):
-        check_images(trained_run.checkpoint, (32, 32), folder=phantoms / "nowhere")
+        check_images(trained_run.checkpoint, Framing((32, 32)), folder=phantoms / "nowhere")
     with pytest.raises(UserError, match="nowhere"):
-        check_images(trained_run.checkpoint, (32, 32), root=phantoms / "nowhere")
+        check_images(trained_run.checkpoint, Framing((32, 32)), root=phantoms / "nowhere")
 
 
 def test_a_place_that_is_taken_is_kept(
