@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from bustseg.data.phantom import write_phantoms
-from studies.cross_source import data, plan, work
+from studies.cross_source import data, flags, plan, work
 from studies.cross_source.recipe import FACTORS, Recipe, augmentation, leave_one_out
 
 
@@ -109,3 +110,27 @@ def test_one_training_from_packed_sources_to_figures(tmp_path: Path, monkeypatch
     assert set(maps) == set(table.loc[table["subset"] != "train", "image"])
     assert json.loads((tmp_path / "out" / "small.json").read_text())["on"] == on
     assert (tmp_path / "out" / "small.ckpt").is_file()
+    shutil.copy(tmp_path / "out" / "small.csv", tmp_path / "out" / "again.csv")
+    shutil.copy(tmp_path / "out" / "small.npz", tmp_path / "out" / "again.npz")
+    described = json.loads((tmp_path / "out" / "small.json").read_text())
+    (tmp_path / "out" / "again.json").write_text(json.dumps({**described, "name": "again"}))
+    roots = [part for name in data.SOURCES for part in (f"--{name.replace('-', '_')}", str(tmp_path / name))]
+    argv = ["flags", str(tmp_path / "out"), "--data", str(tmp_path / "data"), *roots, "--out", str(tmp_path / "rows")]
+    for more in ([], ["--together"]):
+        monkeypatch.setattr("sys.argv", [*argv, *more])
+        flags.main()
+    one, together = (pd.read_csv(tmp_path / "rows" / f"{name}.csv") for name in ("small", "again+small"))
+    assert len(one) == 20
+    pd.testing.assert_frame_equal(one, together)  # the mean of two that are equal
+
+
+def test_logits_of_several_trainings_are_averaged(tmp_path: Path) -> None:
+    for name, level in (("a", 1.0), ("b", 3.0)):
+        np.savez(tmp_path / f"{name}.npz", **{"busi/1": work.encode(np.full((256, 256), level, np.float32))})
+    assert np.abs(flags.kept_logits(tmp_path, ["a", "b"])["busi/1"] - 2).max() < 0.1
+
+
+def test_a_list_names_images_of_busi(tmp_path: Path) -> None:
+    root = write_phantoms(tmp_path / "phantoms", n=6, seed=0, shape=(32, 32))
+    (tmp_path / "list.csv").write_text("class;id\nbenign;1\nmalignant;1\n")
+    assert flags.curated_images(tmp_path / "list.csv", root) == {"busi/benign (1)", "busi/malignant (1)"}
