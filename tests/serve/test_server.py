@@ -29,6 +29,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 from bustseg.deploy.predictor import Predictor
 from bustseg.disclaimer import NOTICE
 from bustseg.errors import DataError, UserError
+from bustseg.framing import Framing, Resize
 from bustseg.serve.app import create_app
 from bustseg.serve.command import address_of
 from bustseg.serve.guard import host_name
@@ -324,6 +325,19 @@ def test_a_mask_that_claims_any_size_is_refused_before_it_is_expanded(
     ):
         answer = client.post(f"/uploads/{path}", json=wish)
         assert (answer.status_code, "100000x100000" in answer.json()["error"]) == (422, True), path
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_a_heat_map_covers_the_image_and_not_its_padding(
+    client: TestClient, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, resize: Resize
+) -> None:
+    monkeypatch.setattr(predictor, "framing", Framing(predictor.image_size, resize))
+    wide = np.hstack([scene(), scene()])
+    id = client.post("/uploads", files={"file": ("a.png", as_png(wide))}).json()["id"]
+    heat = Image.open(io.BytesIO(client.get(f"/uploads/{id}/0/heat").content))
+    rows, columns = predictor.framing.window((wide.shape[0], wide.shape[1]))
+    assert (heat.height, heat.width) == (rows.stop - rows.start, columns.stop - columns.start)
+    assert (heat.height < predictor.image_size[0]) == (resize == "letterbox")
 
 
 def test_heat_maps_hold_up_no_other_request(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
