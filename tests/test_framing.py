@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from bustseg.data.datamodule import UltrasoundDataModule
+from bustseg.data.inputs import EXPLAINED
 from bustseg.deploy.export import export_model
 from bustseg.deploy.exported import ExportedModel
 from bustseg.deploy.predictor import Predictor
@@ -17,6 +21,7 @@ from bustseg.framing import Framing
 from bustseg.task import RECORD
 from tests.conftest import TrainedRun
 
+Bustseg = Callable[..., tuple[int, str, str]]
 SHAPES = [(480, 640), (640, 480), (61, 300), (300, 1), (1, 1), (32, 32), (97, 101)]
 
 
@@ -117,3 +122,20 @@ def test_a_stretching_model_keeps_its_version(trained_run: TrainedRun, tmp_path:
     export_model(str(trained_run.checkpoint), "onnx", "fp32", tmp_path / "exported")
     exported = ExportedModel.read(tmp_path / "exported")
     assert (exported.metadata["format_version"], exported.framing.resize) == (1, "stretch")
+
+
+@pytest.mark.parametrize("method", [(), ("--method", "Occlusion")], ids=["layers", "occlusion"])
+def test_explanations_cover_the_image_and_not_its_padding(
+    bustseg: Bustseg, letterboxed: Path, phantoms: Path, tmp_path: Path, method: tuple[str, ...]
+) -> None:
+    content = torch.load(letterboxed, weights_only=True)
+    content[RECORD]["config"]["model"]["threshold"] = 0.3  # every pixel of a network that knows nothing
+    torch.save(content, letterboxed)
+    image = next((phantoms / "benign").glob("benign (?).png"))
+    code, _, error = bustseg("explain", image, "--model", letterboxed, "--out", tmp_path / "out", *method)
+    assert code == 0, error
+    row = pd.read_csv(tmp_path / "out" / EXPLAINED).iloc[0]
+    assert (row["height"], row["width"], row["lesion_predicted_px"]) == (96, 128, 96 * 128)
+    heat = [path for path in (tmp_path / "out").rglob("*.png") if Image.open(path).mode.startswith("I")]
+    assert heat
+    assert {Image.open(path).size for path in heat} == {(128, 96)}
