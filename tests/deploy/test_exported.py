@@ -105,7 +105,7 @@ HOSTILE: dict[str, Any] = {
     "calibration is a text": metadata(calibration={"temperature": "1"}),
     "training images of three": metadata(training_images={"mean": [1, 2, 3]}),
     "version is a text": metadata(format_version="1"),
-    "later version": metadata(format_version=2),
+    "later version": metadata(format_version=3),
     "no version": metadata(format_version=...),
     "a list": [1, 2],
     "a number": 7,

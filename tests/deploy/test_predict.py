@@ -211,11 +211,12 @@ def test_confidence_and_post_processing_come_from_the_model(tmp_path: Path, bust
 
 def test_an_export_carries_what_the_checkpoint_knows_of_its_masks(trained_run: TrainedRun, tmp_path: Path) -> None:
     from bustseg.deploy.export import describe
+    from bustseg.framing import Framing
     from bustseg.runs.checkpoint import load_task
 
     task = load_task(trained_run.checkpoint)
     (tmp_path / "model.onnx").write_bytes(b"")
-    arguments = ((32, 32), "onnx", "fp32", tmp_path / "model.onnx", tmp_path)
+    arguments = (Framing((32, 32)), "onnx", "fp32", tmp_path / "model.onnx", tmp_path)
     own = {"postprocess": PostProcess(keep="largest").to_dict(), "calibration": {"temperature": 1.5}}
     assert not own.keys() & describe(task, *arguments).keys()
     assert task.record is not None
