@@ -294,8 +294,7 @@ class UltrasoundDataModule(LightningDataModule):
         self.folds, self.kfold_of, self.duplicate_threshold = folds, kfold_of, duplicate_threshold
         self.left_out_by = left_out_by
         self.curated_list = Path(curated_list).expanduser() if curated_list else None
-        self.image_size = sides
-        self.resize: Resize = Framing(sides, resize).resize
+        self.framing = Framing(sides, resize)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.augmentation = augmentation
@@ -321,9 +320,14 @@ class UltrasoundDataModule(LightningDataModule):
         return Path(root).expanduser()
 
     @property
-    def framing(self) -> Framing:
-        """How images become the network's input."""
-        return Framing(self.image_size, self.resize)
+    def image_size(self) -> tuple[int, int]:
+        """(h, w) of the network's input."""
+        return self.framing.size
+
+    @property
+    def resize(self) -> Resize:
+        """``stretch`` or ``letterbox``."""
+        return self.framing.resize
 
     @property
     def seed(self) -> int:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -154,9 +154,8 @@ def _groups(
     checkpoint = resolve_checkpoint(model) if trained else untrained_checkpoint(Path(model), folder / "untrained.ckpt")
     task = load_task(checkpoint)
     groups = []
-    own = trained_framing(task)
-    for framing in [replace(own, size=(side, side)) for side in sizes] if sizes else [own]:
-        height, width = framing.size
+    for size in [(side, side) for side in sizes] if sizes else [None]:
+        framing = trained_framing(task, size)
         try_size(task, framing.size, "--size" if sizes else "data.image_size")
         check = check_images(checkpoint if trained else None, framing, root if trained else None, images)
         jobs: list[tuple[Contestant, dict[str, Any] | None]] = []
@@ -165,7 +164,7 @@ def _groups(
             for precision in precisions if of_file else ["fp32"]:
                 if of_file and precision not in of_file.precisions:
                     continue
-                contestant = Contestant(model, (height, width), backend, precision)
+                contestant = Contestant(model, framing.size, backend, precision)
                 jobs.append((contestant, _job(contestant, of_file, task, checkpoint, check, folder)))
         measured = check if trained and check.masks is not None else None
         groups.append(_Group(jobs, measured, files, task.mask_rule))
@@ -238,7 +237,7 @@ def _job(
         path = write_network(
             task, contestant.size, format.name, contestant.precision, out, check, reference, Limits(dice_drop=1)
         )
-        framing = replace(trained_framing(task), size=contestant.size)
+        framing = trained_framing(task, contestant.size)
         write_metadata(out, describe(task, framing, format.name, contestant.precision, path, out))
     except UserError as error:
         contestant.problem = str(error)

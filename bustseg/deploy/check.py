@@ -74,7 +74,7 @@ def _of_run(checkpoint: Path, framing: Framing, root: Path | None) -> CheckImage
     from bustseg.runs.checkpoint import load_data
 
     data = load_data(checkpoint)
-    data.image_size, data.resize = framing.size, framing.resize
+    data.framing = framing
     if root is not None:
         data.root = str(root)
     try:

@@ -99,11 +99,10 @@ def _check(first: Path, one: Mapping[str, Any], path: Path, other: Mapping[str, 
     configs = [content[RECORD]["config"] for content in (one, other)]
     differ = [f"model.{key}" for key in SAME if configs[0]["model"].get(key) != configs[1]["model"].get(key)]
     framings = [stored_framing(config["data"]) for config in configs]
-    differ += [
-        f"data.{key}"
-        for key, name in (("resize", "resize"), ("image_size", "size"))
-        if getattr(framings[0], name) != getattr(framings[1], name)
-    ]
+    if framings[0].resize != framings[1].resize:
+        differ.append("data.resize")
+    if framings[0].size != framings[1].size:
+        differ.append("data.image_size")
     if differ:
         hint = "; name one with --image_size" if differ == ["data.image_size"] else ""
         raise UserError(

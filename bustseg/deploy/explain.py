@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,9 +39,9 @@ from bustseg.framing import Framing
 from bustseg.masks import MaskRule
 from bustseg.metrics import overlap_scores
 from bustseg.progress import console, error_console, print_error, several, track
-from bustseg.runs.checkpoint import load_task, read_checkpoint, stored_framing
+from bustseg.runs.checkpoint import load_task, trained_framing
 from bustseg.runs.resolve import resolve_checkpoint
-from bustseg.task import RECORD, SegmentationTask
+from bustseg.task import SegmentationTask
 from bustseg.training.preflight import try_size
 from bustseg.whole import write_whole
 
@@ -174,9 +173,7 @@ def _explainer(
         return _ByOcclusion(Predictor(name))
     path = resolve_checkpoint(name)
     task = load_task(path)
-    framing = stored_framing(read_checkpoint(path)[RECORD]["config"].get("data", {}))
-    if size:
-        framing = replace(framing, size=_shape(size))
+    framing = trained_framing(task, _shape(size or trained_framing(task).size))
     try_size(task, framing.size, "--size" if size else "data.image_size")
     if only_list:
         _print_layers(task, _probe(framing.size))
@@ -289,20 +286,17 @@ def _write_one(
 def _explain_one(explainer: _Explainer, sample: Sample, tolerance: float) -> tuple[Case, dict[str, Any]]:
     """Explain one image at its own size, with the mask of a prediction; the network's maps are interpolated."""
     image = sample.read_image()
+    shape = image.shape[0], image.shape[1]
     error, drawn = "", bool(sample.masks)
     try:
-        truth = sample.read_mask((image.shape[0], image.shape[1])).astype(np.uint8)
+        truth = sample.read_mask(shape).astype(np.uint8)
     except DataError as fault:  # an explanation needs no mask
         truth, error, drawn = np.zeros_like(image), str(fault), False
     framing = explainer.framing
     logits, maps, attention = explainer(framing.fit(image))
 
-    def enlarge(values: np.ndarray) -> np.ndarray:
-        framed = cv2.resize(values, framing.size[::-1], interpolation=cv2.INTER_LINEAR)
-        return framing.restore(framed, (image.shape[0], image.shape[1]))
-
-    prediction = explainer.rule.mask(enlarge(logits))
-    heat = {name: np.clip(enlarge(own), 0, 1) for name, own in maps.items()}
+    prediction = explainer.rule.mask(framing.restore(logits, shape))
+    heat = {name: np.clip(framing.restore(own, shape), 0, 1) for name, own in maps.items()}
     row: dict[str, Any] = {
         "height": image.shape[0],
         "width": image.shape[1],
@@ -326,9 +320,9 @@ def _explain_one(explainer: _Explainer, sample: Sample, tolerance: float) -> tup
     title = f"{sample.id}\n{sample.label + ', ' if sample.label != 'unknown' else ''}{words}"
     case = make_case(Picture(image, truth, prediction, sample.spacing), title, heat, known)
     # at its own resolution, without the padding
-    rows, columns = framing.window((image.shape[0], image.shape[1]))
+    window = framing.window(shape)
     case.attention = {
-        name: cv2.resize(values, framing.size[::-1], interpolation=cv2.INTER_NEAREST)[rows, columns]
+        name: cv2.resize(values, framing.size[::-1], interpolation=cv2.INTER_NEAREST)[window]
         for name, values in attention.items()
     }
     return case, row | scores

@@ -18,7 +18,6 @@ from bustseg.deploy.exported import METADATA, ExportedModel, is_exported, sha256
 from bustseg.deploy.formats import Backend
 from bustseg.deploy.prediction import Prediction
 from bustseg.errors import DataError, UserError
-from bustseg.framing import Framing
 from bustseg.masks import PostProcess, evidence_of
 
 if TYPE_CHECKING:  # an exported model needs no torch, whose import takes seconds
@@ -115,14 +114,9 @@ class Predictor:
             record = self.task.record or {}
             self.backend = backend or TorchBackend(self.task, device)
             self.rule = self.task.mask_rule
-            if self.task.record is None and image_size is not None:
-                self.framing = Framing(image_size)
-            else:
-                self.framing = trained_framing(self.task)
+            self.framing = trained_framing(self.task, image_size)
         if threshold is not None:
             self.rule = replace(self.rule, threshold=threshold)
-        if image_size is not None:
-            self.framing = replace(self.framing, size=image_size)
         self.calibration = Calibration.from_dict(record.get(CALIBRATION))
         self.images = ImageRange.from_dict(record.get(TRAINING_IMAGES))
 

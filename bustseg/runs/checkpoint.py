@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,19 +174,33 @@ def load_data(path: Path) -> UltrasoundDataModule:
         raise UserError(f"cannot rebuild the data of {path}: {one_line(error)}") from error
 
 
-def trained_framing(task: SegmentationTask) -> Framing:
+def trained_framing(task: SegmentationTask, size: tuple[int, int] | None = None) -> Framing:
     """How the images that a task was trained on became its input.
 
+    Args:
+        task: the task
+        size: (h, w) to use instead of the size of the training
+
     Raises:
-        UserError: the task was not trained, so its image size is unknown
+        UserError: the task was not trained and no size is given, or its configuration has none that can be used
     """
-    if task.record is None:
+    if task.record is not None:
+        framing = stored_framing(task.record["config"].get("data", {}))
+        return framing if size is None else replace(framing, size=size)
+    if size is None:
         raise UserError("this task was not trained, so its image size is unknown: give image_size")
-    return stored_framing(task.record["config"]["data"])
+    return Framing(size)
 
 
 def stored_framing(data: Mapping[str, Any]) -> Framing:
-    """The same from the section ``data`` of a configuration, which may be older than one of its keys."""
+    """The same from the section ``data`` of a configuration, which may be older than one of its keys.
+
+    Raises:
+        UserError: the section has a value that cannot be used
+    """
     size = data.get("image_size", 224)
-    sides = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    return Framing(sides, data.get("resize", "stretch"))
+    try:
+        height, width = (size, size) if isinstance(size, int) else map(int, size)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the checkpoint's data.image_size is {size!r:.60}: it must be one number or two") from error
+    return Framing((height, width), data.get("resize", "stretch"))

@@ -86,6 +86,17 @@ def test_members_that_do_not_fit_together_are_named(bustseg, trained_run, tmp_pa
     assert not Path("both.ckpt").exists()
 
 
+@pytest.mark.parametrize("size", ["wide", [], [64], None, {"h": 64}])
+def test_a_member_whose_size_means_nothing_is_refused(bustseg, trained_run, size: object) -> None:
+    content = torch.load(trained_run.checkpoint, weights_only=True)
+    content["bustseg"]["config"]["data"]["image_size"] = size
+    torch.save(content, "other.ckpt")
+    code, _, err = bustseg("ensemble", trained_run.checkpoint, "other.ckpt", "--out", "both.ckpt")
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert "data.image_size is" in err
+
+
 def test_members_of_different_sizes_need_one_named(bustseg, trained_run) -> None:
     content = torch.load(trained_run.checkpoint, weights_only=True)
     content["bustseg"]["config"]["data"]["image_size"] = 96
